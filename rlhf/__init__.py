@@ -1,0 +1,1 @@
+"""What the three stages share; imports nothing of the project outside itself."""

@@ -1,0 +1,213 @@
+"""How settings reach a stage: one pydantic model each, whose fields are the click options, YAML keys and `--set` keys.
+
+Precedence: default < recipe < flag < `--set`. Every source is checked against the fields; an unknown key is answered
+with the nearest name, and all problems are reported at once. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import click
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from rlhf.errors import ConfigError, DataError, nearest
+
+
+class Config(BaseModel):
+    """Base of every config: unknown keys are errors, defaults are validated, values are fixed once built."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+
+    def problems(self, world_size: int) -> list[str]:
+        """What is wrong between fields, each line with a way out; `world_size` is the number of ranks."""
+        return []
+
+    def changed(self, name: str) -> bool:
+        """Whether a field differs from its default."""
+        return getattr(self, name) != type(self).model_fields[name].get_default(call_default_factory=True)
+
+
+ConfigType = TypeVar("ConfigType", bound=Config)
+
+
+def setting(default: Any, help: str, *, resumable: bool = False, sets: Iterable[str] = (), **bounds: Any) -> Any:
+    """A field: its default, its one line of help, and whether a resumed run may change it.
+
+    `sets` lists the stage fields (`"step3_ppo.kl_coef"`) that a pipeline-wide setting stands for.
+    """
+    extra = {"resumable": resumable, "sets": list(sets)}
+    return Field(default, description=help, json_schema_extra=extra, **bounds)
+
+
+def _extra(field: FieldInfo) -> dict[str, Any]:
+    return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+
+
+def is_resumable(field: FieldInfo) -> bool:
+    return bool(_extra(field).get("resumable"))
+
+
+def targets(field: FieldInfo) -> list[str]:
+    return list(_extra(field).get("sets", []))
+
+
+# --- values in -------------------------------------------------------------------------------------------------------
+
+
+def build(config_class: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:
+    """Validate `values`; raises ConfigError with one line per problem, each naming `where.field`."""
+    try:
+        return config_class.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(*[_problem(config_class, item, where) for item in error.errors()]) from None
+
+
+def _problem(config_class: type[Config], item: Any, where: str) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    prefix = f"{where}.{name}" if where else name
+    if item["type"] == "extra_forbidden":
+        return f"{prefix} is not a setting{nearest(name, config_class.model_fields)}"
+    if item["type"] == "missing":
+        return f"{prefix} is needed: {config_class.model_fields[name].description}"
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    return f"{prefix}={item['input']!r} is not valid: {message[:1].lower()}{message[1:]}"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; errors name the file and the line."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds no mapping of settings but a {type(value).__name__}")
+    return value
+
+
+def parse_sets(items: Iterable[str], classes: Mapping[str, type[Config]]) -> dict[str, dict[str, Any]]:
+    """`["step3_ppo.kl_coef=0.1"]` → `{"step3_ppo": {"kl_coef": 0.1}}`; values are read as YAML."""
+    values: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for item in items:
+        key, equals, text = item.partition("=")
+        section, _, name = key.strip().partition(".")
+        if not equals or not name:
+            problems.append(f"--set {item}: write it as package.field=value, for example step3_ppo.kl_coef=0.1")
+        elif section not in classes:
+            problems.append(f"--set {item}: '{section}' is none of {', '.join(classes)}{nearest(section, classes)}")
+        elif name not in classes[section].model_fields:
+            hint = nearest(name, classes[section].model_fields)
+            problems.append(f"--set {item}: {section} has no setting '{name}'{hint}")
+        else:
+            try:
+                value = _yaml_value(text)
+            except yaml.YAMLError:
+                problems.append(f"--set {item}: '{text}' is not a YAML value; quote it")
+                continue
+            given = values.setdefault(section, {})
+            if name in given and given[name] != value:
+                problems.append(f"--set {key} is given twice: {given[name]!r} and {value!r}")
+            given[name] = value
+    if problems:
+        raise ConfigError(*problems)
+    return values
+
+
+def _yaml_value(text: str) -> Any:
+    """A YAML scalar or list; unlike YAML 1.1, `1e-5` is a number here."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+# --- click options ---------------------------------------------------------------------------------------------------
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def options(config_class: type[Config], *, exclude: Iterable[str] = ()) -> Decorator:
+    """A decorator that adds one click option per field. An option that is not given stays None, so that a recipe's
+    value is not overwritten by a default; `given()` picks the ones that were."""
+    skipped = set(exclude)
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for name, field in reversed(config_class.model_fields.items()):
+            if name not in skipped:
+                function = _option(name, field)(function)
+        return function
+
+    return decorate
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Of click's values, those that the user gave."""
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None and v != ()}
+
+
+def _option(name: str, field: FieldInfo) -> Decorator:
+    flag = f"--{name.replace('_', '-')}"
+    kind, multiple = _click_type(field.annotation)
+    text = _default_text(field)
+    if kind is bool:
+        off = f"--no-{name.replace('_', '-')}"
+        return click.option(f"{flag}/{off}", name, default=None, help=f"{field.description}{text}")
+    return click.option(
+        flag, name, type=kind, multiple=multiple, default=None, metavar=None, help=f"{field.description}{text}"
+    )
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "  [required]"
+    default = field.get_default(call_default_factory=True)
+    if default is None or default == [] or default == "" or default == {}:
+        return ""
+    shown = ("on" if default else "off") if isinstance(default, bool) else default
+    return f"  [default: {shown}]"
+
+
+def _click_type(annotation: Any) -> tuple[Any, bool]:
+    """The click type of an annotation, and whether the option may be repeated."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        inner = [a for a in arguments if a is not type(None)]
+        return _click_type(inner[0]) if len(inner) == 1 else (str, False)
+    if origin is Literal:
+        return click.Choice(arguments), False
+    if origin is list:
+        return _click_type(arguments[0])[0], True
+    if annotation in (bool, int, float, str):
+        return annotation, False
+    if annotation is Path:
+        return click.Path(path_type=Path), False
+    return str, False
+
+
+# --- what a resumed run may change -----------------------------------------------------------------------------------
+
+
+def differences(old: Mapping[str, Any], new: Config) -> list[str]:
+    """Fields in which `new` differs from the saved `old`, resumable ones aside: `"kl_coef: 0.05 → 0.1"`."""
+    fresh = new.model_dump(mode="json")
+    fields = type(new).model_fields
+    changed = [n for n, f in fields.items() if not is_resumable(f) and old.get(n, fresh[n]) != fresh[n]]
+    gone = [n for n in old if n not in fields]
+    return [f"{n}: {old[n]!r} → {fresh[n]!r}" for n in changed] + [f"{n}: no longer a setting" for n in gone]

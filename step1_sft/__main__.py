@@ -1,0 +1,9 @@
+"""python -m step1_sft: run this stage alone."""
+
+from step1_sft.config import SFTConfig
+from rlhf.stage import stage_command
+
+main = stage_command(SFTConfig, package="step1_sft")
+
+if __name__ == "__main__":
+    main()

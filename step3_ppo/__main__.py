@@ -1,0 +1,9 @@
+"""python -m step3_ppo: run this stage alone."""
+
+from step3_ppo.config import PPOConfig
+from rlhf.stage import stage_command
+
+main = stage_command(PPOConfig, package="step3_ppo")
+
+if __name__ == "__main__":
+    main()

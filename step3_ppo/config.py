@@ -1,0 +1,84 @@
+"""Settings of stage 3."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from data.config import DataSettings, PretrainingMixSettings
+from rlhf.config import setting
+from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
+
+
+class PPOConfig(
+    RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings
+):
+    """PPO of the stage-1 model against the stage-2 model."""
+
+    # the four roles
+    actor_model: str = setting("", "the stage-1 model; also the reference")
+    reward_model: str = setting("", "the stage-2 model: a folder with a scalar head")
+    critic_from: Literal["reward", "actor"] = setting("reward", "the model that the critic starts from")
+    actor_zero_stage: ZeroStage | None = setting(None, "ZeRO of the actor: by itself 2 on GPUs, 1 on CPUs")
+    critic_zero_stage: ZeroStage | None = setting(None, "ZeRO of the critic: by itself 2 on GPUs, 1 on CPUs")
+    reference_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reference over the ranks")
+    reward_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reward model over the ranks")
+    actor_learning_rate: float = setting(1e-6, "of the actor; lora_learning_rate takes its place under LoRA", gt=0)
+    critic_learning_rate: float = setting(5e-6, "of the critic", gt=0)
+    adam_eps: float = setting(1e-5, "added to the denominator", gt=0)
+    lr_schedule: Literal["cosine", "linear", "constant"] = setting("constant", "after the warm-up")
+
+    # rollout
+    iterations: int | None = setting(None, "rounds of rollout and learning; by itself one pass over the prompts", ge=1)
+    rollout_batch_size: int = setting(64, "sequences generated per iteration, over all ranks", ge=1)
+    rollout_micro_batch_size: int | None = setting(None, "sequences generated at a time on a rank; all at once", ge=1)
+    responses_per_prompt: int = setting(1, "responses sampled of each prompt", ge=1)
+    mini_batch_size: int = setting(64, "sequences of one optimiser step, over all ranks", ge=1)
+    min_response_length: int = setting(0, "tokens before the end token may be drawn", ge=0)
+    temperature: float = setting(1.0, "of the sampling; log-probabilities are those at this temperature", gt=0)
+    top_p: float = setting(1.0, "sample from the smallest set with this mass", gt=0, le=1)
+    top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
+
+    # rewards and advantages
+    kl_coef: float = setting(0.05, "multiplies nats per token in the rewards", ge=0)
+    adaptive_kl_target: float | None = setting(None, "adapt kl_coef towards this KL in nats per sequence", gt=0)
+    adaptive_kl_horizon: int = setting(10_000, "sequences in which the controller moves", ge=1)
+    score_clip: float = setting(5.0, "normalised scores are clipped to plus or minus this", gt=0)
+    missing_eos_penalty: float = setting(1.0, "taken off the score of a response without an end token", ge=0)
+    whiten_rewards: bool = setting(False, "rewards to unit variance before the advantages")
+    gamma: float = setting(1.0, "discount per token", gt=0, le=1)
+    gae_lambda: float = setting(0.95, "trade between bias and variance of the advantages", ge=0, le=1)
+
+    # optimisation
+    ppo_epochs: int = setting(1, "passes over a rollout", ge=1)
+    cliprange: float = setting(0.2, "of the probability ratio", gt=0)
+    cliprange_value: float = setting(0.2, "of the values", gt=0)
+    entropy_coef: float = setting(0.0, "multiplies the entropy bonus", ge=0)
+    critic_warmup_iterations: int = setting(0, "iterations in which only the critic learns", ge=0)
+    early_stop_kl: float | None = setting(None, "end an iteration's steps when approx_kl exceeds this", gt=0)
+
+    # EMA
+    ema: bool = setting(True, "keep a moving average of the actor, written to actor_ema/")
+    ema_decay: float = setting(0.992, "θ_ema ← d·θ_ema + (1 − d)·θ after each step", ge=0, lt=1)
+
+    eval_every: int | None = setting(None, "score held-out prompts every this many iterations", ge=1)
+    save_rollouts_every: int = setting(10, "write every this many iterations' rollouts to rollouts/", resumable=True, ge=1)
+
+    def problems(self, world_size: int) -> list[str]:
+        found = self.lora_problems("step3_ppo")
+        size = self.rollout_batch_size
+        for name, divisor in (("mini_batch_size", self.mini_batch_size), ("responses_per_prompt", self.responses_per_prompt)):
+            if size % divisor:
+                fitting = [str(n) for n in range(1, size + 1) if size % n == 0 and n >= divisor // 2][:3]
+                found.append(
+                    f"step3_ppo.{name}={divisor} does not divide rollout_batch_size={size}; try {', '.join(fitting)}"
+                )
+        if self.min_response_length >= self.max_response_length:
+            found.append(
+                f"step3_ppo.min_response_length={self.min_response_length} must be below "
+                f"max_response_length={self.max_response_length}"
+            )
+        if self.ptx_coef and not self.ptx_data:
+            found.append("step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data a text file")
+        if self.changed("ema_decay") and not self.ema:
+            found.append("step3_ppo.ema_decay is set but ema is off: it has no effect; drop it or use --ema")
+        return found
