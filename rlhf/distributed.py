@@ -1,0 +1,115 @@
+"""Ranks: start and end of the process group, seeds, sums over ranks. One process needs no launcher."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import sys
+import warnings
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+TIMEOUT = timedelta(minutes=10)
+
+
+def init(seed: int = 0) -> None:
+    """Join the process group (as rank 0 of 1 when no launcher set the environment) and seed this rank."""
+    if not dist.is_initialized():
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("LOCAL_RANK", "0")
+        os.environ.setdefault("WORLD_SIZE", "1")
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        if not torch.cuda.is_available():
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.accelerator import get_accelerator
+
+        # DeepSpeed's shared-memory all-reduce on CPUs ignores `group=` and is then silently wrong.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+    set_seed(seed)
+
+
+def set_seed(seed: int) -> None:
+    """Seed every generator; ranks share the seed, since what differs between them is drawn by global row."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """This rank's device; the one place that names it."""
+    from deepspeed.accelerator import get_accelerator
+
+    return torch.device(get_accelerator().current_device_name())
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        dist.barrier()
+
+
+def sum_over_ranks(*values: float | int | torch.Tensor) -> list[float]:
+    """Each value summed over all ranks, in one all-reduce. Counts are exact up to 2^53."""
+    packed = torch.tensor([float(v) for v in values], dtype=torch.float64)
+    if world_size() > 1:
+        packed = packed.to(device())
+        dist.all_reduce(packed)
+    return packed.tolist()
+
+
+def max_over_ranks(value: float | int) -> float:
+    packed = torch.tensor(float(value), dtype=torch.float64)
+    if world_size() > 1:
+        packed = packed.to(device())
+        dist.all_reduce(packed, op=dist.ReduceOp.MAX)
+    return float(packed)
+
+
+def gather_objects(value: object) -> list:
+    """`value` of every rank, in rank order, on every rank."""
+    if world_size() == 1:
+        return [value]
+    gathered: list = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def shutdown(code: int) -> None:
+    """End this process with `code`. After a failure the group is left as it is: other ranks may never answer."""
+    if dist.is_initialized() and code == 0:
+        dist.barrier()
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # The interpreter's own exit can abort inside the communication library's destructors.
+    os._exit(code)

@@ -1,0 +1,112 @@
+"""Model names: aliases, and what can be said of a model before torch is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ModelError, nearest
+
+ALIASES = {
+    **{f"opt-{size}": f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")},
+    **{f"pythia-{size}": f"EleutherAI/pythia-{size}" for size in ("70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")},
+    **{f"bloom-{size}": f"bigscience/bloom-{size}" for size in ("560m", "1b1", "1b7", "3b", "7b1")},
+    **{name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")},
+    **{f"qwen2.5-{size}": f"Qwen/Qwen2.5-{size.upper()}" for size in ("0.5b", "1.5b", "3b", "7b", "14b", "32b", "72b")},
+    **{f"qwen3-{size}": f"Qwen/Qwen3-{size.upper()}-Base" for size in ("0.6b", "1.7b", "4b", "8b", "14b")},
+    **{f"llama-3.2-{size}": f"meta-llama/Llama-3.2-{size.upper()}" for size in ("1b", "3b")},
+    **{f"llama-3.1-{size}": f"meta-llama/Llama-3.1-{size.upper()}" for size in ("8b", "70b")},
+    "mistral-7b": "mistralai/Mistral-7B-v0.3",
+    "gemma-2b": "google/gemma-2b",
+    "gemma-7b": "google/gemma-7b",
+    "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
+    "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
+}  # fmt: skip
+_HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
+
+
+def resolve(name: str) -> str:
+    """The folder or hub name behind `name`: a folder stays, an alias becomes its hub name."""
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    return ALIASES.get(name.lower(), name)
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """The model's config.json, from a folder, the hub's cache or the hub. Raises ModelError with a way out."""
+    resolved = resolve(name)
+    folder = Path(resolved)
+    if folder.is_dir():
+        return _folder_config(folder)
+    if folder.exists():
+        raise ModelError(f"{resolved} is a file; give the folder that holds config.json")
+    if not _HUB_NAME.match(resolved) or resolved.count("/") > 1 or resolved[:1] in "./~":
+        raise ModelError(f"no folder {resolved}; give a model folder, a hub name (org/name) or an alias{_hint(name)}")
+    return _hub_config(name, resolved)
+
+
+def _folder_config(folder: Path) -> dict[str, Any]:
+    file = folder / "config.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder} holds no config.json, so it is not a model folder") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{file} is not valid JSON: {error}") from None
+
+
+def _hub_config(name: str, resolved: str) -> dict[str, Any]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
+    try:
+        return json.loads(Path(hf_hub_download(resolved, "config.json")).read_text(encoding="utf-8"))
+    except GatedRepoError:
+        raise ModelError(f"{resolved} asks for a licence: accept it on the hub and log in with `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise ModelError(f"{resolved} is not on the hub (or is private){_hint(name)}") from None
+    except Exception as error:  # offline, proxies, DNS: the client has a class for each
+        raise ModelError(
+            f"{resolved} cannot be reached ({type(error).__name__}) and is not in the local cache; "
+            f"go online or give a model folder{_hint(name)}"
+        ) from None
+
+
+def _hint(name: str) -> str:
+    return nearest(name.lower(), ALIASES)
+
+
+def has_scalar_head(config: dict[str, Any]) -> bool:
+    """Whether a config is of a reward model or critic: sequence classification with one label."""
+    architectures = config.get("architectures") or [""]
+    labels = config.get("num_labels") or len(config.get("id2label") or [0, 0])
+    return architectures[0].endswith("ForSequenceClassification") and labels == 1
+
+
+def check_model(name: str, *, flag: str, scalar_head: bool = False) -> list[str]:
+    """Problems with a model, one line each, found without loading it. `scalar_head`: a trained reward model."""
+    if not name:
+        return [f"{flag} is needed: a model folder, a hub name or an alias such as opt-1.3b"]
+    try:
+        config = read_config(name)
+    except ModelError as error:
+        return [f"{flag} {name}: {problem}" for problem in error.problems]
+    found = []
+    if scalar_head and not has_scalar_head(config):
+        found.append(
+            f"{flag} {name}: is no reward model (its config names {(config.get('architectures') or ['nothing'])[0]}, "
+            "not a sequence classifier with one label); train one with stage 2"
+        )
+    if not scalar_head and has_scalar_head(config) and flag in ("--actor-model", "--sft-model"):
+        found.append(f"{flag} {name}: is a reward model, not a language model")
+    folder = Path(resolve(name))
+    if folder.is_dir():
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+            found.append(f"{flag} {name}: the folder holds no weights (*.safetensors)")
+        if not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")):
+            found.append(f"{flag} {name}: the folder holds no tokenizer")
+    return found
