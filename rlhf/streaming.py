@@ -1,0 +1,145 @@
+"""Text from ids as they are generated: whole characters only, nothing of a stop string, no white space at the ends.
+
+A token is not a piece of text: it may be half of a character, and a stop string may begin in one token and end in
+another. `TextStream` holds back what is not certain yet; what it gives out is never taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rlhf.template import Message, Template
+
+_HALF = "\ufffd"  # what a decoder writes for bytes that are no whole character
+_ROLES = ("user", "assistant", "user")
+_WORDS = ("zqfirst", "zqsecond", "zqthird")  # no template writes these by itself
+
+
+@dataclass(frozen=True)
+class Stops:
+    """What ends an assistant's turn: tokens (the end token among them) and, in plain text, the next turn's beginning."""
+
+    token_ids: tuple[int, ...]
+    strings: tuple[str, ...]
+
+
+def find_stops(template: Template, *, more_token_ids: Iterable[int] = ()) -> Stops:
+    """The end token, and what the template writes between an assistant's turn and the next user's.
+
+    A model that forgets its end token goes on with the user's next turn. Where that turn is opened by a special token
+    (`<|im_start|>`) the token ends the answer; else its first line does: `"\\nHuman:"` of the project's own template.
+    """
+    conversation: list[Message] = [{"role": r, "content": w} for r, w in zip(_ROLES, _WORDS, strict=True)]
+    text = template.render(conversation)
+    token_ids = {template.end_token_id, *more_token_ids}
+    _, found, rest = text.partition(_WORDS[1])
+    between, also_found, _ = rest.partition(_WORDS[2])
+    if not (found and also_found):  # a template that keeps only the last turn: nothing to learn from it
+        return Stops(tuple(sorted(token_ids)), ())
+    between = between.split(template.end_token, 1)[-1]
+    opening = _special_at_start(template.tokenizer, between)
+    if opening is not None:
+        return Stops(tuple(sorted({*token_ids, opening})), ())
+    first_line = next((line.strip() for line in between.splitlines() if line.strip()), "")
+    new_line = "\n" if "\n" in between[: between.find(first_line)] else ""
+    return Stops(tuple(sorted(token_ids)), (new_line + first_line,) if first_line else ())
+
+
+def _special_at_start(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The special token that `text` begins with, white space aside."""
+    begin = text.lstrip()
+    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    fitting = [name for name in special if name and begin.startswith(name)]
+    return special[max(fitting, key=len)] if fitting else None
+
+
+def cut_at(text: str, strings: Sequence[str]) -> str:
+    """`text` up to the first of the stop strings; its beginning counts as the beginning of a line."""
+    places = [place for place in (("\n" + text).find(s) for s in strings if s) if place >= 0]
+    return ("\n" + text)[1 : min(places)] if places else text
+
+
+class TextStream:
+    """`push` ids, print what comes back, `finish` at the end: together that is the answer's text, stripped.
+
+    A character whose bytes are not all there is held back, and dropped if the rest never comes. Text that may become
+    one of `stop_strings` is held back; once a stop string is whole, `stopped` is True and nothing more comes out.
+    """
+
+    def __init__(self, tokenizer: Any, *, stop_strings: Sequence[str] = ()) -> None:
+        self.stopped = False
+        self.text = ""  # what was given out
+        self._tokenizer = tokenizer
+        self._stop_strings = tuple(s for s in stop_strings if s)
+        self._ids: list[int] = []
+        # Ids before `_context` are done with; those up to `_read` are printed and kept as the left context of the
+        # next ones, because decoders drop the space in front of the first word.
+        self._context, self._read = 0, 0
+        self._held = "\n"  # decoded and not given out; an answer begins like a line, so a stop string may be its first
+        self._begun = False  # whether anything but white space was seen
+
+    def push(self, token_id: int) -> str:
+        """The text that has become certain with this token, often empty."""
+        if self.stopped:
+            return ""
+        self._ids.append(int(token_id))
+        known = self._decode(self._context, self._read)
+        text = self._decode(self._context, len(self._ids))
+        if text.endswith(_HALF) or len(text) <= len(known):
+            return ""
+        self._context, self._read = self._read, len(self._ids)
+        return self._release(text[len(known) :])
+
+    def finish(self) -> str:
+        """What was held back and is no stop string."""
+        if self.stopped:
+            return ""
+        known = self._decode(self._context, self._read)
+        rest = self._decode(self._context, len(self._ids)).rstrip(_HALF)
+        self._context = self._read = len(self._ids)
+        printed = self._release(rest[len(known) :])
+        if self.stopped:
+            return printed
+        last, self._held = self._held.rstrip(), ""
+        return printed + self._give(last)
+
+    def _decode(self, begin: int, end: int) -> str:
+        # No clean-up of spaces: it changes text that was already printed.
+        return str(
+            self._tokenizer.decode(self._ids[begin:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+
+    def _release(self, new: str) -> str:
+        """Take decoded text in, give out what is certain."""
+        self._held += new
+        places = [place for place in map(self._held.find, self._stop_strings) if place >= 0]
+        if places:
+            self.stopped = True
+            last, self._held = self._held[: min(places)].rstrip(), ""
+            return self._give(last)
+        certain = len(self._held[: self._possible_stop()].rstrip())
+        text, self._held = self._held[:certain], self._held[certain:]
+        return self._give(text)
+
+    def _possible_stop(self) -> int:
+        """Where the earliest stop string begins that the next tokens may complete; else the end of the held text."""
+        begin = len(self._held)
+        for string in self._stop_strings:
+            for length in range(min(len(string) - 1, len(self._held)), 0, -1):
+                if self._held.endswith(string[:length]):
+                    begin = min(begin, len(self._held) - length)
+                    break
+        return begin
+
+    def _give(self, text: str) -> str:
+        if not self._begun:
+            text = text.lstrip()
+            self._begun = bool(text)
+        self.text += text
+        return text
