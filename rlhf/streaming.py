@@ -22,7 +22,7 @@ _WORDS = ("zqfirst", "zqsecond", "zqthird")  # no template writes these by itsel
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends an assistant's turn: tokens (the end token among them) and, in plain text, the next turn's beginning."""
+    """What ends an assistant's turn: tokens (the end token among them), or the next turn's beginning as text."""
 
     token_ids: tuple[int, ...]
     strings: tuple[str, ...]
