@@ -1,0 +1,57 @@
+"""Low-rank adapters through peft: attach, count what matched, train them alone, merge for export."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from rlhf.errors import ConfigError, nearest
+from rlhf.stage_config import LoraSettings
+
+
+def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, keep_head: str | None = None) -> Any:
+    """Wrap `model` with adapters and return it; with `lora_rank` 0 the model comes back as it is.
+
+    `keep_head` names a module that stays fully trained (the scalar head). Raises ConfigError when no module matches.
+    """
+    if settings.lora_rank == 0:
+        return model
+    from peft import LoraConfig, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    targets = settings.lora_target_modules
+    names = {name.rpartition(".")[2]: type(module) for name, module in model.named_modules() if name}
+    config = LoraConfig(
+        r=settings.lora_rank,
+        lora_alpha=int(settings.lora_alpha) if float(settings.lora_alpha).is_integer() else settings.lora_alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.lora_dropout if dropout is None else dropout,
+        target_modules="all-linear" if targets == ["all-linear"] else targets,
+        exclude_modules=[keep_head] if keep_head else None,
+        fan_in_fan_out=any(kind is Conv1D for kind in names.values()),
+        modules_to_save=None,
+    )
+    try:
+        wrapped = get_peft_model(model, config)
+    except ValueError:
+        hints = nearest(targets[0], names)
+        raise ConfigError(f"lora_target_modules={','.join(targets)} matches no module of the model{hints}") from None
+    if keep_head:
+        model.get_submodule(keep_head).requires_grad_(True)
+    return wrapped
+
+
+def count_adapters(model: Any) -> int:
+    """How many modules got an adapter."""
+    return sum(1 for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer"))
+
+
+def is_adapted(model: Any) -> bool:
+    return hasattr(model, "disable_adapter")
+
+
+@contextlib.contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """The model as it was before training: adapters contribute nothing while inside."""
+    with model.disable_adapter():
+        yield

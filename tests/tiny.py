@@ -1,0 +1,70 @@
+"""Tiny models of every family and a tiny tokenizer, made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import decoders as token_decoders
+
+VOCABULARY = 320
+_SMALL = dict(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+
+FAMILIES: dict[str, Any] = {
+    "opt": lambda: hf.OPTConfig(
+        **{**_SMALL, "bos_token_id": 2}, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, word_embed_proj_dim=32,
+    ),
+    "opt_projected": lambda: hf.OPTConfig(  # as opt-350m: embeddings narrower than the hidden size, norm after
+        **{**_SMALL, "bos_token_id": 2}, hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128, word_embed_proj_dim=16, do_layer_norm_before=False,
+    ),
+    "llama": lambda: hf.LlamaConfig(
+        **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128,
+    ),
+    "qwen2": lambda: hf.Qwen2Config(
+        **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
+    ),
+    "gpt2": lambda: hf.GPT2Config(**_SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=128),
+    "gpt_neox": lambda: hf.GPTNeoXConfig(
+        **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=128,
+    ),
+    "bloom": lambda: hf.BloomConfig(**_SMALL, hidden_size=32, n_layer=2, n_head=4),
+}  # fmt: skip
+
+
+def tiny_lm(family: str = "llama", seed: int = 0) -> hf.PreTrainedModel:
+    """A random causal model of a family, biases and norms moved off their zeros and ones so that mistakes show."""
+    torch.manual_seed(seed)
+    model = hf.AutoModelForCausalLM.from_config(FAMILIES[family]())
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model.eval()
+
+
+def tiny_tokenizer() -> hf.PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: every text is its bytes; pad, bos and eos are ids 0, 1, 2."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = token_decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
+    )
+
+
+def save_tiny(folder: Path, family: str = "llama", seed: int = 0) -> Path:
+    """A tiny model and tokenizer as a Hugging Face folder."""
+    tiny_lm(family, seed).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
