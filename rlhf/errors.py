@@ -45,6 +45,12 @@ class ModelError(UserError):
     """A model folder or hub name that cannot be used."""
 
 
+class Terminated(BaseException):
+    """SIGTERM arrived; raised in the main thread, so that what is half-done is cleaned up on the way out."""
+
+    exit_code = EXIT_TERMINATED
+
+
 def nearest(name: str, candidates: Iterable[str]) -> str:
     """`"; did you mean 'kl_coef'?"` when a candidate is close to `name`, else an empty string."""
     close = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
@@ -59,10 +65,24 @@ def describe(error: BaseException) -> tuple[list[str], int]:
         return [str(error)], error.exit_code
     if isinstance(error, KeyboardInterrupt):
         return ["interrupted"], EXIT_INTERRUPT
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
+    if isinstance(error, Terminated):
+        return ["terminated"], EXIT_TERMINATED
+    text = str(error).strip()
+    if _disk_is_full(error, text):
+        where = f" while writing {error.filename}" if isinstance(error, OSError) and error.filename else ""
         return [f"the disk is full{where}; free some space and run the same command again"], EXIT_USER
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return [f"no permission to use {error.filename or 'a file'} ({error.strerror})"], EXIT_USER
-    text = str(error).strip().splitlines()
-    return [f"{type(error).__name__}: {text[0]}" if text else type(error).__name__], EXIT_FAILURE
+    first = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    if isinstance(error, MemoryError) or any(words in text.lower() for words in ("out of memory", "allocate memory")):
+        return [
+            f"out of memory ({first}); lower micro_batch_size or the lengths, raise the ZeRO stage, "
+            "or use activation_checkpointing or lora_rank"
+        ], EXIT_FAILURE
+    return [first], EXIT_FAILURE
+
+
+def _disk_is_full(error: BaseException, text: str) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in text or "StorageFull" in text  # how safetensors and arrow put it

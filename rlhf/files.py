@@ -1,17 +1,28 @@
-"""Files that are whole or absent: everything is written under a temporary name, synced and renamed."""
+"""Files that are whole or absent, and folders that belong to one run.
+
+Everything is written under a temporary name, synced and renamed. A run's folder holds a lock file from its first
+moment: it shows that the folder is ours to write and to empty, and keeps a second run out.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
+
+from rlhf.errors import ConfigError
+
+LOCK_NAME = ".rlhf.lock"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -68,3 +79,59 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+# --- a run's folder ---------------------------------------------------------------------------------------------------
+
+_held: dict[Path, IO[str]] = {}  # open for the life of the process: closing a lock file gives the lock up
+
+
+def claim_folder(folder: Path) -> None:
+    """Make `folder` a run's own; raises ConfigError when it is a file or holds something that no run wrote."""
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; choose a folder for the output")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK_NAME).exists():
+        raise ConfigError(f"{folder} is not empty and was not written by a run; choose another output folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / LOCK_NAME).touch()
+
+
+def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
+    """Hold a claimed folder until this process ends; raises ConfigError when after `wait` seconds another still does.
+
+    The lock goes with the process, however it ends, and forked children do not inherit it.
+    """
+    if folder in _held:
+        return
+    file = (folder / LOCK_NAME).open("r+", encoding="utf-8")
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                break  # a file system without locks: run without
+            if time.monotonic() >= deadline:
+                owner = file.read().strip() or "another process"
+                file.close()
+                raise ConfigError(
+                    f"{folder} is in use by {owner}; wait for it, stop it, or choose another output folder"
+                ) from None
+            time.sleep(0.05)
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    _held[folder] = file
+
+
+def empty_folder(folder: Path) -> None:
+    """Remove all that a claimed folder holds, but for its lock."""
+    assert (folder / LOCK_NAME).exists(), f"{folder} is not a run's"
+    for entry in folder.iterdir():
+        if entry.name == LOCK_NAME:
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()

@@ -1,0 +1,103 @@
+"""What `train.py` and the stages share as commands: errors as one line each, exit codes, and a help in groups.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import click
+
+from rlhf.errors import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_USER, Terminated, describe
+
+
+class Command(click.Command):
+    """A click command whose callback returns an exit code and whose every error ends as `error: ...` lines.
+
+    `groups` maps a heading of the help to the names of its parameters; parameters of no group come last under "Other".
+    """
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.groups = groups or {}
+
+    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **kwargs)
+        try:
+            with terminable():
+                code = super().main(*args, standalone_mode=False, **kwargs)
+        except click.Abort:
+            code = EXIT_INTERRUPT
+        except click.UsageError as error:
+            code = EXIT_USER
+            _show([f"{error.format_message().rstrip('.')}; --help lists the options"])
+        except click.ClickException as error:
+            code = EXIT_USER
+            _show([error.format_message()])
+        except (Exception, KeyboardInterrupt, Terminated) as error:
+            code = report(error)
+        return leave(code or 0)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if not self.groups:
+            super().format_options(ctx, formatter)
+            return
+        records = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+        named = {name for names in self.groups.values() for name in names}
+        rest = {"Other": [name for name in records if name and name not in named]}
+        for heading, names in {**self.groups, **rest}.items():
+            rows = [record for name in names if (record := records.get(name))]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows, col_max=34)
+
+
+def report(error: BaseException) -> int:
+    """Show an error as its lines and return the exit code. A failure's traceback goes before it with RLHF_DEBUG=1, and
+    with RLHF_EVENTS=1, where it only reaches the stage's log."""
+    lines, code = describe(error)
+    if os.environ.get("RLHF_DEBUG") == "1" or (code == EXIT_FAILURE and os.environ.get("RLHF_EVENTS") == "1"):
+        traceback.print_exception(error)
+    _show(lines)
+    return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; with a process group through `rlhf.distributed`, since its exit can abort otherwise."""
+    distributed = sys.modules.get("rlhf.distributed")
+    if distributed is not None:
+        distributed.shutdown(code)
+    raise SystemExit(code)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Within, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread."""
+
+    def handler(*_: object) -> None:
+        raise Terminated
+
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
+
+
+def _show(lines: Sequence[str]) -> None:
+    rank = os.environ.get("RANK", "0")
+    tag = f"rank {rank}: " if rank not in ("", "0") else ""
+    for line in lines:
+        print(f"error: {tag}{line}", file=sys.stderr)
+    sys.stderr.flush()

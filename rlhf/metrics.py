@@ -1,0 +1,130 @@
+"""Metrics of a stage: `metrics.jsonl` always, TensorBoard and Weights & Biases on request.
+
+One line per logged step: {"step": 12, "sft/loss": 2.31, ...}. A figure that is not finite is written as null, since
+JSON has no NaN, and read back as NaN. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf.errors import ConfigError, DataError
+from rlhf.files import write_text
+
+FILE_NAME = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Appends to `folder/metrics.jsonl` on rank 0; on other ranks it does nothing.
+
+    `resume_step` is the step of the checkpoint that a run goes on from: rows after it are cut. None starts an empty
+    file. `config` is shown by the trackers beside the curves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        trackers: Iterable[str] = (),
+        config: Mapping[str, Any] | None = None,
+        resume_step: int | None = None,
+    ) -> None:
+        self._file = None
+        self._trackers: list[Any] = []
+        if os.environ.get("RANK", "0") not in ("", "0"):
+            return
+        problems = tracker_problems(trackers)
+        if problems:
+            raise ConfigError(*problems)
+        path = folder / FILE_NAME
+        kept = [] if resume_step is None or not path.exists() else [r for r in _rows(path) if r["step"] <= resume_step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8")
+        self._trackers = [_tracker(name, folder, config or {}) for name in trackers]
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Write the figures of one step; every value is a number."""
+        if self._file is None:
+            return
+        row = {name: _number(value) for name, value in metrics.items()}
+        finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
+        self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.log(row, step=step)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        for tracker in self._trackers:
+            tracker.finish()
+        self._trackers = []
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, with NaN for null; a last line that a killed run left half-written is dropped.
+
+    Raises DataError when the file cannot be read or another line is broken.
+    """
+    return [{name: math.nan if v is None else v for name, v in row.items()} for row in _rows(path)]
+
+
+def tracker_problems(trackers: Iterable[str]) -> list[str]:
+    """Trackers whose package is not installed; looked up without importing."""
+    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}
+    return [
+        f"trackers: {name} is not installed; pip install {packages[name][0]}, or leave it out"
+        for name in trackers
+        if not any(importlib.util.find_spec(package) for package in packages[name])
+    ]
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            row["step"] += 0
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, line {number} is no row of metrics: {line[:60]!r}") from None
+        rows.append(row)
+    return rows
+
+
+def _number(value: Any) -> int | float:
+    if isinstance(value, (bool, int)):
+        return int(value)
+    return float(value)  # torch and numpy scalars, too
+
+
+def _tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Any:
+    # imports torch, so only here
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items() if v is not None}
+    if name == "tensorboard":
+        tracker: Any = TensorBoardTracker(run_name="tensorboard", logging_dir=str(folder))
+    else:
+        tracker = WandBTracker(run_name=f"{folder.parent.name}-{folder.name}", dir=str(folder))
+    tracker.start()
+    tracker.store_init_configuration(flat)
+    return tracker
