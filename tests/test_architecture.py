@@ -1,0 +1,124 @@
+"""The house keeps its shape: imports flow one way, validation needs no torch, and our data/ package is the one found."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+STAGES = ("step1_sft", "step2_reward", "step3_ppo")
+
+# What each package may import of ours, itself aside. `scripts` stands beside train.py: nothing imports it.
+ALLOWED = {
+    "rlhf": set(),
+    "data": {"rlhf"},
+    **{stage: {"rlhf", "data"} for stage in STAGES},
+    "train": {"rlhf", "data", *STAGES},
+    "scripts": {"rlhf", "data", *STAGES, "train"},
+}
+# `data/` reads and encodes; it neither trains nor generates.
+CLOSED_TO_DATA = {"rlhf.engine", "rlhf.generation", "rlhf.checkpoint", "rlhf.models", "rlhf.scalar_model"}
+
+# What answers --help and checks settings: these must be importable without the seconds that torch takes.
+TORCH_FREE = [
+    *(
+        f"rlhf.{name}"
+        for name in (
+            "command config console errors files hardware launch metrics model_names stage stage_config template".split()
+        )
+    ),
+    *(f"data.{name}" for name in "adapters blend config example sources".split()),
+    *(f"{stage}.{name}" for stage in STAGES for name in ("config", "__main__")),
+    "train",
+]
+HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets")
+
+
+def _modules() -> dict[str, Path]:
+    """Dotted name → file, of everything of ours that is importable."""
+    files = [f for package in ALLOWED for f in (ROOT / package).rglob("*.py")] + [ROOT / "train.py"]
+    names = {f: f.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for f in files if f.exists()}
+    return {name.removesuffix(".__init__"): file for file, name in names.items()}
+
+
+def _imports(name: str, file: Path) -> set[str]:
+    """Absolute names that a file imports anywhere in it, functions and TYPE_CHECKING blocks included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: line {node.lineno} imports relatively; write the whole name"
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return found
+
+
+def test_imports_flow_one_way() -> None:
+    """rlhf ← data ← step1_sft | step2_reward | step3_ppo ← train.py, and no stage knows another."""
+    wrong = []
+    for name, file in _modules().items():
+        package = name.partition(".")[0]
+        for imported in _imports(name, file):
+            top = imported.partition(".")[0]
+            if top in ALLOWED and top != package and top not in ALLOWED[package]:
+                wrong.append(f"{name} imports {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_data_neither_trains_nor_generates() -> None:
+    wrong = [
+        f"{name} imports {imported}"
+        for name, file in _modules().items()
+        if name.partition(".")[0] == "data"
+        for imported in _imports(name, file)
+        if ".".join(imported.split(".")[:2]) in CLOSED_TO_DATA
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_settings_and_checks_need_no_torch() -> None:
+    """One process imports every module that must be light and says which of them first brought something heavy."""
+    program = (
+        "import importlib, json, sys\n"
+        "blame = {}\n"
+        f"for name in {TORCH_FREE!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    for heavy in {HEAVY!r}:\n"
+        "        if heavy in sys.modules: blame.setdefault(heavy, name)\n"
+        "print(json.dumps(blame))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}
+
+
+@pytest.fixture
+def folder_with_data(tmp_path: Path) -> Path:
+    """A folder as people have them: it holds a Python package of its own that is called data."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("raise RuntimeError('this is the data package of somebody else')\n")
+    (tmp_path / "data" / "train.jsonl").write_text("{}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize("script", ["step1_sft", "step2_reward", "step3_ppo"])
+def test_a_stage_finds_our_data_package_from_a_folder_with_another(folder_with_data: Path, script: str) -> None:
+    """`python -m` puts the working folder first on sys.path, so a data/ package there would hide ours."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        ["bash", str(ROOT / "scripts" / f"{script}.sh"), "--help"],
+        cwd=folder_with_data,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--data-path" in done.stdout
