@@ -8,6 +8,7 @@ and its control characters are dropped.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -336,7 +337,7 @@ def _screen(*, stderr: bool = False) -> Console:
 def _console(stream: TextIO, terminal: bool) -> Console:
     from rich.console import Console
 
-    if hasattr(stream, "reconfigure"):
+    if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows "?" instead of ending the run
     return Console(file=stream, width=None if terminal else int(os.environ.get("COLUMNS") or 120))
 

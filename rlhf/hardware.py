@@ -1,0 +1,123 @@
+"""What the machine has: cores, memory, GPUs. Looked up without torch, so that a plan is checked in milliseconds."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import re
+from functools import lru_cache
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+_AMD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
+_BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere and later multiply bf16 in hardware
+
+
+def cores() -> int:
+    """CPU cores that this process may use: its affinity, and the container's quota where there is one."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _read(_CGROUP / "cpu.max").partition(" ")
+    if quota.isdigit() and period.strip().isdigit():
+        allowed = min(allowed, max(1, round(int(quota) / int(period))))
+    return allowed
+
+
+def memory_bytes() -> int:
+    """The machine's memory, or the container's limit where that is lower."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(_CGROUP / "memory.max")
+    return min(total, int(limit)) if limit.isdigit() else total
+
+
+def accelerators() -> int:
+    """GPUs that torch could use here: those that are visible, 0 when the installed torch is built without GPUs."""
+    build = torch_build()
+    if build == "cuda":
+        return len(visible(_nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+    if build == "rocm":
+        names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
+        listed = next((os.environ[name] for name in names if name in os.environ), None)
+        return len(visible(_amd_gpus(), listed))
+    return 0
+
+
+def idle_gpus() -> int:
+    """GPUs of the machine that the installed torch cannot use, for a warning."""
+    return 0 if torch_build() else max(_nvidia_gpus(), _amd_gpus())
+
+
+def bf16_gpus() -> bool:
+    """Whether all GPUs multiply bf16 in hardware."""
+    return torch_build() == "rocm" or (accelerators() > 0 and min(_nvidia_capabilities()) >= _BF16_CAPABILITY)
+
+
+def visible(count: int, listed: str | None) -> list[str]:
+    """The devices that a `*_VISIBLE_DEVICES` value leaves of `count`: "2,0" → ["2", "0"], "" → [].
+
+    As the driver does it, an entry that does not exist ends the list. Names (UUIDs) are taken as they are.
+    """
+    if listed is None:
+        return [str(index) for index in range(count)]
+    found: list[str] = []
+    for entry in (part.strip() for part in listed.split(",")):
+        if not entry or (re.fullmatch(r"-?\d+", entry) and not 0 <= int(entry) < count) or entry in found:
+            break
+        found.append(entry)
+    return found if count else []
+
+
+@lru_cache(maxsize=1)
+def torch_build() -> str:
+    """ "cuda", "rocm" or "" for CPU, from the installed torch's version file; nothing is imported."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return ""
+    text = _read(Path(spec.submodule_search_locations[0]) / "version.py")
+    for name, build in (("cuda", "cuda"), ("hip", "rocm")):
+        if re.search(rf"^{name}\b[^=]*=\s*['\"]", text, re.MULTILINE):
+            return build
+    return ""
+
+
+def _nvidia_gpus() -> int:
+    return len(_nvidia_capabilities())
+
+
+@lru_cache(maxsize=1)
+def _nvidia_capabilities() -> list[tuple[int, int]]:
+    """The compute capability of each NVIDIA GPU, from the driver's management library; empty without a driver."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return []
+    if library.nvmlInit_v2() != 0:
+        return []
+    try:
+        count = ctypes.c_uint()
+        if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+            return []
+        found = []
+        for index in range(count.value):
+            handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
+            library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
+            library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
+            found.append((major.value, minor.value))
+        return found
+    finally:
+        library.nvmlShutdown()
+
+
+def _amd_gpus() -> int:
+    # CPUs are nodes of the topology, too, without SIMD units
+    return sum(
+        bool(re.search(r"^simd_count\s+[1-9]", _read(node / "properties"), re.MULTILINE))
+        for node in (_AMD_NODES.iterdir() if _AMD_NODES.is_dir() else ())
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
