@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import field_validator
@@ -9,14 +10,27 @@ from pydantic import field_validator
 from rlhf.config import Config, setting
 
 
-class DataSettings(Config):
+class SourceSettings(Config):
+    """How sources are read."""
+
+    columns: str = setting("", "where columns have other names: prompt=question,chosen=best,rejected=worst")
+    data_adapter: str = setting("", "file.py:function, your own row → Iterable[Example], for all sources")
+    skip_bad_rows: bool = setting(False, "count and skip rows that cannot be used, instead of stopping")
+    data_seed: int = setting(0, "of split and blend; the same in all stages", ge=0)
+    data_cache_dir: Path | None = setting(
+        None, "where read and tokenised data are kept; by itself $RLHF_CACHE or ~/.cache/rlhf", resumable=True
+    )
+    num_proc: int = setting(1, "processes that tokenise", resumable=True, ge=1)
+
+
+class DataSettings(SourceSettings):
     """Sources, split, blend and lengths."""
 
-    data_path: list[str] = setting([], "SOURCE[:weight]: a .jsonl, .json, .csv or .parquet file, or a hub dataset")
+    data_path: list[str] = setting(
+        [], "SOURCE[:weight]: a .jsonl, .json, .csv or .parquet file, a folder, a glob or a hub dataset org/name"
+    )
     eval_data_path: list[str] = setting([], "held-out rows; without it, a part of each source is held out")
-    columns: str = setting("", "where columns have other names: prompt=question,chosen=best,rejected=worst")
     data_split: str = setting("2,4,4", "shares of the prompts that stages 1, 2 and 3 get; a prompt reaches one stage")
-    data_seed: int = setting(0, "of split and blend; the same in all stages", ge=0)
     eval_ratio: float = setting(0.05, "share of a source's prompts that is held out", gt=0, lt=1)
     max_samples: int | None = setting(None, "rows of the blend that a stage trains on, at most", ge=1)
     max_eval_samples: int | None = setting(512, "held-out rows that a stage evaluates on, at most", ge=1)
@@ -26,10 +40,8 @@ class DataSettings(Config):
         "keep_end", "what happens to a prompt that is too long"
     )
     response_truncation: Literal["drop", "keep_start"] = setting(
-        "drop", "what happens to a response that is too long; keep_start loses its end token"
+        "drop", "what happens to a response that is too long; keep_start cuts its text before the end token"
     )
-    skip_bad_rows: bool = setting(False, "count and skip rows that cannot be used, instead of stopping")
-    num_proc: int = setting(1, "processes that tokenise", resumable=True, ge=1)
 
     @field_validator("data_split")
     @classmethod
@@ -50,7 +62,7 @@ class DataSettings(Config):
         return first, second, third
 
 
-class PretrainingMixSettings(Config):
+class PretrainingMixSettings(SourceSettings):
     """Plain text that is mixed into PPO, so that the actor keeps its language."""
 
     ptx_data: list[str] = setting([], "SOURCE[:weight] with a text column: the pretraining mix of stage 3")

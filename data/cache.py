@@ -1,0 +1,70 @@
+"""Folders that are built once and shared: by the ranks of a run, its stages, and later runs.
+
+A folder's name is the hash of all that it depends on. It is built under a lock in a temporary folder and renamed when
+it is whole, so a folder that exists is complete; a builder that was killed leaves only a temporary folder behind, which
+the next one removes. The lock is the file system's and dies with its holder. No process group is needed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlhf.console import say
+from rlhf.errors import DataError
+from rlhf.files import new_folder
+
+HERE = Path(__file__).parent
+
+
+def default_folder() -> Path:
+    """$RLHF_CACHE, else the user's cache folder."""
+    if given := os.environ.get("RLHF_CACHE"):
+        return Path(given) / "data"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "data"
+
+
+def key_of(values: Any, *, code: tuple[str, ...]) -> str:
+    """A name for what `values` (JSON) describe, built by the named modules of this package in their present form."""
+    digest = hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=12)
+    for name in code:
+        digest.update((HERE / name).read_bytes())
+    return digest.hexdigest()
+
+
+def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *, doing: str) -> Path:
+    """The folder `root/kind-key`, built by `build(folder)` unless it is there. Other processes wait meanwhile."""
+    folder = root / f"{kind}-{key}"
+    if folder.exists():
+        return folder
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"data_cache_dir {root} cannot be made: {error.strerror}") from error
+    with _locked(root / f"{kind}-{key}.lock", doing=doing):
+        if not folder.exists():
+            for left in root.glob(f".{folder.name}.*.part"):
+                shutil.rmtree(left, ignore_errors=True)
+            with new_folder(folder) as temporary:
+                build(temporary)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path, *, doing: str) -> Iterator[None]:
+    """Hold a lock that dies with this process. A POSIX record lock and not flock(2): worker processes, which may outlive
+    a killed parent for a while, would inherit the latter."""
+    with path.open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            say(f"waiting for another process that is {doing}")
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield

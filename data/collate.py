@@ -1,0 +1,76 @@
+"""Rows → padded batches. B rows, T tokens of the longest row; True in a mask means that the token counts.
+
+An empty list of rows gives one row of pad in which nothing counts, so that every rank runs the same number of forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class DemonstrationBatch:
+    """loss_mask_BT is True where a token is predicted from those before it and counts in the loss; never at position 0."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    position_ids_BT: Tensor
+    loss_mask_BT: Tensor
+
+
+@dataclass(frozen=True)
+class PreferenceBatch:
+    """2B rows: B chosen, then B rejected. last_B is the index of each row's last token (its end token), where the score is
+    read; margin_B and pair_mask_B have one entry per pair."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+    position_ids_BT: Tensor
+    last_B: Tensor
+    margin_B: Tensor
+    pair_mask_B: Tensor
+
+
+def collate_demonstrations(
+    rows: Sequence[Row], *, pad_token_id: int, train_on_prompt: bool = False
+) -> DemonstrationBatch:
+    """`input_ids` and `prompt_length` of rows → a batch padded on the right to its own longest row."""
+    input_ids_BT, attention_mask_BT, position_ids_BT = pad_right([r["input_ids"] for r in rows], pad_token_id)
+    loss_mask_BT = torch.zeros_like(attention_mask_BT)
+    for b, row in enumerate(rows):
+        first = 1 if train_on_prompt else max(1, row["prompt_length"])
+        loss_mask_BT[b, first : len(row["input_ids"])] = True
+    return DemonstrationBatch(input_ids_BT, attention_mask_BT, position_ids_BT, loss_mask_BT)
+
+
+def collate_preferences(rows: Sequence[Row], *, pad_token_id: int) -> PreferenceBatch:
+    """`prompt_ids`, `chosen_ids`, `rejected_ids` and `margin` of B rows → a batch of 2B rows."""
+    sequences = [[*r["prompt_ids"], *r[name]] for name in ("chosen_ids", "rejected_ids") for r in rows]
+    input_ids_BT, attention_mask_BT, position_ids_BT = pad_right(sequences or [[], []], pad_token_id)
+    return PreferenceBatch(
+        input_ids_BT,
+        attention_mask_BT,
+        position_ids_BT,
+        last_B=attention_mask_BT.sum(dim=1) - 1,
+        margin_B=torch.tensor([float(r["margin"]) for r in rows] or [0.0]),
+        pair_mask_B=torch.full((max(1, len(rows)),), bool(rows)),
+    )
+
+
+def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
+    """ids, attention mask (bool) and positions, padded on the right. A row without tokens attends to one pad, because a
+    softmax over nothing is not a number."""
+    sequences = [s or [pad_token_id] for s in sequences] or [[pad_token_id]]
+    longest = max(len(s) for s in sequences)
+    input_ids_BT = torch.tensor([[*s, *[pad_token_id] * (longest - len(s))] for s in sequences], dtype=torch.long)
+    lengths_B = torch.tensor([len(s) for s in sequences])
+    steps_T = torch.arange(longest)
+    attention_mask_BT = steps_T < lengths_B[:, None]
+    return input_ids_BT, attention_mask_BT, torch.minimum(steps_T, lengths_B[:, None] - 1)

@@ -1,0 +1,126 @@
+"""What every dataset becomes: an Example, a prompt with the responses that a source has for it, or plain text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.template import Message
+
+LARGEST_TEXT = 4_000_000  # characters of one text; beyond it a row is a broken file rather than a text
+SPEAKERS = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "model": "assistant"}
+
+
+class RowError(ValueError):
+    """A row that cannot be used, in one clause; the reader adds the file and the row."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row in the project's own terms. Raises RowError when a text or the order of roles is not usable.
+
+    prompt        messages that end with a user turn; a system message may come first
+    chosen        the better response, or the only one; None where a source has prompts alone
+    rejected      the worse response, or None
+    margin        how much better `chosen` is, in units of the reward model's score
+    text          plain text for the pretraining mix, with an empty prompt
+    demonstrates  False where `chosen` only beats `rejected` and a better response exists: not for stage 1
+    """
+
+    prompt: tuple[Message, ...] = ()
+    chosen: str | None = None
+    rejected: str | None = None
+    margin: float = 0.0
+    text: str | None = None
+    demonstrates: bool = True
+
+    def __post_init__(self) -> None:
+        if self.text is not None:
+            check_text(self.text, "text")
+            return
+        check_roles(self.prompt)
+        for name in ("chosen", "rejected"):
+            value = getattr(self, name)
+            if value is not None:
+                check_text(value, name)
+        if not isinstance(self.margin, (int, float)) or not math.isfinite(self.margin):
+            raise RowError(f"margin is {self.margin!r}, not a finite number")
+
+
+def ask(question: str, *, system: str | None = None) -> tuple[Message, ...]:
+    """A prompt of one user turn, after a system message where there is one."""
+    turns: list[Message] = [{"role": "system", "content": system}] if system else []
+    return (*turns, {"role": "user", "content": question})
+
+
+def check_text(value: Any, name: str) -> None:
+    if not isinstance(value, str):
+        raise RowError(f"{name} is {_kind(value)}, not text")
+    if "\0" in value:
+        raise RowError(f"{name} contains a NUL byte")
+    if len(value) > LARGEST_TEXT:
+        raise RowError(f"{name} has {len(value):,} characters, more than {LARGEST_TEXT:,}")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise RowError(f"{name} contains half of a surrogate pair, which is no Unicode text")
+
+
+def check_roles(prompt: Sequence[Message]) -> None:
+    """A prompt is: perhaps a system message, then user and assistant turns in alternation, the last one a user's."""
+    if not prompt:
+        raise RowError("prompt is empty")
+    for number, message in enumerate(prompt):
+        check_text(message["content"], f"prompt (message {number + 1})")
+    roles = [message["role"] for message in prompt]
+    turns = roles[1:] if roles[0] == "system" else roles
+    for number, role in enumerate(turns):
+        expected = "assistant" if number % 2 else "user"
+        if role != expected:
+            raise RowError(f"roles are out of order ({', '.join(roles)}): {expected} was due where {role} speaks")
+    if not turns or turns[-1] != "user":
+        raise RowError(f"the prompt must end with a user turn ({', '.join(roles)})")
+    if not prompt[-1]["content"].strip():
+        raise RowError("prompt is empty")
+
+
+def messages(value: Any, name: str) -> list[Message]:
+    """A list of {role, content}, or {from, value} as ShareGPT has it, with the roles' names made ours."""
+    if not isinstance(value, (list, tuple)):
+        raise RowError(f"{name} is {_kind(value)}, not a list of messages")
+    turns: list[Message] = []
+    for number, item in enumerate(value):
+        if not isinstance(item, Mapping):
+            raise RowError(f"{name} (message {number + 1}) is {_kind(item)}, not a {{role, content}} mapping")
+        role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+        role = SPEAKERS.get(str(role), role)
+        if role not in ("system", "user", "assistant"):
+            raise RowError(f"{name} (message {number + 1}) has the role {role!r}, none of system, user, assistant")
+        check_text(content, f"{name} (message {number + 1})")
+        turns.append({"role": role, "content": content})
+    return turns
+
+
+def prompt_json(prompt: Iterable[Message]) -> str:
+    return json.dumps([dict(m) for m in prompt], ensure_ascii=False)
+
+
+def content_hash(*parts: str) -> int:
+    """64 bits of the texts' content, the same in every process and on every machine; blanks at the ends do not count."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        encoded = part.strip().encode("utf-8", "surrogatepass")
+        digest.update(len(encoded).to_bytes(8, "little") + encoded)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def prompt_hash(prompt: Iterable[Message]) -> int:
+    """What decides the stage and whether a prompt is held out."""
+    return content_hash(*[part for message in prompt for part in (message["role"], message["content"])])
+
+
+def _kind(value: Any) -> str:
+    names = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
+    return "empty (null)" if value is None else names.get(type(value), type(value).__name__)

@@ -1,0 +1,216 @@
+"""The rows that a stage gets: sources read, split over the stages, blended, tokenised into the cache, and reported.
+
+    demonstrations  stage 1    {"input_ids", "prompt_length"}
+    preferences     stage 2    {"prompt_ids", "chosen_ids", "rejected_ids", "margin"}
+    prompts         stage 3    {"prompt_ids", "messages"}
+    pretraining     stage 3    {"input_ids"}
+
+Rows also have "source" (the name of it) and "length" (tokens). Every process of a run may call these functions at any
+time: one builds, the others wait. Nothing here needs a process group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data import encode
+from data.blend import blend, first_of_each, is_held_out, stage_of
+from data.config import DataSettings, PretrainingMixSettings, SourceSettings
+from data.sources import has_held_out, parse
+from data.store import Store, open_store
+from data.tokens import encoded
+from rlhf.errors import DataError
+from rlhf.template import Template
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class Rows(Sequence[dict[str, Any]]):
+    """Memory-mapped rows, by number; `lengths` are their tokens, for sorting micro-batches by length."""
+
+    def __init__(self, dataset: Dataset, sources: Sequence[str]) -> None:
+        self._dataset, self._sources = dataset, list(sources)
+        self.lengths = np.asarray(dataset.with_format("numpy")["length"][:], dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        row = self._dataset[int(index)]
+        if "source" in row:
+            row["source"] = self._sources[row["source"]]
+        return row
+
+
+@dataclass
+class StageData:
+    """What a stage trains on and what it evaluates on; `report` says what it got and what was left out."""
+
+    train: Rows
+    held_out: Rows
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+def demonstrations(settings: DataSettings, template: Template) -> StageData:
+    """Prompts with their chosen response, for stage 1."""
+    return _stage(settings, template, stage=1, kind="demonstrations")
+
+
+def preferences(settings: DataSettings, template: Template) -> StageData:
+    """Prompts with a chosen and a rejected response, for stage 2."""
+    return _stage(settings, template, stage=2, kind="preferences")
+
+
+def prompts(settings: DataSettings, template: Template) -> StageData:
+    """Prompts, each once, for stage 3."""
+    return _stage(settings, template, stage=3, kind="prompts")
+
+
+def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:
+    """Blocks of `ptx_length` ids of plain text, for the pretraining mix."""
+    stores = [open_store(parse(spec), settings) for spec in settings.ptx_data]
+    offered = [np.flatnonzero(s.has("text")) for s in stores]
+    if not any(len(rows) for rows in offered):
+        raise DataError("ptx_data has no plain text: it needs a column 'text' (or --columns text=…)")
+    table = blend(
+        offered, [s.column("row_key")[r] for s, r in zip(stores, offered, strict=True)], _weights(stores),
+        seed=settings.data_seed,
+    )  # fmt: skip
+    dataset, _ = encoded(stores, table, encode.TextEncoder(tokenizer, settings.ptx_length), settings)
+    return Rows(dataset, [s.source.name for s in stores])
+
+
+# --- split and blend -------------------------------------------------------------------------------------------------
+
+
+def _stage(settings: DataSettings, template: Template, *, stage: int, kind: encode.Kind) -> StageData:
+    if not settings.data_path:
+        raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
+    stores, evaluation = open_all(settings)
+    everything = [*stores, *evaluation]
+    names = [s.source.name for s in everything]
+    train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage, kind=kind)
+    limits = encode.Limits(
+        settings.max_prompt_length,
+        settings.max_response_length,
+        settings.prompt_truncation,
+        settings.response_truncation,
+    )
+    report: dict[str, Any] = {
+        "stage": stage,
+        "data_split": settings.data_split,
+        "data_seed": settings.data_seed,
+        "sources": [
+            {
+                "source": s.source.name,
+                "weight": s.source.weight,
+                "shape": s.says,
+                "fingerprint": s.fingerprint,
+                "rows": len(s.dataset),
+                "bad": s.bad,
+                "train": int((train[:, 0] == i).sum()),
+                "held_out": int((held_out[:, 0] == i).sum()),
+            }
+            for i, s in enumerate(everything)
+        ],
+        "duplicates": duplicates,
+    }
+    parts = []
+    for name, table in (("train", train), ("held_out", held_out)):
+        dataset, report[name] = encoded(everything, table, encode.Encoder(template, limits, kind), settings)
+        parts.append(Rows(dataset, names))
+        if not len(dataset):
+            lost = "; ".join(f"{count} rows dropped: {why}" for why, count in report[name]["dropped"].items())
+            raise DataError(
+                f"stage {stage} has no {name.replace('_', '-')} rows{f' ({lost})' if lost else ''}: {_way_out(kind)}, "
+                f"data_split={settings.data_split} or eval_ratio={settings.eval_ratio:g} leave it none; change them or "
+                "bring more rows"
+            )
+    return StageData(parts[0], parts[1], report)
+
+
+def _way_out(kind: encode.Kind) -> str:
+    needs = {"demonstrations": "prompt and chosen", "preferences": "chosen and rejected", "prompts": "a prompt"}[kind]
+    return f"the sources have no rows with {needs}"
+
+
+def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
+    """The sources to train on, and those that are held out: `eval_data_path`, else the splits that sources have."""
+    sources = [parse(spec) for spec in settings.data_path]
+    stores = [open_store(source, settings) for source in sources]
+    if settings.eval_data_path:
+        return stores, [open_store(parse(spec), settings) for spec in settings.eval_data_path]
+    return stores, [open_store(s, settings, held_out=True) for s in sources if has_held_out(s)]
+
+
+def divide(
+    stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings, *, stage: int, kind: encode.Kind
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """(source, row) of a stage's training and of its held-out rows, and the counts of what occurs more than once.
+
+    A prompt is held out when it is in `evaluation`; in a source without a split of its own also by its hash.
+    """
+    everything = [*stores, *evaluation]
+    seed = settings.data_seed
+    aside = np.unique(np.concatenate([s.column("prompt_key") for s in evaluation] or [np.zeros(0, np.uint64)]))
+    train, held_out, repeated, kept_out = [], [], 0, 0
+    content_column = {"demonstrations": "chosen_key", "preferences": "row_key", "prompts": "prompt_key"}[kind]
+    content = [s.column(content_column) for s in everything]
+    for number, store in enumerate(everything):
+        keys, usable = store.column("prompt_key"), _usable(store, kind)
+        if number >= len(stores):
+            train.append(np.zeros(len(keys), dtype=bool))
+            held_out.append(usable)
+            continue
+        usable &= stage_of(keys, settings.shares, seed=seed) == stage
+        known = np.isin(keys, aside)
+        own = bool(settings.eval_data_path) or has_held_out(store.source)
+        by_hash = np.zeros(len(keys), dtype=bool) if own else is_held_out(keys, settings.eval_ratio, seed=seed)
+        train.append(usable & ~known & ~by_hash)
+        held_out.append(usable & ~known & by_hash)
+        kept_out += int((usable & known).sum())
+    parts = []
+    for masks, limit in ((train, settings.max_samples), (held_out, settings.max_eval_samples)):
+        fresh = _without_repeats(masks, content)
+        repeated += int(sum(m.sum() - f.sum() for m, f in zip(masks, fresh, strict=True)))
+        offered = [np.flatnonzero(f) for f in fresh]
+        row_keys = [s.column("row_key")[r] for s, r in zip(everything, offered, strict=True)]
+        weights = _weights(everything) if masks is train else None
+        parts.append(blend(offered, row_keys, weights, seed=seed, limit=limit))
+    prompts_of = [np.unique(s.column("prompt_key")) for s in stores]
+    duplicates = {
+        "prompts_in_several_sources": sum(map(len, prompts_of)) - len(np.unique(np.concatenate(prompts_of))),
+        "repeated_rows_left_out": repeated,
+        "training_rows_left_out_as_held_out": kept_out,
+    }
+    return parts[0], parts[1], duplicates
+
+
+def _without_repeats(masks: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The masks, False where an earlier row under them (of this or an earlier source) has the same content."""
+    under = np.flatnonzero(np.concatenate(masks))
+    fresh = np.zeros(sum(map(len, masks)), dtype=bool)
+    fresh[under[first_of_each(np.concatenate(content)[under])]] = True
+    return np.split(fresh, np.cumsum([len(m) for m in masks])[:-1])
+
+
+def _usable(store: Store, kind: encode.Kind) -> np.ndarray:
+    """True where a row has what the stage needs."""
+    usable = store.has("prompt")
+    if kind == "demonstrations":
+        usable &= store.has("chosen") & store.column("demonstrates").astype(bool)
+    elif kind == "preferences":
+        usable &= store.has("chosen") & store.has("rejected")
+    return usable
+
+
+def _weights(stores: Sequence[Store]) -> list[float] | None:
+    """None when no source has a weight: then every row is used. A source without one among others counts 1."""
+    given = [s.source.weight for s in stores]
+    return None if all(w is None for w in given) else [1.0 if w is None else w for w in given]

@@ -1,0 +1,198 @@
+"""A source read once: its Examples in a memory-mapped Arrow file, with the hashes that split and blend need.
+
+The store depends on the source's content and how it is read, not on stage, seed, tokenizer or lengths, so all stages and
+later runs share it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data.adapters import adapter_for
+from data.cache import build_once, default_folder, key_of
+from data.config import SourceSettings
+from data.example import Example, RowError, content_hash, prompt_hash, prompt_json
+from data.shapes import Shape
+from data.sources import Placed, Source, fingerprint, rows
+from rlhf.errors import DataError, UserError
+from rlhf.files import write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SHOWN = 5  # problems of one source that are listed
+ROWS_AT_ONCE = 1000
+CODE = ("example.py", "sources.py", "shapes.py", "adapters.py", "hub.py", "store.py")
+
+
+@dataclass
+class Store:
+    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, where (its
+    place in the source), prompt_key, chosen_key and row_key (64-bit hashes of what they name)."""
+
+    source: Source
+    dataset: Dataset
+    says: str  # the shape, in words
+    fingerprint: str
+    bad: dict[str, int]  # what was wrong → rows skipped for it
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers as an array, without Python objects."""
+        chunks = self.dataset.data.column(name).chunks
+        return np.concatenate([c.to_numpy(zero_copy_only=False) for c in chunks]) if chunks else np.zeros(0)
+
+    def has(self, name: str) -> np.ndarray:
+        """True where a text column is there."""
+        chunks = self.dataset.data.column(name).chunks
+        return np.concatenate([c.is_valid().to_numpy(zero_copy_only=False) for c in chunks] or [np.zeros(0, bool)])
+
+
+def open_store(source: Source, settings: SourceSettings, *, held_out: bool = False) -> Store:
+    """The Examples of a source (or of the split that it holds out itself), read now or earlier."""
+    from datasets import Dataset, disable_progress_bars
+
+    disable_progress_bars()
+    content = fingerprint(source, held_out=held_out)
+    adapter = Path(settings.data_adapter.rpartition(":")[0]).expanduser() if settings.data_adapter else None
+    values = {
+        "content": content,
+        "hub": source.hub["name"] if source.hub else "",
+        "columns": settings.columns,
+        "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter and adapter.is_file() else ""],
+        "skip": settings.skip_bad_rows,
+    }
+    folder = build_once(
+        settings.data_cache_dir or default_folder(),
+        "rows",
+        key_of(values, code=CODE),
+        lambda folder: _build(folder, source, settings, held_out=held_out),
+        doing=f"reading {source.name}",
+    )
+    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), info["says"], content, info["bad"])
+
+
+def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: bool) -> None:
+    import pyarrow as pa
+
+    text, key = pa.large_string(), pa.uint64()
+    schema = pa.schema(
+        {
+            "prompt": text, "chosen": text, "rejected": text, "margin": pa.float32(), "demonstrates": pa.bool_(),
+            "text": text, "where": pa.string(), "prompt_key": key, "chosen_key": key, "row_key": key,
+        }
+    )  # fmt: skip
+    reader = Reader(source, settings, held_out=held_out)
+    with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        batch: list[dict[str, Any]] = []
+        for where, example in reader:
+            batch.append(_record(where, example))
+            if len(batch) == ROWS_AT_ONCE:
+                writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+                batch = []
+        if batch:
+            writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
+    write_json(folder / "info.json", {"source": source.name, "says": reader.says, "bad": dict(reader.bad)})
+
+
+def _record(where: str, example: Example) -> dict[str, Any]:
+    prompt_key = content_hash(example.text) if example.text is not None else prompt_hash(example.prompt)
+    key = str(prompt_key)
+    return {
+        "prompt": prompt_json(example.prompt) if example.text is None else None,
+        "chosen": example.chosen,
+        "rejected": example.rejected,
+        "margin": example.margin,
+        "demonstrates": example.demonstrates,
+        "text": example.text,
+        "where": where,
+        "prompt_key": prompt_key,
+        "chosen_key": content_hash(key, example.chosen or ""),
+        "row_key": content_hash(key, example.chosen or "", example.rejected or ""),
+    }
+
+
+class Reader:
+    """The Examples of a source, one after another, with the place of each; `bad` counts what could not be used.
+
+    Raises DataError with the first few bad rows, unless they are to be skipped; always when no row can be used.
+    `limit` reads at most so many rows (a look at the source before a run).
+    """
+
+    def __init__(
+        self, source: Source, settings: SourceSettings, *, held_out: bool = False, limit: int | None = None
+    ) -> None:
+        self.source, self.settings, self.held_out, self.limit = source, settings, held_out, limit
+        self.says = ""
+        self.read = self.kept = 0
+        self.bad: Counter[str] = Counter()
+        self.problems: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[str, Example]]:
+        source_rows = rows(self.source, held_out=self.held_out)
+        shape, source_rows = self._shape(source_rows)
+        self.says = shape.says
+        for where, row in source_rows:
+            if self.limit is not None and self.read >= self.limit:
+                break
+            self.read += 1
+            try:
+                if isinstance(row, RowError):
+                    raise row
+                for example in shape.adapt(row):
+                    self.kept += 1
+                    yield where, example
+            except RowError as error:
+                self._note(where, str(error))
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                # an adapter met a row that is not as it expects
+                self._note(where, f"cannot be read ({type(error).__name__}: {error})")
+            if len(self.problems) >= SHOWN and not self.settings.skip_bad_rows:
+                break
+        if self.problems and not self.settings.skip_bad_rows:
+            raise DataError(*self.problems, *self._advice())
+        if not self.kept:
+            raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
+
+    def _shape(self, source_rows: Iterator[Placed]) -> tuple[Shape, Iterable[Placed]]:
+        """Recognised from the first row that can be read; that row is read again with the others."""
+        seen: list[Placed] = []
+        for where, row in source_rows:
+            seen.append((where, row))
+            if isinstance(row, RowError):
+                continue
+            try:
+                shape = adapter_for(
+                    self.source, row, columns=self.settings.columns, data_adapter=self.settings.data_adapter
+                )
+            except RowError as error:
+                raise DataError(f"{where}: {error}") from None
+            return shape, chain(seen, source_rows)
+        raise DataError(*[f"{where}: {row}" for where, row in seen[:SHOWN]])
+
+    def _note(self, where: str, what: str) -> None:
+        self.bad[what[:80]] += 1
+        if len(self.problems) < SHOWN:
+            self.problems.append(f"{where}: {what}")
+
+    def _advice(self) -> list[str]:
+        more = " or more" if len(self.problems) >= SHOWN else ""
+        return [f"{self.source.name}: {len(self.problems)}{more} rows cannot be used; mend them or give --skip-bad-rows"]
+
+
+def problems(source: Source, settings: SourceSettings, *, limit: int) -> list[str]:
+    """What is wrong with a source as far as its first `limit` rows show."""
+    try:
+        for _ in Reader(source, settings, limit=limit):
+            pass
+    except UserError as error:
+        return error.problems
+    return []

@@ -1,0 +1,108 @@
+"""The token cache: chosen rows encoded in batches, by several processes, into memory-mapped Arrow files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from data import encode
+from data.cache import build_once, default_folder, key_of
+from data.config import SourceSettings
+from data.store import Store
+from rlhf.files import write_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS_AT_ONCE = 1000
+READ = ["prompt", "chosen", "rejected", "margin", "text"]
+CODE = ("example.py", "encode.py", "tokens.py", "../rlhf/template.py")
+
+
+def encoded(
+    stores: Sequence[Store], table: np.ndarray, encoder: encode.Encoder | encode.TextEncoder, settings: SourceSettings
+) -> tuple[Dataset, dict[str, Any]]:
+    """The rows of `table` (source, row) encoded in its order, from the cache or into it.
+
+    Also what became of them: {"rows", "dropped": {why: rows}, "cut": {what: rows}, "tokens", "fingerprint"}.
+    """
+    from datasets import Dataset, concatenate_datasets
+
+    order = hashlib.blake2b(np.ascontiguousarray(table).tobytes(), digest_size=16).hexdigest()
+    what = encoder.settings()
+    key = key_of({**what, "order": order, "sources": [(s.fingerprint, len(s.dataset)) for s in stores]}, code=CODE)
+    folder = build_once(
+        settings.data_cache_dir or default_folder(),
+        what["kind"],
+        key,
+        lambda folder: _build(folder, stores, table, encoder, num_proc=settings.num_proc),
+        doing=f"tokenising {len(table):,} rows",
+    )
+    report = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    dataset = concatenate_datasets([Dataset.from_file(str(f)) for f in sorted(folder.glob("rows*.arrow"))])
+    if report["dropped"]:
+        dataset = dataset.select(np.flatnonzero((_numbers(dataset, "outcome") & encode.DROPPED) == 0))
+    if "outcome" in dataset.column_names:
+        dataset = dataset.remove_columns("outcome")
+    return dataset, {**report, "fingerprint": key}
+
+
+def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: Any, *, num_proc: int) -> None:
+    from datasets import Features, List, Value, concatenate_datasets
+
+    features = Features(
+        {n: List(Value("int32")) if t == encode.IDS else Value(t) for n, t in encoder.features().items()}
+    )
+    sizes = [len(s.dataset) for s in stores]
+    joined = concatenate_datasets([s.dataset.select_columns(READ) for s in stores])
+    joined = joined.add_column("source", np.repeat(np.arange(len(stores), dtype=np.int32), sizes))
+    chosen = joined.select(np.cumsum([0, *sizes])[table[:, 0]] + table[:, 1])
+    rows = chosen.map(
+        encoder,
+        batched=True,
+        batch_size=ROWS_AT_ONCE,
+        remove_columns=joined.column_names,
+        features=features,
+        num_proc=num_proc if num_proc > 1 and len(chosen) > ROWS_AT_ONCE else None,
+        cache_file_name=str(folder / "rows.arrow"),
+        load_from_cache_file=False,
+        new_fingerprint=folder.name,
+    )
+    if not list(folder.glob("rows*.arrow")):  # `map` writes nothing for no rows
+        _write_empty(folder / "rows.arrow", features)
+    write_json(folder / "info.json", _report(rows))
+
+
+def _write_empty(path: Path, features: Any) -> None:
+    import pyarrow as pa
+
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema):
+        pass
+
+
+def _report(rows: Dataset) -> dict[str, Any]:
+    if "outcome" not in rows.column_names or not len(rows):
+        tokens = int(_numbers(rows, "length").sum()) if len(rows) else 0
+        return {"rows": len(rows), "dropped": {}, "cut": {}, "tokens": tokens}
+    outcome, length = _numbers(rows, "outcome"), _numbers(rows, "length")
+    kept = (outcome & encode.DROPPED) == 0
+    dropped = {
+        says: int(((outcome & bit) > 0).sum())
+        for bit, says in encode.SAYS.items()
+        if bit & encode.DROPPED and (outcome & bit).any()
+    }
+    cut = {
+        says: int((kept & ((outcome & bit) > 0)).sum())
+        for bit, says in encode.SAYS.items()
+        if not bit & encode.DROPPED and (kept & ((outcome & bit) > 0)).any()
+    }
+    return {"rows": int(kept.sum()), "dropped": dropped, "cut": cut, "tokens": int(length[kept].sum())}
+
+
+def _numbers(dataset: Dataset, name: str) -> np.ndarray:
+    return np.asarray(dataset.with_format("numpy")[name][:])
