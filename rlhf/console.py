@@ -95,9 +95,9 @@ def figure(value: Any) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`4.2 s`, `3:07`, `2:10:00`."""
+    """`4.2 s`, `42 s`, `3:07`, `2:10:00`."""
     if seconds < 60:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f} s" if isinstance(seconds, float) and seconds < 10 else f"{seconds:.0f} s"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
@@ -222,7 +222,7 @@ class LiveBar(Bar):
                 rich_progress.TextColumn("{task.description}", markup=False),
                 rich_progress.BarColumn(bar_width=24),
                 rich_progress.TextColumn("{task.fields[count]}", markup=False),
-                rich_progress.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+                _times_column(),
                 metrics,
                 console=_screen(),
                 expand=True,
@@ -247,6 +247,20 @@ class LiveBar(Bar):
             _live.progress = None
 
 
+def _times_column() -> Any:
+    """Time left, or time spent where no end is known or it is reached."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class Times(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            if task.total is None or task.finished:
+                return Text(duration(int(task.elapsed or 0)))
+            return Text(f"{duration(int(task.time_remaining))} left" if task.time_remaining is not None else "")
+
+    return Times()
+
+
 # --- events, as train.py reads them -----------------------------------------------------------------------------------
 
 
@@ -262,8 +276,9 @@ class Replay:
         self._bars: dict[str, tuple[Any, Bar, PlainBar]] = {}
 
     def line(self, text: str) -> None:
+        _, mark, body = text.partition(EVENT_MARK)  # a remote launcher puts the host's name before it
         try:
-            event = json.loads(text[1:]) if text.startswith(EVENT_MARK) else None
+            event = json.loads(body) if mark else None
         except ValueError:
             event = None
         if not isinstance(event, dict):

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -50,15 +51,21 @@ def stage_command(config_class: type[RunSettings], package: str) -> click.Comman
     @click.option("--config", type=click.Path(path_type=Path), help="a YAML file of settings; flags go before it")
     @click.option("--overwrite", is_flag=True, help="start anew in an output folder that has a run")
     @click.option("--debug", is_flag=True, help="show tracebacks")
+    @click.option("--events", is_flag=True, hidden=True)  # RLHF_EVENTS=1 where a launcher does not pass it on
     @click.option("--local_rank", "--local-rank", type=int, hidden=True)  # launchers add it; LOCAL_RANK is what counts
-    def command(config: Path | None, overwrite: bool, debug: bool, local_rank: int | None, **flags: Any) -> int:
+    def command(
+        config: Path | None, overwrite: bool, debug: bool, events: bool, local_rank: int | None, **flags: Any
+    ) -> int:
         if debug:
             os.environ["RLHF_DEBUG"] = "1"
+        if events:
+            os.environ["RLHF_EVENTS"] = "1"
         _die_with_owner()
         values = {**(read_yaml(config) if config else {}), **given(flags)}
         settings = build(config_class, values, where=package)
         if not _is_main():
-            if overwrite or not (settings.output_dir / DONE_NAME).exists():
+            started_by_train = os.environ.get("RLHF_EVENTS") == "1"  # which starts no stage that is finished
+            if overwrite or started_by_train or not (settings.output_dir / DONE_NAME).exists():
                 _run(settings, package)
             return EXIT_DONE
         found = stage_problems(settings, package, world_size=int(os.environ.get("WORLD_SIZE", "1")))
@@ -127,13 +134,17 @@ def _run(config: RunSettings, package: str) -> None:
     began = time.time()
     try:
         run: Callable[[Any], StageResult] = importlib.import_module(f"{package}.main").run
+        distributed = sys.modules.get("rlhf.distributed")  # a stage that trains has imported it
+        if distributed is not None:
+            distributed.init(config.seed)
         result = run(config)
+        if distributed is not None:
+            distributed.barrier()  # the marker says that every rank came to its end
     except BaseException as error:
         if os.environ.get("RLHF_EVENTS") != "1" and not isinstance(error, UserError):
             with (config.output_dir / LOG_NAME).open("a", encoding="utf-8") as log:
                 traceback.print_exception(error, file=log)
         raise
-    _barrier()  # the marker says that every rank came to its end
     if _is_main():
         _finish(config.output_dir, package, result, seconds=time.time() - began)
 
@@ -156,11 +167,6 @@ def _finish(folder: Path, package: str, result: StageResult, *, seconds: float) 
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") in ("", "0")
-
-
-def _barrier() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        importlib.import_module("rlhf.distributed").barrier()
 
 
 def _die_with_owner() -> None:
