@@ -73,6 +73,11 @@ def frozen_config(*, zero_stage: int, dtype: torch.dtype, micro_batch_size: int 
     }
 
 
+def zero3_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any] | None:
+    """The config under which a model's weights are sharded while they are read; None below ZeRO-3."""
+    return frozen_config(zero_stage=3, dtype=dtype) if zero_stage == 3 else None
+
+
 def _precision(dtype: torch.dtype) -> dict[str, Any]:
     key = _DTYPE_KEYS.get(dtype)
     return {key: {"enabled": True}} if key else {}

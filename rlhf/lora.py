@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from rlhf import console
 from rlhf.errors import ConfigError, nearest
 from rlhf.stage_config import LoraSettings
 
@@ -36,6 +37,8 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
     except ValueError:
         hints = nearest(targets[0], names)
         raise ConfigError(f"lora_target_modules={','.join(targets)} matches no module of the model{hints}") from None
+    count = count_adapters(wrapped)
+    console.say(f"LoRA: rank {settings.lora_rank} adapters on {count} modules")
     if keep_head:
         model.get_submodule(keep_head).requires_grad_(True)
     return wrapped

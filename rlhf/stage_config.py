@@ -20,6 +20,7 @@ class RunSettings(Config):
     max_steps: int | None = setting(None, "stop after this many optimiser steps (iterations in stage 3)", ge=1)
     log_every: int = setting(1, "write metrics every this many steps", resumable=True, ge=1)
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also send metrics there", resumable=True)
+    no_dropout: bool = setting(False, "set the model's dropouts to 0 (always so in stage 3)")
     trust_remote_code: bool = setting(False, "run code that comes with a model")
 
 

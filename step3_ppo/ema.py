@@ -1,0 +1,34 @@
+"""The moving average of the actor: fp32, sharded as the optimiser shards its masters, only what is trained."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from rlhf.checkpoint import masters, swap
+from rlhf.engine import TrainEngine
+
+
+class EMA:
+    """θ_ema ← d·θ_ema + (1 − d)·θ after each applied step."""
+
+    def __init__(self, engine: TrainEngine, *, decay: float) -> None:
+        self.decay = decay
+        self._masters = masters(engine.engine)
+        self._average = [m.detach().clone().float() for m in self._masters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for average, master in zip(self._average, self._masters, strict=True):
+            average.lerp_(master.detach().float(), 1 - self.decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """While inside, the masters hold the average, so `full_master` gives its whole parameters."""
+        swap(self._masters, self._average)
+        try:
+            yield
+        finally:
+            swap(self._masters, self._average)

@@ -1,0 +1,95 @@
+"""Responses and what was measured of them. Every rank holds the whole rollout batch (ids and a few numbers a token), so
+that whitening, permutations and mini-batches are the same on any number of ranks.
+
+B sequences, R response tokens, T tokens of prompt and response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rlhf import distributed
+from rlhf.generation import Sampler, Sampling
+from rlhf.tensors import pad_right
+
+
+@dataclass
+class Rollout:
+    """B prompts and responses as ids, in global order, and how they ended. `sampler_logprobs` are those of the sampler;
+    the training weights' own are worked out later. `messages` are the prompts as JSON text, for other tokenizers and for
+    people."""
+
+    prompts: list[list[int]]
+    responses: list[list[int]]
+    sampler_logprobs: list[list[float]]
+    stopped_B: Tensor
+    messages: list[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, prompt and response."""
+        return [len(p) + len(r) for p, r in zip(self.prompts, self.responses, strict=True)]
+
+    @property
+    def response_mask_BR(self) -> Tensor:
+        lengths = torch.tensor([len(r) for r in self.responses])
+        return torch.arange(int(lengths.max())) < lengths[:, None]
+
+
+@dataclass
+class SequenceBatch:
+    """Prompts and responses joined and padded on the right. `count_BT` is True on the response's tokens."""
+
+    input_ids_BT: Tensor
+    count_BT: Tensor
+    last_B: Tensor = field(repr=False)
+
+
+def sequence_batch(rollout: Rollout, rows: Sequence[int], *, pad_token_id: int) -> SequenceBatch:
+    """Rows of a rollout as tensors; no rows make one row of padding in which nothing counts."""
+    ids = [rollout.prompts[i] + rollout.responses[i] for i in rows] or [[pad_token_id, pad_token_id]]
+    input_ids_BT = pad_right(ids, pad_token_id)
+    count_BT = torch.zeros(input_ids_BT.shape, dtype=torch.bool)
+    for row, index in enumerate(rows):
+        count_BT[row, len(rollout.prompts[index]) : len(ids[row])] = True
+    return SequenceBatch(input_ids_BT, count_BT, torch.tensor([len(row) - 1 for row in ids]))
+
+
+def roll_out(
+    sampler: Sampler,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    *,
+    messages: Sequence[str],
+    seed: int,
+    iteration: int,
+    micro_batch_size: int | None = None,
+) -> Rollout:
+    """One response to each of the global `prompts`. Each rank samples a contiguous part of them and all get the whole."""
+    per_rank = -(-len(prompts) // distributed.world_size())
+    first = per_rank * distributed.rank()
+    mine = list(range(first, min(first + per_rank, len(prompts))))
+    size = micro_batch_size or max(per_rank, 1)
+    made: list[tuple[int, list[int], list[float], bool]] = []
+    for start in range(0, per_rank, size):  # equally many calls on every rank, the last ones perhaps without rows
+        rows = mine[start : start + size]
+        generation = sampler.generate([prompts[i] for i in rows], sampling, seed=seed, iteration=iteration, rows=rows)
+        logprobs = [
+            values[mask].tolist() for values, mask in zip(generation.logprobs_BR, generation.mask_BR, strict=True)
+        ]
+        made += zip(rows, generation.responses(), logprobs, generation.stopped_B.tolist(), strict=True)
+    whole = [item for part in distributed.gather_objects(made) for item in part]
+    return Rollout(
+        prompts=[list(prompts[row]) for row, _, _, _ in whole],
+        responses=[response for _, response, _, _ in whole],
+        sampler_logprobs=[logprobs for _, _, logprobs, _ in whole],
+        stopped_B=torch.tensor([stopped for _, _, _, stopped in whole]),
+        messages=list(messages),
+    )
