@@ -62,10 +62,25 @@ def targets(field: FieldInfo) -> list[str]:
 
 def build(config_class: type[ConfigType], values: Mapping[str, Any], *, where: str) -> ConfigType:
     """Validate `values`; raises ConfigError with one line per problem, each naming `where.field`."""
+    config, problems = build_leniently(config_class, values, where=where)
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def build_leniently(
+    config_class: type[ConfigType], values: Mapping[str, Any], *, where: str
+) -> tuple[ConfigType, list[str]]:
+    """A config in which bad fields keep their defaults, and what was bad; so that checks of the rest can go on."""
     try:
-        return config_class.model_validate(dict(values))
+        return config_class.model_validate(dict(values)), []
     except ValidationError as error:
-        raise ConfigError(*[_problem(config_class, item, where) for item in error.errors()]) from None
+        items = error.errors()
+    bad = {item["loc"][0] for item in items if item["loc"]}
+    assert bad & set(values), f"the defaults of {config_class.__name__} are not valid"
+    good = {name: value for name, value in values.items() if name not in bad}
+    config, more = build_leniently(config_class, good, where=where)
+    return config, [*dict.fromkeys(_problem(config_class, item, where) for item in items), *more]
 
 
 def _problem(config_class: type[Config], item: Any, where: str) -> str:
@@ -98,8 +113,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return value
 
 
-def parse_sets(items: Iterable[str], classes: Mapping[str, type[Config]]) -> dict[str, dict[str, Any]]:
-    """`["step3_ppo.kl_coef=0.1"]` → `{"step3_ppo": {"kl_coef": 0.1}}`; values are read as YAML."""
+def parse_sets(
+    items: Iterable[str], classes: Mapping[str, type[Config] | None]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """`["step3_ppo.kl_coef=0.1"]` → `{"step3_ppo": {"kl_coef": 0.1}}`, and what was wrong. Values are read as YAML.
+
+    A section whose class is None takes any key.
+    """
     values: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for item in items:
@@ -109,12 +129,11 @@ def parse_sets(items: Iterable[str], classes: Mapping[str, type[Config]]) -> dic
             problems.append(f"--set {item}: write it as package.field=value, for example step3_ppo.kl_coef=0.1")
         elif section not in classes:
             problems.append(f"--set {item}: '{section}' is none of {', '.join(classes)}{nearest(section, classes)}")
-        elif name not in classes[section].model_fields:
-            hint = nearest(name, classes[section].model_fields)
-            problems.append(f"--set {item}: {section} has no setting '{name}'{hint}")
+        elif (known := classes[section]) and name not in known.model_fields:
+            problems.append(f"--set {item}: {section} has no setting '{name}'{nearest(name, known.model_fields)}")
         else:
             try:
-                value = _yaml_value(text)
+                value = _yaml_value(text, known.model_fields[name].annotation if known else None)
             except yaml.YAMLError:
                 problems.append(f"--set {item}: '{text}' is not a YAML value; quote it")
                 continue
@@ -122,15 +141,17 @@ def parse_sets(items: Iterable[str], classes: Mapping[str, type[Config]]) -> dic
             if name in given and given[name] != value:
                 problems.append(f"--set {key} is given twice: {given[name]!r} and {value!r}")
             given[name] = value
-    if problems:
-        raise ConfigError(*problems)
-    return values
+    return values, problems
 
 
-def _yaml_value(text: str) -> Any:
-    """A YAML scalar or list; unlike YAML 1.1, `1e-5` is a number here."""
+def _yaml_value(text: str, annotation: Any) -> Any:
+    """A YAML scalar or list; unlike YAML 1.1, `1e-5` is a number here. One value for a list is a list of one."""
     value = yaml.safe_load(text)
-    if isinstance(value, str):
+    if annotation is str and not isinstance(value, str):
+        return text
+    if _click_type(annotation)[1] and not isinstance(value, list):
+        return [value]
+    if isinstance(value, str) and annotation is not str:
         try:
             return float(value)
         except ValueError:

@@ -43,7 +43,7 @@ class RankFailed(RLHFError):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where ranks run: `ranks` on each of `nodes`. With `node_rank` every node starts its own, else node 0 all by ssh."""
+    """Where ranks run: `ranks` on each of `nodes`. With `node_rank` each node starts its own, else node 0 all by ssh."""
 
     ranks: int = 1
     gpus: bool = False

@@ -23,13 +23,14 @@ from typing import Any
 
 import click
 
+from rlhf import hardware
 from rlhf.command import Command
 from rlhf.config import build, differences, given, options, read_yaml
 from rlhf.console import duration, figure, say
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, UserError
 from rlhf.files import claim_folder, empty_folder, lock_folder, write_json, write_yaml
 from rlhf.metrics import tracker_problems
-from rlhf.stage_config import RunSettings
+from rlhf.stage_config import BatchSettings, RunSettings, engine_problems
 
 CONFIG_NAME, DONE_NAME, LOG_NAME = "config.yaml", "done.json", "log.txt"
 
@@ -124,7 +125,13 @@ def refuse_differences(path: Path, config: RunSettings, package: str) -> None:
 
 def stage_problems(config: RunSettings, package: str, *, world_size: int) -> list[str]:
     """All that is wrong with a stage's settings and the files that they name; looked up without torch."""
-    found = [*config.problems(world_size), *tracker_problems(config.trackers)]
+    gpus = hardware.accelerators() > 0 and os.environ.get("DS_ACCELERATOR") != "cpu"
+    found = [
+        *config.problems(world_size),
+        *(config.batch_problems(package, world_size) if isinstance(config, BatchSettings) else []),
+        *engine_problems(config, package, gpus=gpus, bf16=gpus and hardware.bf16_gpus()),
+        *tracker_problems(config.trackers),
+    ]
     if importlib.util.find_spec(f"{package}.checks"):
         found += importlib.import_module(f"{package}.checks").problems(config)
     return found

@@ -28,7 +28,28 @@ class BatchSettings(Config):
     """The batch algebra: mini_batch_size = micro_batch_size × ranks × accumulation, the last one being worked out."""
 
     mini_batch_size: int = setting(32, "rows of one optimiser step, over all ranks", ge=1)
-    micro_batch_size: int = setting(4, "rows of one forward on one rank; changes memory, not results", ge=1)
+    micro_batch_size: int = setting(
+        4, "rows of one forward on one rank; changes memory, not results", resumable=True, ge=1
+    )
+
+    def batch_problems(self, stage: str, world_size: int) -> list[str]:
+        if self.mini_batch_size < world_size:
+            return [
+                f"{stage}.mini_batch_size={self.mini_batch_size} leaves some of the {world_size} ranks without a row; "
+                f"use at least {world_size}, or fewer ranks"
+            ]
+        return []
+
+    def batch_algebra(self, world_size: int) -> str:
+        """`mini_batch_size 32 = 2 ranks × 4 micro-batches × 4 rows`."""
+        rows = -(-self.mini_batch_size // world_size)
+        size = min(self.micro_batch_size, rows)
+        count = -(-rows // size)
+        sign = "=" if world_size * count * size == self.mini_batch_size else "fills"
+        return (
+            f"mini_batch_size {self.mini_batch_size} {sign} {_several(world_size, 'rank')} × "
+            f"{_several(count, 'micro-batch')} × {_several(size, 'row')}"
+        )
 
 
 class OptimizerSettings(Config):
@@ -42,7 +63,9 @@ class OptimizerSettings(Config):
     gradient_clipping: float = setting(1.0, "largest norm of the gradient; 0 is off", ge=0)
     lr_schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "after the warm-up")
     warmup_ratio: float = setting(0.03, "share of the steps in which the rate rises from 0", ge=0, lt=1)
-    activation_checkpointing: bool = setting(False, "recompute activations in backward: less memory, a third slower")
+    activation_checkpointing: bool = setting(
+        False, "recompute activations in backward: less memory, a third slower", resumable=True
+    )
     offload_optimizer: bool = setting(False, "keep the optimiser's state in CPU memory (ZeRO 1-3)")
     compile: bool = setting(False, "torch.compile the trained model")
 
@@ -62,3 +85,39 @@ class LoraSettings(Config):
         if self.lora_rank == 0 and self.changed("lora_learning_rate"):
             return [f"{stage}.lora_learning_rate is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"]
         return []
+
+
+def engine_problems(config: Config, stage: str, *, gpus: bool, bf16: bool) -> list[str]:
+    """What of dtype, optimiser and ZeRO stage does not go together on this machine. `bf16`: its GPUs have it."""
+    dtype = getattr(config, "dtype", "auto")
+    found = []
+    if dtype == "fp16" and not gpus:
+        found.append(
+            f"{stage}.dtype=fp16 needs a GPU: on a CPU fp16 is slow and its kernels are incomplete; use bf16 or fp32"
+        )
+    if dtype == "bf16" and gpus and not bf16:
+        found.append(f"{stage}.dtype=bf16: these GPUs do not compute in bf16; use fp16 or fp32")
+    if dtype == "auto":
+        dtype = "bf16" if gpus and bf16 else "fp32"
+    for name in ("zero_stage", "actor_zero_stage", "critic_zero_stage"):  # of what is trained
+        if name not in type(config).model_fields:
+            continue
+        zero_stage = getattr(config, name)
+        if zero_stage is None:
+            zero_stage = 2 if gpus else 1
+        where = f"{stage}.{name}={zero_stage}"
+        if getattr(config, "optimizer", "") == "adafactor" and zero_stage != 0:
+            found.append(
+                f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
+                f"set {stage}.{name}=0 or {stage}.optimizer=adamw"
+            )
+        if dtype == "bf16" and zero_stage == 0:
+            found.append(f"{where} with bf16 drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
+        if getattr(config, "offload_optimizer", False) and zero_stage == 0:
+            found.append(f"{where}: offload_optimizer needs ZeRO 1, 2 or 3; set {stage}.{name}=1")
+    return found
+
+
+def _several(count: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{count} {noun if count == 1 else plural}"
