@@ -9,5 +9,8 @@ run_stage() {
     if [ "$ranks" = 1 ]; then
         exec python -m "$@"
     fi
+    local cores
+    cores="$(getconf _NPROCESSORS_ONLN)"
+    export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > ranks ? cores / ranks : 1))}"
     exec python -m torch.distributed.run --standalone --nproc_per_node "$ranks" -m "$@"
 }
