@@ -67,7 +67,7 @@ def blend(
     if weights is not None:
         check_weights(weights)
         share = np.asarray(weights, dtype=np.float64) / sum(weights)
-        used = (share > 0) & (counts > 0)
+        used = (share > 1e-9) & (counts > 0)
         share = np.where(used, share, 0.0) / max(share[used].sum(), 1e-300)
         total = min((c / s for c, s in zip(counts[used], share[used], strict=True)), default=0.0)
         # Rounding may not let a source exceed what it has; a source with a weight gets at least one row.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import encode
-from data.blend import blend, first_of_each, is_held_out, stage_of
+from data.blend import HELD_OUT_SALT, blend, first_of_each, is_held_out, mix, stage_of
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
 from data.sources import has_held_out, parse
 from data.store import Store, open_store
@@ -126,18 +126,20 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
         dataset, report[name] = encoded(everything, table, encode.Encoder(template, limits, kind), settings)
         parts.append(Rows(dataset, names))
         if not len(dataset):
-            lost = "; ".join(f"{count} rows dropped: {why}" for why, count in report[name]["dropped"].items())
-            raise DataError(
-                f"stage {stage} has no {name.replace('_', '-')} rows{f' ({lost})' if lost else ''}: {_way_out(kind)}, "
-                f"data_split={settings.data_split} or eval_ratio={settings.eval_ratio:g} leave it none; change them or "
-                "bring more rows"
-            )
+            raise DataError(_nothing_left(name, report, settings, kind))
     return StageData(parts[0], parts[1], report)
 
 
-def _way_out(kind: encode.Kind) -> str:
+def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings, kind: encode.Kind) -> str:
+    """Why a stage has no rows, and the way out."""
+    start = f"stage {report['stage']} has no {part.replace('_', '-')} rows"
+    if dropped := report[part]["dropped"]:
+        return f"{start}: all were dropped ({'; '.join(f'{n} × {why}' for why, n in dropped.items())})"
     needs = {"demonstrations": "prompt and chosen", "preferences": "chosen and rejected", "prompts": "a prompt"}[kind]
-    return f"the sources have no rows with {needs}"
+    return (
+        f"{start}: either the sources have no rows with {needs}, or data_split={settings.data_split} and "
+        f"eval_ratio={settings.eval_ratio:g} leave it none; change these or bring more rows"
+    )
 
 
 def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
@@ -171,10 +173,13 @@ def divide(
         usable &= stage_of(keys, settings.shares, seed=seed) == stage
         known = np.isin(keys, aside)
         own = bool(settings.eval_data_path) or has_held_out(store.source)
-        by_hash = np.zeros(len(keys), dtype=bool) if own else is_held_out(keys, settings.eval_ratio, seed=seed)
-        train.append(usable & ~known & ~by_hash)
-        held_out.append(usable & ~known & by_hash)
         kept_out += int((usable & known).sum())
+        usable &= ~known
+        by_hash = np.zeros(len(keys), dtype=bool) if own else is_held_out(keys, settings.eval_ratio, seed=seed)
+        train.append(usable & ~by_hash)
+        held_out.append(usable & by_hash)
+    if not any(mask.any() for mask in held_out):
+        _hold_out_some(train, held_out, [s.column("prompt_key") for s in everything], seed=seed)
     parts = []
     for masks, limit in ((train, settings.max_samples), (held_out, settings.max_eval_samples)):
         fresh = _without_repeats(masks, content)
@@ -190,6 +195,19 @@ def divide(
         "training_rows_left_out_as_held_out": kept_out,
     }
     return parts[0], parts[1], duplicates
+
+
+def _hold_out_some(
+    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], keys: Sequence[np.ndarray], *, seed: int
+) -> None:
+    """Where a small set has no held-out prompt by chance, move the two that a larger ratio would hold out first (one of
+    fewer than eight) from `train` to `held_out`."""
+    prompts = np.unique(np.concatenate([k[t] for k, t in zip(keys, train, strict=True)]))
+    prompts = prompts[np.argsort(mix(prompts, seed=seed, salt=HELD_OUT_SALT))]
+    chosen = prompts[: min(2, max(1, len(prompts) // 4))] if len(prompts) > 1 else prompts[:0]
+    for t, h, k in zip(train, held_out, keys, strict=True):
+        h |= t & np.isin(k, chosen)
+        t &= ~h
 
 
 def _without_repeats(masks: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> list[np.ndarray]:
