@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rlhf.config import build, read_yaml
+from rlhf.config import build, read_yaml, targets
 from rlhf.model_names import ALIASES
+from rlhf.pipeline_config import PipelineConfig
+from rlhf.stage_config import engine_problems
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -37,36 +39,42 @@ def test_every_recipe_says_its_ranks() -> None:
     assert set(RECIPES) <= set(RANKS)
 
 
-@recipe
-def test_sections_hold_known_settings(name: str) -> None:
-    """`build` raises ConfigError on an unknown key, a wrong type or a value out of range, and names it."""
+def stage_configs(name: str) -> dict[str, Any]:
+    """The three stages' configs as the recipe alone makes them; pipeline-wide settings reach the stages they stand for.
+
+    `build` raises ConfigError on an unknown key, a wrong type or a value out of range, and names it.
+    """
     values = read_yaml(RECIPES[name])
     assert set(values) <= {"pipeline", "prepare", "evaluate", *STAGES}
-    for section, config_class in STAGES.items():
-        build(config_class, values.get(section) or {}, where=section)
+    pipeline = build(PipelineConfig, values.get("pipeline") or {}, where="pipeline")
+    stage_values: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
+    for field_name, field in PipelineConfig.model_fields.items():
+        for target in targets(field):
+            stage, _, key = target.partition(".")
+            if getattr(pipeline, field_name) is not None:
+                stage_values[stage][key] = getattr(pipeline, field_name)
+    return {s: build(c, {**stage_values[s], **(values.get(s) or {})}, where=s) for s, c in STAGES.items()}
 
 
 @recipe
-def test_settings_agree_with_each_other(name: str) -> None:
-    """What concerns one field alone passed above; here the sizes that must divide, and options without effect."""
-    values = read_yaml(RECIPES[name])
+def test_settings_are_known_and_agree(name: str) -> None:
+    """Sizes that must divide, engines that cannot be, options without effect; GPUs that multiply bf16 are assumed."""
     for ranks in RANKS[name]:
-        for section, config_class in STAGES.items():
-            # A pipeline-wide setting reaches the stage that has a field of the same name.
-            shared = {k: v for k, v in (values.get("pipeline") or {}).items() if k in ("lora_rank", "dtype")}
-            config = build(config_class, {**shared, **(values.get(section) or {})}, where=section)
-            assert config.problems(ranks) == []
+        for stage, config in stage_configs(name).items():
+            found = [*config.problems(ranks), *config.batch_problems(stage, ranks)]
+            if name != "demo":
+                found += engine_problems(config, stage, gpus=True, bf16=True)
+            assert found == []
 
 
 @gpu_recipe
 def test_batches_divide_on_the_ranks_that_the_recipe_is_for(name: str) -> None:
     """Ranks × micro-batch divides a mini-batch, so that no forward of a step is partly padding."""
-    values = read_yaml(RECIPES[name])
     for ranks in RANKS[name]:
-        for section, config_class in STAGES.items():
-            config = build(config_class, values.get(section) or {}, where=section)
-            assert config.mini_batch_size % (config.micro_batch_size * ranks) == 0, (section, ranks)
-        ppo = build(PPOConfig, values["step3_ppo"], where="step3_ppo")
+        configs = stage_configs(name)
+        for stage, config in configs.items():
+            assert config.mini_batch_size % (config.micro_batch_size * ranks) == 0, (stage, ranks)
+        ppo = configs["step3_ppo"]
         assert ppo.rollout_batch_size % (ranks * (ppo.rollout_micro_batch_size or 1)) == 0
         assert ppo.rollout_batch_size % ppo.mini_batch_size == 0
 
@@ -77,12 +85,3 @@ def test_models_are_aliases_of_one_family(name: str) -> None:
     pipeline = read_yaml(RECIPES[name])["pipeline"]
     actor, reward_model = ALIASES[pipeline["actor_model"]], ALIASES[pipeline["reward_model"]]
     assert actor.partition("-")[0] == reward_model.partition("-")[0]
-
-
-@recipe
-def test_pipeline_section_is_what_the_orchestrator_takes(name: str) -> None:
-    if importlib.util.find_spec("train") is None:
-        pytest.skip("there is no train.py")
-    from train import PipelineConfig
-
-    build(PipelineConfig, read_yaml(RECIPES[name]).get("pipeline") or {}, where="pipeline")
