@@ -8,6 +8,7 @@ import re
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -68,16 +69,16 @@ class Notes:
         self.errors.append(text)
 
 
-def speaker(*answers: str, label="actor", limit=None, template=None) -> Speaker:
+def speaker(*answers: str, label="actor", limit=None, template=None) -> Any:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
     install_template(tokenizer)
     ready = Template(tokenizer)
-    sampler = Script(tokenizer, *answers)
-    return Speaker(label, label, ready, sampler, find_stops(ready), limit, "")  # type: ignore[arg-type]
+    sampler: Any = Script(tokenizer, *answers)
+    return Speaker(label, label, ready, sampler, find_stops(ready), limit, "")
 
 
-def session(*speakers: Speaker, screen=None, **settings) -> Session:
+def session(*speakers: Any, screen: Any = None, **settings: Any) -> Any:
     return Session(speakers, ChatSettings(seed=5, **settings), screen or Notes())
 
 
@@ -121,7 +122,7 @@ def test_system_sets_shows_and_removes():
     chat = session(actor)
     chat.take("/system Speak like a sailor.")
     chat.take("/system")
-    assert chat.screen.notes[-1] == "Speak like a sailor."  # type: ignore[attr-defined]
+    assert chat.screen.notes[-1] == "Speak like a sailor."
     chat.take("Well?")
     assert actor.sampler.prompts[0].startswith("Speak like a sailor.\n\nHuman: Well?")
     chat.take("/system none")
@@ -180,12 +181,12 @@ def test_the_oldest_turns_are_left_out_when_the_context_is_full():
     chat = session(actor, max_new_tokens=40)
     for question in ("one?", "two?", "six?"):
         chat.take(question)
-    assert [re.findall("Human: (.{4})", prompt) for prompt in actor.sampler.prompts] == [  # type: ignore[attr-defined]
+    assert [re.findall("Human: (.{4})", prompt) for prompt in actor.sampler.prompts] == [
         ["one?"],
         ["one?", "two?"],
         ["two?", "six?"],
     ]
-    assert chat.screen.notes == ["left out, since the context of 100 tokens is full: the oldest turn"]  # type: ignore[attr-defined]
+    assert chat.screen.notes == ["left out, since the context of 100 tokens is full: the oldest turn"]
     assert len(chat.conversations[0].turns) == 3
 
 
@@ -194,7 +195,7 @@ def test_a_long_question_gets_the_room_that_is_left():
     actor = speaker("x" * 99, limit=100)
     chat = session(actor, max_new_tokens=80)
     chat.take("y" * 60)
-    used = len(actor.sampler.prompts[0])  # type: ignore[attr-defined]
+    used = len(actor.sampler.prompts[0])
     assert 60 < used < 100
     assert chat.conversations[0].turns == [("y" * 60, "x" * (100 - used))]
 
@@ -215,13 +216,13 @@ def terminal(monkeypatch, tmp_path):
 
 def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(terminal, capsys):
     actor = speaker("Once upon a time</s>", "Yes.</s>")
-    actor.sampler.before_token[9] = lambda: os.kill(os.getpid(), signal.SIGINT)  # type: ignore[attr-defined]
+    actor.sampler.before_token[9] = lambda: os.kill(os.getpid(), signal.SIGINT)
     chat = session(actor, screen=terminal)
     before = signal.getsignal(signal.SIGINT)
     chat.take("A story?")
     assert chat.conversations[0].turns == [("A story?", "Once upon")]
     assert signal.getsignal(signal.SIGINT) is before
-    actor.sampler.before_token.clear()  # type: ignore[attr-defined]
+    actor.sampler.before_token.clear()
     chat.take("Another?")
     assert "stopped" in capsys.readouterr().out
     assert chat.conversations[0].turns[-1] == ("Another?", "Yes.")
@@ -235,7 +236,7 @@ def test_a_second_ctrl_c_ends_an_answer_that_does_not_get_on(terminal):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    actor.sampler.before_token[4] = twice  # type: ignore[attr-defined]
+    actor.sampler.before_token[4] = twice
     chat = session(actor, screen=terminal)
     chat.take("A story?")
     assert chat.conversations[0].turns == [("A story?", "Once")]
@@ -243,7 +244,7 @@ def test_a_second_ctrl_c_ends_an_answer_that_does_not_get_on(terminal):
 
 def test_ctrl_c_before_the_first_word_takes_the_question_back(terminal):
     actor = speaker("Once</s>")
-    actor.sampler.before_token[0] = lambda: os.kill(os.getpid(), signal.SIGINT)  # type: ignore[attr-defined]
+    actor.sampler.before_token[0] = lambda: os.kill(os.getpid(), signal.SIGINT)
     chat = session(actor, screen=terminal)
     chat.take("A story?")
     assert chat.conversations[0].turns == []
