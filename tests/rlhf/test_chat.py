@@ -43,7 +43,7 @@ class Script:
             yield token_id
 
 
-class Notes:
+class Notes(Pipe):
     """A screen that keeps what is said."""
 
     strict = True

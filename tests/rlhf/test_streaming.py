@@ -153,7 +153,7 @@ def test_stops_are_read_off_the_template(template, special, tokens, strings):
     """The next turn's opening is a stop token where it is a special token, else its first line is a stop string."""
     tokenizer = make_tokenizer(template, special)
     stops = find_stops(Template(tokenizer))
-    assert stops.token_ids == tuple(sorted(tokenizer.convert_tokens_to_ids(tokens)))
+    assert stops.token_ids == tuple(sorted(tokenizer.convert_tokens_to_ids(token) for token in tokens))
     assert stops.strings == strings
 
 
