@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rlhf.errors import ModelError, nearest
 
@@ -25,6 +25,8 @@ ALIASES = {
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
     "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
 }  # fmt: skip
+Kind = Literal["any", "language", "reward"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 
 
@@ -66,7 +68,9 @@ def _hub_config(name: str, resolved: str) -> dict[str, Any]:
     try:
         return json.loads(Path(hf_hub_download(resolved, "config.json")).read_text(encoding="utf-8"))
     except GatedRepoError:
-        raise ModelError(f"{resolved} asks for a licence: accept it on the hub and log in with `hf auth login`") from None
+        raise ModelError(
+            f"{resolved} asks for a licence: accept it on the hub and log in with `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
         raise ModelError(f"{resolved} is not on the hub (or is private){_hint(name)}") from None
     except Exception as error:  # offline, proxies, DNS: the client has a class for each
@@ -87,8 +91,9 @@ def has_scalar_head(config: dict[str, Any]) -> bool:
     return architectures[0].endswith("ForSequenceClassification") and labels == 1
 
 
-def check_model(name: str, *, flag: str, scalar_head: bool = False) -> list[str]:
-    """Problems with a model, one line each, found without loading it. `scalar_head`: a trained reward model."""
+def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
+    """Problems with a model, one line each, found without loading it. `kind`: "language" refuses a reward model,
+    "reward" anything but one; "any" takes both (stage 2 starts from either)."""
     if not name:
         return [f"{flag} is needed: a model folder, a hub name or an alias such as opt-1.3b"]
     try:
@@ -96,17 +101,34 @@ def check_model(name: str, *, flag: str, scalar_head: bool = False) -> list[str]
     except ModelError as error:
         return [f"{flag} {name}: {problem}" for problem in error.problems]
     found = []
-    if scalar_head and not has_scalar_head(config):
+    if kind == "reward" and not has_scalar_head(config):
         found.append(
-            f"{flag} {name}: is no reward model (its config names {(config.get('architectures') or ['nothing'])[0]}, "
-            "not a sequence classifier with one label); train one with stage 2"
+            f"{flag} {name}: has no scalar head (its config names {(config.get('architectures') or ['nothing'])[0]}, "
+            "not a sequence classifier with one label); train a reward model with stage 2"
         )
-    if not scalar_head and has_scalar_head(config) and flag in ("--actor-model", "--sft-model"):
+    if kind == "language" and has_scalar_head(config):
         found.append(f"{flag} {name}: is a reward model, not a language model")
     folder = Path(resolve(name))
     if folder.is_dir():
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
             found.append(f"{flag} {name}: the folder holds no weights (*.safetensors)")
-        if not any((folder / f).exists() for f in ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")):
+        if not any((folder / file).exists() for file in _TOKENIZER_FILES):
             found.append(f"{flag} {name}: the folder holds no tokenizer")
     return found
+
+
+def length_problems(name: str, longest: int) -> list[str]:
+    """A line when sequences of `longest` tokens do not fit the model's positions."""
+    limit = model_limit(read_config(name))
+    if limit is None or longest <= limit:
+        return []
+    return [
+        f"max_prompt_length + max_response_length = {longest} tokens, but {name} has {limit} positions; "
+        f"lower one of them by {longest - limit}"
+    ]
+
+
+def model_limit(config: dict[str, Any]) -> int | None:
+    """The longest sequence that a model's positions allow, in tokens; None where its config does not say."""
+    limits = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    return next((int(limit) for limit in limits if limit), None)

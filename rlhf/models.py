@@ -10,10 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from rlhf.errors import ConfigError, ModelError
 from rlhf.model_names import resolve
 from rlhf.template import Template, install_template
+
+# Their bars and reports are not ours; what matters of a loaded model is checked in `load_strict`.
+hf_logging.disable_progress_bar()
+hf_logging.set_verbosity_error()
 
 VOCABULARY_MULTIPLE = 64
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,7 +35,9 @@ def dtype_of(name: str) -> torch.dtype:
         from deepspeed.accelerator import get_accelerator
 
         accelerator = get_accelerator()
-        return torch.bfloat16 if accelerator.device_name() != "cpu" and accelerator.is_bf16_supported() else torch.float32
+        return (
+            torch.bfloat16 if accelerator.device_name() != "cpu" and accelerator.is_bf16_supported() else torch.float32
+        )
     if name == "fp16" and not torch.cuda.is_available():
         raise ConfigError("dtype fp16 needs a GPU: its kernels and loss scaling do not exist on CPUs; use fp32 or bf16")
     return _DTYPES[name]
@@ -178,12 +185,6 @@ def unwrap(model: Any) -> Any:
 def backbone(model: Any) -> nn.Module:
     """The transformer below the head: maps ids to hidden states [B, T, D]."""
     return unwrap(model).base_model
-
-
-def model_limit(config: Any) -> int | None:
-    """The longest sequence that the model's positions allow, in tokens; None where nothing says so."""
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    return int(limit) if limit else None
 
 
 def _first_line(error: Exception) -> str:

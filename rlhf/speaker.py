@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import ModelError
-from rlhf.model_names import check_model, has_scalar_head, read_config, resolve
+from rlhf.model_names import check_model, has_scalar_head, model_limit, read_config, resolve
 from rlhf.streaming import Stops, find_stops
 from rlhf.template import Message, Template
 
@@ -70,7 +70,7 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed says a warning when it finds out by itself
     from rlhf.distributed import device
     from rlhf.generation import Sampler
-    from rlhf.models import dtype_of, load_causal_lm, load_tokenizer, model_limit
+    from rlhf.models import dtype_of, load_causal_lm, load_tokenizer
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -78,7 +78,7 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
     model = load_causal_lm(name, tokenizer=tokenizer, dtype=dtype_of(dtype), trust_remote_code=trust_remote_code)
     model = model.to(device())  # type: ignore[arg-type]
     template = Template(tokenizer)
-    limit = model_limit(model.config)
+    limit = model_limit(model.config.to_dict())
     return Speaker(
         label=label,
         name=resolve(name),

@@ -1,7 +1,7 @@
 """python -m step1_sft: run this stage alone."""
 
-from step1_sft.config import SFTConfig
 from rlhf.stage import stage_command
+from step1_sft.config import SFTConfig
 
 main = stage_command(SFTConfig, package="step1_sft")
 

@@ -1,7 +1,7 @@
 """python -m step2_reward: run this stage alone."""
 
-from step2_reward.config import RewardConfig
 from rlhf.stage import stage_command
+from step2_reward.config import RewardConfig
 
 main = stage_command(RewardConfig, package="step2_reward")
 

@@ -1,7 +1,7 @@
 """python -m step3_ppo: run this stage alone."""
 
-from step3_ppo.config import PPOConfig
 from rlhf.stage import stage_command
+from step3_ppo.config import PPOConfig
 
 main = stage_command(PPOConfig, package="step3_ppo")
 

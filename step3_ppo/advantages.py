@@ -37,7 +37,9 @@ def shape_rewards(scores_B: Tensor, kl_BR: Tensor, response_mask_BR: Tensor, *, 
     rewards_BR = -kl_coef * kl_BR
     last_B = response_mask_BR.sum(dim=1) - 1
     has_tokens = (last_B >= 0).to(rewards_BR.dtype)
-    rewards_BR = rewards_BR.scatter_add(1, last_B.clamp(min=0)[:, None], (scores_B.to(rewards_BR) * has_tokens)[:, None])
+    rewards_BR = rewards_BR.scatter_add(
+        1, last_B.clamp(min=0)[:, None], (scores_B.to(rewards_BR) * has_tokens)[:, None]
+    )
     return torch.where(response_mask_BR, rewards_BR, 0.0)
 
 

@@ -9,9 +9,7 @@ from rlhf.config import setting
 from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
 
 
-class PPOConfig(
-    RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings
-):
+class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """PPO of the stage-1 model against the stage-2 model."""
 
     # the four roles
@@ -61,12 +59,17 @@ class PPOConfig(
     ema_decay: float = setting(0.992, "θ_ema ← d·θ_ema + (1 − d)·θ after each step", ge=0, lt=1)
 
     eval_every: int | None = setting(None, "score held-out prompts every this many iterations", ge=1)
-    save_rollouts_every: int = setting(10, "write every this many iterations' rollouts to rollouts/", resumable=True, ge=1)
+    save_rollouts_every: int = setting(
+        10, "write every this many iterations' rollouts to rollouts/", resumable=True, ge=1
+    )
 
     def problems(self, world_size: int) -> list[str]:
         found = self.lora_problems("step3_ppo")
         size = self.rollout_batch_size
-        for name, divisor in (("mini_batch_size", self.mini_batch_size), ("responses_per_prompt", self.responses_per_prompt)):
+        for name, divisor in (
+            ("mini_batch_size", self.mini_batch_size),
+            ("responses_per_prompt", self.responses_per_prompt),
+        ):
             if size % divisor:
                 fitting = [str(n) for n in range(1, size + 1) if size % n == 0 and n >= divisor // 2][:3]
                 found.append(
@@ -78,7 +81,9 @@ class PPOConfig(
                 f"max_response_length={self.max_response_length}"
             )
         if self.ptx_coef and not self.ptx_data:
-            found.append("step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data a text file")
+            found.append(
+                "step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data a text file"
+            )
         if self.changed("ema_decay") and not self.ema:
             found.append("step3_ppo.ema_decay is set but ema is off: it has no effect; drop it or use --ema")
         return found

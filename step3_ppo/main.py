@@ -51,7 +51,9 @@ def run(config: PPOConfig) -> StageResult:
         stop_token_ids=(roles.actor.template.end_token_id,),
     )
     if config.top_p < 1 or config.top_k:
-        console.warn("top_p or top_k cuts mass away: log-probabilities are those of the whole distribution, so KL is off")
+        console.warn(
+            "top_p or top_k cuts mass away: log-probabilities are those of the whole distribution, so KL is off"
+        )
 
     log = MetricsLog(config.output_dir, trackers=config.trackers, config=config.model_dump(mode="json"))
     first: dict[str, float] = {}
@@ -80,9 +82,7 @@ def run(config: PPOConfig) -> StageResult:
             controller.update(experience.kl_per_sequence, len(rollout))
             scored = time.monotonic()
             # 5 optimise
-            totals = optimise(
-                experience, roles, config, iteration=iteration, first_step=steps, ema=ema, ptx=ptx
-            )
+            totals = optimise(experience, roles, config, iteration=iteration, first_step=steps, ema=ema, ptx=ptx)
             steps += totals.steps
             ended = time.monotonic()
             # 6 record
@@ -104,7 +104,9 @@ def run(config: PPOConfig) -> StageResult:
             if (iteration + 1) % config.log_every == 0 or iteration + 1 == iterations:
                 log.log(iteration + 1, last)
             if iteration % config.save_rollouts_every == 0 or iteration + 1 == iterations:
-                _write_rollout(experience, roles, config.output_dir / "rollouts" / f"iteration-{iteration + 1:06}.jsonl")
+                _write_rollout(
+                    experience, roles, config.output_dir / "rollouts" / f"iteration-{iteration + 1:06}.jsonl"
+                )
             bar.update(iteration + 1, {name: last[name] for name in SHOWN})
     log.close()
 
@@ -140,15 +142,23 @@ def _check_first(first: dict[str, float], config: PPOConfig, roles: Roles) -> No
     """On the first rollout actor and reference are the same model, and the first step's ratio is 1."""
     tolerance = 1e-5 if str(roles.actor.engine.dtype) == "torch.float32" else 2e-2
     checks = [("KL to the reference, nats per token", abs(first["ppo/kl_k1"]), tolerance)]
-    if "ppo/approx_kl" in first and first["ppo/approx_kl"] == first["ppo/approx_kl"] and steps_per_iteration(config) == 1:
+    if (
+        "ppo/approx_kl" in first
+        and first["ppo/approx_kl"] == first["ppo/approx_kl"]
+        and steps_per_iteration(config) == 1
+    ):
         checks.append(("approx_kl of the first step (ρ = 1)", abs(first["ppo/approx_kl"]), tolerance))
-    checks.append(("sampler against training weights, mean |Δp|", first["ppo/sampler_mismatch"], SAMPLER_MISMATCH_THAT_WARNS))
+    checks.append(
+        ("sampler against training weights, mean |Δp|", first["ppo/sampler_mismatch"], SAMPLER_MISMATCH_THAT_WARNS)
+    )
     rows = [[name, f"{value:.2e}", f"{bound:.0e}", "✓" if value <= bound else "✗"] for name, value, bound in checks]
     console.table("checks of the first iteration", ["check", "value", "at most", ""], rows)
     console.say(f"scores of the first rollout: mean {first['ppo/scores_mean']:.3f}, std {first['ppo/scores_std']:.3f}")
     for name, value, bound in checks:
         if not value <= bound:
-            console.warn(f"{name} is {value:.2e}, above {bound:.0e}: the roles do not agree as they should at the start")
+            console.warn(
+                f"{name} is {value:.2e}, above {bound:.0e}: the roles do not agree as they should at the start"
+            )
 
 
 def _write_rollout(e: Experience, roles: Roles, path: Path) -> None:

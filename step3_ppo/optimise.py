@@ -178,5 +178,3 @@ def _critic_step(e: Experience, rows: list[int], roles: Roles, config: PPOConfig
 
 def steps_per_iteration(config: PPOConfig) -> int:
     return config.ppo_epochs * math.ceil(config.rollout_batch_size / config.mini_batch_size)
-
-

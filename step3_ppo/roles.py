@@ -115,7 +115,9 @@ class RewardModel:
 
         text = actor_template.text(rollout.responses[row])
         stopped = bool(rollout.stopped_B[row])
-        ids = self.template.prompt_ids(json.loads(rollout.messages[row])) + self.template.response_ids(text, end=stopped)
+        ids = self.template.prompt_ids(json.loads(rollout.messages[row])) + self.template.response_ids(
+            text, end=stopped
+        )
         return ids[-self.max_length :]
 
 

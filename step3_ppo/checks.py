@@ -1,0 +1,20 @@
+"""What can be said of stage 3's inputs before torch is loaded."""
+
+from __future__ import annotations
+
+from data import preflight
+from rlhf.model_names import check_model, length_problems
+from step3_ppo.config import PPOConfig
+
+
+def problems(config: PPOConfig) -> list[str]:
+    """One line for each thing that is wrong with the models or the data."""
+    longest = config.max_prompt_length + config.max_response_length
+    found = []
+    for name, flag, kind in (
+        (config.actor_model, "--actor-model", "language"),
+        (config.reward_model, "--reward-model", "reward"),
+    ):
+        wrong = check_model(name, flag=flag, kind=kind)
+        found += wrong or length_problems(name, longest)
+    return found + preflight.problems(config)
