@@ -183,7 +183,12 @@ class TrainEngine:
 
     def discard(self) -> None:
         """Forget the gradients of the backwards since the last step."""
-        self.engine.optimizer.zero_grad()
+        optimizer = self.engine.optimizer
+        optimizer.zero_grad()
+        if self.zero_stage in (1, 2):  # sums of earlier backwards lie beside the gradients, and zero_grad leaves them
+            for sums in ("averaged_gradients", "all_grad_tensors", "accumulated_grads_in_cpu"):
+                getattr(optimizer, sums, {}).clear()
+            optimizer.micro_step_id = -1
 
     def _guard_plain_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Clips, and drops a gradient that is not finite: in fp32 at ZeRO-0 DeepSpeed would apply it."""
