@@ -30,6 +30,18 @@ FAMILIES: dict[str, Any] = {
         **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=128, tie_word_embeddings=True,
     ),
+    "mistral": lambda: hf.MistralConfig(
+        **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, sliding_window=None,
+    ),
+    "qwen3": lambda: hf.Qwen3Config(
+        **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=128,
+    ),
+    "gemma": lambda: hf.GemmaConfig(
+        **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=128,
+    ),
     "gpt2": lambda: hf.GPT2Config(**_SMALL, n_embd=32, n_layer=2, n_head=4, n_positions=128),
     "gpt_neox": lambda: hf.GPTNeoXConfig(
         **_SMALL, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
