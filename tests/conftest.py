@@ -1,0 +1,73 @@
+"""What every test finds: an offline CPU with one thread, caches that go when the tests end, and ranks on demand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings as hypothesis_settings
+
+CACHE = Path(tempfile.mkdtemp(prefix="rlhf-tests-"))
+
+# Before anything imports torch. DS_ACCELERATOR=cuda in the environment runs the GPU tests (pytest -m gpu).
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+if os.environ["DS_ACCELERATOR"] == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+if sys.platform == "linux":
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+os.environ.update(
+    OMP_NUM_THREADS="1",
+    HF_HUB_OFFLINE="1",
+    TRANSFORMERS_OFFLINE="1",
+    HF_DATASETS_OFFLINE="1",
+    HF_HUB_DISABLE_PROGRESS_BARS="1",
+    HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+    TRANSFORMERS_VERBOSITY="error",
+    TOKENIZERS_PARALLELISM="false",
+    HF_HOME=str(CACHE / "huggingface"),
+    RLHF_CACHE=str(CACHE / "rlhf"),
+    XDG_CACHE_HOME=str(CACHE / "xdg"),
+    TORCHINDUCTOR_CACHE_DIR=str(CACHE / "inductor"),
+    TORCH_EXTENSIONS_DIR=str(CACHE / "extensions"),
+    TRITON_CACHE_DIR=str(CACHE / "triton"),
+)
+for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RLHF_EVENTS"):
+    os.environ.pop(_name, None)
+
+# The same examples on every run, no time limit, no database in the working directory.
+hypothesis_settings.register_profile("tests", database=None, deadline=None, derandomize=True)
+hypothesis_settings.load_profile("tests")
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def run_ranks() -> Callable[..., list[Any]]:
+    """`run_ranks(function, *arguments, world_size=2, timeout=120)` → each rank's result; see tests/ranks.py."""
+    from tests.ranks import run_ranks
+
+    return run_ranks
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> None:
+    """This process as rank 0 of 1, for engines and stages that run in-process."""
+    import torch
+
+    from rlhf import distributed
+
+    before = dict(os.environ)
+    distributed.init(0)
+    torch.set_num_threads(1)
+    # what a launcher would set must not reach the processes that other tests start
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if name not in before:
+            os.environ.pop(name, None)
