@@ -275,6 +275,12 @@ class Replay:
         self._log = log
         self._bars: dict[str, tuple[Any, Bar, PlainBar]] = {}
 
+    def wait(self, name: str) -> None:
+        """On a terminal, show that `name` is at work until `close()`; its own bars appear below."""
+        if _interactive() and not _silent():
+            shown = progress(name, unit="")
+            self._bars[""] = (shown, shown.__enter__(), PlainBar(name, stream=self._log, total=None, unit=""))
+
     def line(self, text: str) -> None:
         _, mark, body = text.partition(EVENT_MARK)  # a remote launcher puts the host's name before it
         try:
@@ -300,7 +306,7 @@ class Replay:
         name = event["name"]
         if event["what"] == "open":
             settings = {"total": event["total"], "unit": event["unit"], "start": event["start"]}
-            inner = bool(self._bars)
+            inner = bool(self._bars.keys() - {""})
             shown = progress(name, **settings)
             self._bars[name] = (shown, shown.__enter__(), PlainBar(name, stream=self._log, inner=inner, **settings))
         elif name in self._bars and event["what"] == "update":

@@ -86,12 +86,29 @@ def sync_folder(path: Path) -> None:
 _held: dict[Path, IO[str]] = {}  # open for the life of the process: closing a lock file gives the lock up
 
 
+def folder_problems(folder: Path) -> list[str]:
+    """Why `folder` cannot be a run's own; nothing is written."""
+    if not folder.exists():
+        parent = next(p for p in folder.absolute().parents if p.exists())
+        if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
+            return []
+        return [
+            f"{folder} cannot be made: {parent} is not a folder that you may write in; choose another output folder"
+        ]
+    if not folder.is_dir():
+        return [f"{folder} is a file; choose a folder for the output"]
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return [f"{folder} is not yours to write in; choose another output folder"]
+    if any(folder.iterdir()) and not (folder / LOCK_NAME).exists():
+        return [f"{folder} is not empty and was not written by a run; choose another output folder"]
+    return []
+
+
 def claim_folder(folder: Path) -> None:
-    """Make `folder` a run's own; raises ConfigError when it is a file or holds something that no run wrote."""
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"{folder} is a file; choose a folder for the output")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / LOCK_NAME).exists():
-        raise ConfigError(f"{folder} is not empty and was not written by a run; choose another output folder")
+    """Make `folder` a run's own; raises ConfigError when it cannot be, or holds something that no run wrote."""
+    problems = folder_problems(folder)
+    if problems:
+        raise ConfigError(*problems)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LOCK_NAME).touch()
 

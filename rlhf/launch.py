@@ -43,7 +43,7 @@ class RankFailed(RLHFError):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where ranks run: `ranks` on each of `nodes`. With `node_rank` each node starts its own, else node 0 all by ssh."""
+    """Where ranks run: `ranks` on each of `nodes`. With `node_rank` a node starts its own, else node 0 all by ssh."""
 
     ranks: int = 1
     gpus: bool = False
@@ -83,9 +83,17 @@ def shown(words: Sequence[str]) -> str:
     return shlex.join(["python" if words[0] == sys.executable else words[0], *words[1:]])
 
 
-def launch(package: str, arguments: Sequence[str], placement: Placement, *, line: Callable[[str], None]) -> None:
+def launch(
+    package: str,
+    arguments: Sequence[str],
+    placement: Placement,
+    *,
+    line: Callable[[str], None],
+    started: Callable[[], None] = lambda: None,
+) -> None:
     """Run a stage to its end on this node's ranks; `line` gets each line of output, those of other ranks tagged.
 
+    `started` is called when all run: a display may start its threads then, not before processes are forked.
     Raises RankFailed when a rank fails. Ctrl-C and SIGTERM are passed on to the ranks, which get `GRACE_SECONDS`.
     """
     words = command(package, arguments, placement)
@@ -96,6 +104,7 @@ def launch(package: str, arguments: Sequence[str], placement: Placement, *, line
         for number in range(local):
             variables = environment(placement, rank=number if placement.nodes == 1 else None, port=port)
             ranks.append(_Rank(number, _start(words, variables)))
+        started()
         _follow(ranks, line)
     except (KeyboardInterrupt, Terminated) as error:
         number = signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM
@@ -106,11 +115,6 @@ def launch(package: str, arguments: Sequence[str], placement: Placement, *, line
     failed = [rank for rank in ranks if rank.process.returncode]
     if failed:
         raise _cause(failed, tagged=local > 1)
-
-
-def run_module(module: str, arguments: Sequence[str], *, line: Callable[[str], None], gpus: bool = False) -> None:
-    """Run `python -m module` as a single process under the same guard as ranks."""
-    launch(module, arguments, Placement(gpus=gpus), line=line)
 
 
 def environment(placement: Placement, *, rank: int | None, port: int) -> dict[str, str]:

@@ -150,7 +150,7 @@ HELP_GROUPS = {
     ],
     "Training": [
         *("dtype", "micro_batch_size", "lora_rank", "actor_zero_stage", "critic_zero_stage", "reference_zero_stage"),
-        *("reward_zero_stage", "ema", "kl_coef", "ptx_coef", "set"),
+        *("reward_zero_stage", "ema", "kl_coef", "ptx_coef", "sets"),
     ],
     "The machine": ["num_gpus", "num_nodes", "hostfile", "node_rank", "master_addr", "master_port"],
 }

@@ -123,15 +123,20 @@ def refuse_differences(path: Path, config: RunSettings, package: str) -> None:
         )
 
 
-def stage_problems(config: RunSettings, package: str, *, world_size: int) -> list[str]:
-    """All that is wrong with a stage's settings and the files that they name; looked up without torch."""
-    gpus = hardware.accelerators() > 0 and os.environ.get("DS_ACCELERATOR") != "cpu"
-    found = [
+def settings_problems(config: RunSettings, package: str, *, world_size: int, gpus: bool) -> list[str]:
+    """What is wrong between a stage's settings, on this machine and number of ranks."""
+    return [
         *config.problems(world_size),
         *(config.batch_problems(package, world_size) if isinstance(config, BatchSettings) else []),
         *engine_problems(config, package, gpus=gpus, bf16=gpus and hardware.bf16_gpus()),
         *tracker_problems(config.trackers),
     ]
+
+
+def stage_problems(config: RunSettings, package: str, *, world_size: int) -> list[str]:
+    """All that is wrong with a stage's settings and the files that they name; looked up without torch."""
+    gpus = hardware.accelerators() > 0 and os.environ.get("DS_ACCELERATOR") != "cpu"
+    found = settings_problems(config, package, world_size=world_size, gpus=gpus)
     if importlib.util.find_spec(f"{package}.checks"):
         found += importlib.import_module(f"{package}.checks").problems(config)
     return found
