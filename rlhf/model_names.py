@@ -61,11 +61,14 @@ def _folder_config(folder: Path) -> dict[str, Any]:
 
 
 def _hub_config(name: str, resolved: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     try:
+        if not isinstance(try_to_load_from_cache(resolved, "config.json"), str):
+            # fails at once where the download would try again for half a minute
+            get_hf_file_metadata(hf_hub_url(resolved, "config.json"), timeout=5)
         return json.loads(Path(hf_hub_download(resolved, "config.json")).read_text(encoding="utf-8"))
     except GatedRepoError:
         raise ModelError(
@@ -81,7 +84,7 @@ def _hub_config(name: str, resolved: str) -> dict[str, Any]:
 
 
 def _hint(name: str) -> str:
-    return nearest(name.lower(), ALIASES)
+    return "" if name.lower() in ALIASES else nearest(name.lower(), ALIASES)
 
 
 def has_scalar_head(config: dict[str, Any]) -> bool:
