@@ -92,8 +92,8 @@ class Answer:
                     self.ended = "interrupted"
                     break
                 self.tokens += 1
-                if token_id in self.speaker.stops.token_ids:
-                    self.ended = "end"
+                if token_id in self._sampling.stop_token_ids:
+                    self.ended = "end" if token_id in self.speaker.stops.end_ids else "next turn"
                     break
                 piece = stream.push(token_id)
                 self.text = stream.text

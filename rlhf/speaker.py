@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import ModelError
-from rlhf.model_names import check_model, has_scalar_head, model_limit, read_config, resolve
+from rlhf.model_names import check_model, model_limit, resolve
 from rlhf.streaming import Stops, find_stops
 from rlhf.template import Message, Template
 
@@ -51,14 +51,7 @@ def problems(name: str, *, flag: str) -> list[str]:
         inside = [str(folder / part) for part in RUN_MODELS if (folder / part / "config.json").exists()]
         if inside:
             return [f"{flag} {name}: is the folder of a run; its chat models are {', '.join(inside)}"]
-    found = check_model(name, flag=flag)
-    try:
-        scalar = not found and has_scalar_head(read_config(name))
-    except ModelError:
-        return found
-    if scalar:
-        return [f"{flag} {name}: is a reward model: it gives a score, not text; take an actor or an SFT model"]
-    return found
+    return check_model(name, flag=flag, kind="language")
 
 
 def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_code: bool = False) -> Speaker:
@@ -84,7 +77,7 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
         name=resolve(name),
         template=template,
         sampler=Sampler(model, pad_token_id=int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
-        stops=find_stops(template, more_token_ids=_end_ids(model.generation_config)),
+        stops=find_stops(template, more_end_ids=_end_ids(model.generation_config)),
         limit=limit,
         summary=_summary(model, limit),
     )

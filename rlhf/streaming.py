@@ -22,32 +22,36 @@ _WORDS = ("zqfirst", "zqsecond", "zqthird")  # no template writes these by itsel
 
 @dataclass(frozen=True)
 class Stops:
-    """What ends an assistant's turn: tokens (the end token among them), or the next turn's beginning as text."""
+    """What ends an assistant's turn: end tokens; or the next turn's beginning, as tokens and as text."""
 
-    token_ids: tuple[int, ...]
-    strings: tuple[str, ...]
+    end_ids: tuple[int, ...]
+    turn_ids: tuple[int, ...] = ()
+    strings: tuple[str, ...] = ()
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return (*self.end_ids, *self.turn_ids)
 
 
-def find_stops(template: Template, *, more_token_ids: Iterable[int] = ()) -> Stops:
+def find_stops(template: Template, *, more_end_ids: Iterable[int] = ()) -> Stops:
     """The end token, and what the template writes between an assistant's turn and the next user's.
 
     A model that forgets its end token goes on with the user's next turn. Where that turn is opened by a special token
     (`<|im_start|>`) the token ends the answer; else its first line does: `"\\nHuman:"` of the project's own template.
     """
     conversation: list[Message] = [{"role": r, "content": w} for r, w in zip(_ROLES, _WORDS, strict=True)]
-    text = template.render(conversation)
-    token_ids = {template.end_token_id, *more_token_ids}
-    _, found, rest = text.partition(_WORDS[1])
+    end_ids = tuple(sorted({template.end_token_id, *more_end_ids}))
+    _, found, rest = template.render(conversation).partition(_WORDS[1])
     between, also_found, _ = rest.partition(_WORDS[2])
     if not (found and also_found):  # a template that keeps only the last turn: nothing to learn from it
-        return Stops(tuple(sorted(token_ids)), ())
+        return Stops(end_ids)
     between = between.split(template.end_token, 1)[-1]
     opening = _special_at_start(template.tokenizer, between)
     if opening is not None:
-        return Stops(tuple(sorted({*token_ids, opening})), ())
+        return Stops(end_ids, turn_ids=(opening,) if opening not in end_ids else ())
     first_line = next((line.strip() for line in between.splitlines() if line.strip()), "")
     new_line = "\n" if "\n" in between[: between.find(first_line)] else ""
-    return Stops(tuple(sorted(token_ids)), (new_line + first_line,) if first_line else ())
+    return Stops(end_ids, strings=(new_line + first_line,) if first_line else ())
 
 
 def _special_at_start(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:

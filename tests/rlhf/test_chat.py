@@ -366,7 +366,7 @@ def test_a_reward_model_cannot_talk(tmp_path: Path):
     reward = config_folder(tmp_path / "reward", architectures=["LlamaForSequenceClassification"], id2label={"0": "x"})
     actor = config_folder(tmp_path / "actor", architectures=["LlamaForCausalLM"])
     assert refused(actor, "--compare", reward) == [
-        f"--compare {reward}: is a reward model: it gives a score, not text; take an actor or an SFT model"
+        f"--compare {reward}: is a reward model, not a language model"
     ]
 
 

@@ -153,15 +153,16 @@ def test_stops_are_read_off_the_template(template, special, tokens, strings):
     """The next turn's opening is a stop token where it is a special token, else its first line is a stop string."""
     tokenizer = make_tokenizer(template, special)
     stops = find_stops(Template(tokenizer))
-    assert stops.token_ids == tuple(sorted(tokenizer.convert_tokens_to_ids(token) for token in tokens))
+    assert stops.token_ids == tuple(tokenizer.convert_tokens_to_ids(token) for token in tokens)
+    assert len(stops.end_ids) == 1
     assert stops.strings == strings
 
 
 def test_more_stop_tokens_are_kept():
     """generation_config.eos_token_id may list more than the template writes."""
     tokenizer = make_tokenizer()
-    stops = find_stops(Template(tokenizer), more_token_ids=[7])
-    assert stops.token_ids == (7, tokenizer.eos_token_id)
+    stops = find_stops(Template(tokenizer), more_end_ids=[7])
+    assert stops.end_ids == (7, tokenizer.eos_token_id)
 
 
 def test_a_template_that_keeps_the_last_turn_only_gives_no_stop_string():
