@@ -1,50 +1,241 @@
-"""Known datasets and the user's own: one function each, row → Iterable[Example], in one table of exact names."""
+"""Known datasets and the user's own: one function each, row → Iterable[Example], in one table of exact names.
+
+A function yields nothing for a row that its dataset is known to contain and that is of no use (a tie, a dialogue that
+ends in a user's turn); such rows are counted. `prepare` turns the stream of rows into another one where rows depend on
+each other. Nothing is held in memory but the rows of one group.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
-from data.shapes import Adapter, Row, Shape, parse_columns, recognise
-from data.sources import Source
+from data.example import Example, RowError, ask
+from data.shapes import (
+    Row,
+    Shape,
+    conversation,
+    implicit_prompt,
+    instruction,
+    is_transcript,
+    pairs,
+    parse_columns,
+    plain_text,
+    ranked_pairs,
+    recognise,
+    transcript,
+)
+from data.sources import Placed, Source
 from rlhf.errors import DataError, nearest
+from rlhf.template import Message
 
-# exact hub name → (what its rows are, function)
-KNOWN: dict[str, Shape] = {}
+# --- preferences -----------------------------------------------------------------------------------------------------
+
+
+def rm_static(row: Row) -> Iterator[Example]:
+    """Dahoas/rm-static and Dahoas/full-hh-rlhf: prompt (a transcript), response (which is chosen), chosen, rejected."""
+    yield from pairs({name: row[name] for name in ("prompt", "chosen", "rejected")})
+
+
+def synthetic_instruct(row: Row) -> Iterator[Example]:
+    """Dahoas/synthetic-instruct-gptj-pairwise: prompt (a plain question), chosen, rejected."""
+    yield Example(ask(row["prompt"]), row["chosen"].strip(), row["rejected"].strip())
+
+
+def reward_datasets(row: Row) -> Iterator[Example]:
+    """yitingxie/rlhf-reward-datasets: prompt (a transcript up to the last "Human:" turn), and chosen and rejected that
+    begin with "Assistant:"."""
+    texts = [row[name].strip().removeprefix("Assistant:").strip() for name in ("chosen", "rejected")]
+    yield from pairs({"prompt": row["prompt"], "chosen": texts[0], "rejected": texts[1]})
+
+
+def webgpt_comparisons(row: Row) -> Iterator[Example]:
+    """openai/webgpt_comparisons: question {full_text}, answer_0, answer_1, score_0, score_1; ties give nothing."""
+    texts, scores = [row["answer_0"], row["answer_1"]], [row["score_0"], row["score_1"]]
+    yield from ranked_pairs(ask(row["question"]["full_text"]), [t.strip() for t in texts], scores)
+
+
+def shp(row: Row) -> Iterator[Example]:
+    """stanfordnlp/SHP: history, human_ref_A, human_ref_B, labels (1 where A is preferred)."""
+    texts = [row["human_ref_A"].strip(), row["human_ref_B"].strip()]
+    yield from ranked_pairs(ask(row["history"]), texts, [row["labels"], 1 - row["labels"]])
+
+
+def hh_rlhf(row: Row) -> Iterator[Example]:
+    """Anthropic/hh-rlhf: chosen and rejected are whole transcripts with a common beginning. Some of them end in a
+    user's turn or differ before the last one; these give nothing."""
+    for name in ("chosen", "rejected"):
+        if not is_transcript(row[name]):
+            raise RowError(f"{name} is no transcript (Human: … Assistant: …)")
+    turns = [transcript(row[name]) for name in ("chosen", "rejected")]
+    if turns[0][:-1] == turns[1][:-1] and all(t[-1]["role"] == "assistant" for t in turns):
+        yield Example(*implicit_prompt(row["chosen"], row["rejected"]))
+
+
+def summarize_comparisons(row: Row) -> Iterator[Example]:
+    """openai/summarize_from_feedback (comparisons): info {title, subreddit, post or article}, summaries, choice."""
+    info, summaries = row["info"], row["summaries"]
+    # Older copies hold a mapping of lists where newer ones hold a list of mappings.
+    texts = summaries["text"] if isinstance(summaries, dict) else [s["text"] for s in summaries]
+    head = f"Title: {info['title']}\n\n" if info.get("title") else ""
+    body = info.get("post") or info.get("article")
+    prompt = ask(f"Summarize this text.\n\n{head}{body}")
+    chosen, rejected = texts[row["choice"]], texts[1 - row["choice"]]
+    yield Example(prompt, chosen.strip(), rejected.strip())
+
+
+def ultrafeedback_binarized(row: Row) -> Iterator[Example]:
+    """HuggingFaceH4/ultrafeedback_binarized: prompt, chosen and rejected (lists of messages), score_chosen,
+    score_rejected; pairs with equal scores give nothing."""
+    if row["score_chosen"] > row["score_rejected"]:
+        yield from pairs({"prompt": row["chosen"][:-1], "chosen": row["chosen"], "rejected": row["rejected"]})
+
+
+def tldr_preference(row: Row) -> Iterator[Example]:
+    """trl-lib/tldr-preference: prompt (a post that ends with "TL;DR:"), chosen, rejected."""
+    yield Example(ask(row["prompt"]), row["chosen"].strip(), row["rejected"].strip())
+
+
+def oasst_trees(rows: Iterable[Placed]) -> Iterator[Placed]:
+    """OpenAssistant/oasst1 has one message a row; the messages of a tree, which stand together, become one row."""
+
+    def tree_of(placed: Placed) -> Any:
+        return placed[0] if isinstance(placed[1], RowError) else placed[1].get("message_tree_id")
+
+    for _, group in groupby(rows, key=tree_of):
+        placed = list(group)
+        broken = [item for item in placed if isinstance(item[1], RowError)]
+        yield from broken or [(placed[0][0], {"tree": [row for _, row in placed]})]
+
+
+def oasst1(row: Row) -> Iterator[Example]:
+    """A tree of messages → for each user message its replies, ranked (rank 0 is the best); one reply alone is a
+    demonstration. Deleted and rejected messages are left out with all that follows them."""
+    replies: dict[str | None, list[Row]] = defaultdict(list)
+    known = {message["message_id"] for message in row["tree"]}
+    for message in row["tree"]:
+        if message["parent_id"] is not None and message["parent_id"] not in known:
+            raise RowError(
+                f"message {message['message_id']} has no parent in its tree: rows of a tree must stand together"
+            )
+        if not message.get("deleted") and message.get("review_result") is not False:
+            replies[message["parent_id"]].append(message)
+    open_threads: list[tuple[Row, tuple[Message, ...]]] = [(root, ()) for root in replies[None]]
+    while open_threads:
+        message, before = open_threads.pop(0)
+        role = "user" if message["role"] == "prompter" else "assistant"
+        thread = (*before, Message(role=role, content=message["text"]))
+        children = replies[message["message_id"]]
+        open_threads += [(child, thread) for child in children]
+        if role == "user" and children:
+            ranked = [child for child in children if child.get("rank") is not None]
+            if len(ranked) > 1:
+                yield from ranked_pairs(thread, [c["text"] for c in ranked], [-c["rank"] for c in ranked])
+            else:
+                yield Example(thread, (ranked or children)[0]["text"])
+
+
+# --- demonstrations --------------------------------------------------------------------------------------------------
+
+
+def alpaca(row: Row) -> Iterator[Example]:
+    """tatsu-lab/alpaca: instruction, input (often empty), output; `text` repeats them in a fixed wording."""
+    if row["output"].strip():
+        yield from instruction({name: row[name] for name in ("instruction", "input", "output")})
+
+
+def no_robots(row: Row) -> Iterator[Example]:
+    """HuggingFaceH4/no_robots: messages, of which a system turn may come first; prompt repeats the first question."""
+    yield from conversation({"messages": row["messages"]})
+
+
+# --- the pretraining mix ---------------------------------------------------------------------------------------------
+
+
+def wikitext_articles(rows: Iterable[Placed]) -> Iterator[Placed]:
+    """wikitext has one line a row; the lines from one title (" = Title = ") to the next become one row."""
+    start, lines = "", []
+    for where, row in rows:
+        if isinstance(row, RowError):
+            yield where, row
+            continue
+        line = row["text"]
+        title = line.startswith(" = ") and not line.startswith(" = = ")
+        if title and lines:
+            yield start, {"text": "".join(lines)}
+            lines = []
+        start = start if lines else where
+        lines.append(line)
+    if lines:
+        yield start, {"text": "".join(lines)}
+
+
+def squad_v2(row: Row) -> Iterator[Example]:
+    """squad_v2: context (repeated for each question about it; repeats are left out later), question, answers."""
+    yield from plain_text({"text": row["context"]})
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+# exact hub name → what its rows are, the function, and what makes its rows where they depend on each other
+KNOWN: dict[str, Shape] = {
+    "Dahoas/rm-static": Shape("preference pairs on transcripts", rm_static),
+    "Dahoas/full-hh-rlhf": Shape("preference pairs on transcripts", rm_static),
+    "Dahoas/synthetic-instruct-gptj-pairwise": Shape("preference pairs", synthetic_instruct),
+    "yitingxie/rlhf-reward-datasets": Shape("preference pairs on transcripts", reward_datasets),
+    "openai/webgpt_comparisons": Shape("two answers with scores", webgpt_comparisons),
+    "stanfordnlp/SHP": Shape("two comments with a label", shp),
+    "Anthropic/hh-rlhf": Shape("preference pairs of whole transcripts", hh_rlhf),
+    "openai/summarize_from_feedback": Shape("two summaries with a choice", summarize_comparisons),
+    "HuggingFaceH4/ultrafeedback_binarized": Shape("conversational preference pairs", ultrafeedback_binarized),
+    "trl-lib/tldr-preference": Shape("preference pairs", tldr_preference),
+    "OpenAssistant/oasst1": Shape("message trees, ranked replies expanded to pairs", oasst1, oasst_trees),
+    "tatsu-lab/alpaca": Shape("instructions with an output", alpaca),
+    "HuggingFaceH4/no_robots": Shape("conversations, of which the last assistant turn is learned", no_robots),
+    "Salesforce/wikitext": Shape("plain text, lines joined to articles", plain_text, wikitext_articles),
+    "rajpurkar/squad_v2": Shape("plain text: the contexts", squad_v2),
+}
 
 
 def adapter_for(source: Source, first: Row, *, columns: str, data_adapter: str) -> Shape:
-    """How to read a source: the user's function, else `columns`, else the known dataset's function, else its shape.
-
-    Raises RowError when the first row fits no shape, DataError when the settings cannot be used.
+    """How to read a source: by `data_adapter`, else by `columns` where it has them, else as the known dataset that it
+    is, else by its shape. Raises RowError when the row fits no shape, DataError when the settings cannot be used.
     """
     if data_adapter:
-        return Shape(f"read by {data_adapter}", load_adapter(data_adapter))
+        return KNOWN.get(data_adapter) or Shape(f"read by {data_adapter}", load_adapter(data_adapter))
     mapping = parse_columns(columns)
-    if mapping and all(column in first for column in mapping.values()):
+    if any(column in first for column in mapping.values()):
         return recognise(first, mapping)
-    known = KNOWN.get(source.hub["name"]) if source.hub else None
-    return known or recognise(first, mapping)
+    if source.hub and source.hub.name in KNOWN:
+        return KNOWN[source.hub.name]
+    return recognise(first, {})
 
 
-def load_adapter(spec: str) -> Adapter:
+def load_adapter(spec: str) -> Any:
     """The function of `--data-adapter file.py:function`."""
     name, colon, function = spec.rpartition(":")
     path = Path(name).expanduser()
     if not colon or path.suffix != ".py":
-        raise DataError(f"--data-adapter {spec}: write it as file.py:function, for example my_data.py:to_example")
+        raise DataError(
+            f"--data-adapter {spec}: write it as file.py:function, for example my_data.py:to_example, or as the name "
+            f"of a known dataset whose columns the rows have{nearest(spec, KNOWN)}"
+        )
     if not path.is_file():
         raise DataError(f"--data-adapter {spec}: {path} does not exist")
     module_spec = importlib.util.spec_from_file_location(f"data_adapter_{path.stem}", path)
-    assert module_spec and module_spec.loader
+    if module_spec is None or module_spec.loader is None:
+        raise DataError(f"--data-adapter {spec}: {path} is no Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
         raise DataError(f"--data-adapter {spec}: {path} fails on import: {type(error).__name__}: {error}") from error
-    found = getattr(module, function, None)
+    found: Any = getattr(module, function, None)
     if not callable(found):
-        names: Mapping[str, object] = {n: v for n, v in vars(module).items() if callable(v) and not n.startswith("_")}
-        raise DataError(f"--data-adapter {spec}: {path} has no function '{function}'{nearest(function, names)}")
+        functions = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise DataError(f"--data-adapter {spec}: {path} has no function '{function}'{nearest(function, functions)}")
     return found

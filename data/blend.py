@@ -16,7 +16,8 @@ STAGE_SALT, HELD_OUT_SALT, ORDER_SALT = 1, 2, 3
 
 
 def mix(keys: np.ndarray, *, seed: int, salt: int) -> np.ndarray:
-    """Another 64 bits for each key: the finaliser of SplitMix64 (Steele et al. 2014), a bijection, keyed by the seed."""
+    """Another 64 bits for each key: the finaliser of SplitMix64 (Steele et al. 2014), a bijection, keyed by the
+    seed."""
     with np.errstate(over="ignore"):
         start = np.uint64((seed * 8 + salt) * 0x9E3779B97F4A7C15 % 2**64)
         z = keys.astype(np.uint64) + start
@@ -60,7 +61,8 @@ def blend(
 
     `rows[s]` are the row numbers that source s offers and `keys[s]` their hashes. Without weights every row is used
     once. With weights the sources' shares are the weights', no row is used twice, and the blend is as long as the first
-    source to run out allows. Sources are interleaved evenly, so any beginning of the blend (`limit`) has the same shares.
+    source to run out allows. Sources are interleaved evenly, so any beginning of the blend (`limit`) has the same
+    shares.
     """
     counts = np.array([len(r) for r in rows], dtype=np.int64)
     taken = counts.copy()

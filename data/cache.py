@@ -59,8 +59,8 @@ def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *
 
 @contextmanager
 def _locked(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold a lock that dies with this process. A POSIX record lock and not flock(2): worker processes, which may outlive
-    a killed parent for a while, would inherit the latter."""
+    """Hold a lock that dies with this process. A POSIX record lock and not flock(2): worker processes, which may
+    outlive a killed parent for a while, would inherit the latter."""
     with path.open("a") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -17,7 +17,8 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DemonstrationBatch:
-    """loss_mask_BT is True where a token is predicted from those before it and counts in the loss; never at position 0."""
+    """loss_mask_BT is True where a token is predicted from those before it and counts in the loss; never at position
+    0."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
@@ -27,8 +28,8 @@ class DemonstrationBatch:
 
 @dataclass(frozen=True)
 class PreferenceBatch:
-    """2B rows: B chosen, then B rejected. last_B is the index of each row's last token (its end token), where the score is
-    read; margin_B and pair_mask_B have one entry per pair."""
+    """2B rows: B chosen, then B rejected. last_B is the index of each row's last token (its end token), where the
+    score is read; margin_B and pair_mask_B have one entry per pair."""
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor

@@ -65,8 +65,12 @@ class DataSettings(SourceSettings):
 class PretrainingMixSettings(SourceSettings):
     """Plain text that is mixed into PPO, so that the actor keeps its language."""
 
-    ptx_data: list[str] = setting([], "SOURCE[:weight] with a text column: the pretraining mix of stage 3")
+    ptx_data: list[str] = setting([], "SOURCE[:weight] of plain text: the pretraining mix of stage 3")
     ptx_coef: float | None = setting(None, "multiplies its loss; 27.8 (InstructGPT) when ptx_data is given", ge=0)
     ptx_length: int = setting(256, "tokens of one row of pretraining text", ge=2)
+    ptx_column: str = setting("text", "the column of ptx_data that holds the text")
 
-
+    def reading(self) -> SourceSettings:
+        """How the mix's sources are read: `columns` and `data_adapter` are for the other sources."""
+        columns = "" if self.ptx_column == "text" else f"text={self.ptx_column}"
+        return self.model_copy(update={"columns": columns, "data_adapter": ""})

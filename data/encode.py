@@ -8,7 +8,8 @@ of the reasons for which a row is dropped (then its lists are empty).
     prompts         prompt_ids, messages (JSON)
 
 A response that is kept always ends with the end token. A prompt that is too long loses its oldest turns first and then
-the beginning (keep_end) or the end (keep_start) of its first remaining user turn, so what the template writes around the turns stays whole.
+the beginning (keep_end) or the end (keep_start) of its first remaining user turn, so what the template writes around
+the turns stays whole.
 """
 
 from __future__ import annotations
@@ -94,9 +95,7 @@ class Encoder:
                 outcomes[i] |= SAME_RESPONSES
         rows |= {"prompt_ids": prompt_ids, "chosen_ids": chosen, "rejected_ids": rejected}
         rows["margin"] = list(batch["margin"])
-        rows["length"] = [
-            len(p) + max(len(c), len(r)) for p, c, r in zip(prompt_ids, chosen, rejected, strict=True)
-        ]
+        rows["length"] = [len(p) + max(len(c), len(r)) for p, c, r in zip(prompt_ids, chosen, rejected, strict=True)]
         return self._emptied(rows)
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:

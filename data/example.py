@@ -108,7 +108,8 @@ def prompt_json(prompt: Iterable[Message]) -> str:
 
 
 def content_hash(*parts: str) -> int:
-    """64 bits of the texts' content, the same in every process and on every machine; blanks at the ends do not count."""
+    """64 bits of the texts' content, the same in every process and on every machine; blanks at the ends do not
+    count."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         encoded = part.strip().encode("utf-8", "surrogatepass")

@@ -1,58 +1,96 @@
-"""Hub datasets by exact name, `org/name[/config][@revision][#split]`, through `datasets`."""
+"""Hub datasets by exact name, through `datasets`."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from data.example import RowError
-from data.sources import HUB_NAME, Row, Source
+from data.sources import HubName, Row, Source
 from rlhf.errors import DataError
 
+# Where the obvious choice is not the right one: the configuration and the splits (to train on, held out).
+CONFIGS = {"openai/summarize_from_feedback": "comparisons", "Salesforce/wikitext": "wikitext-103-raw-v1"}
+SPLITS = {
+    "HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs"),
+    "openai/summarize_from_feedback": ("train", "validation"),
+}
+CONFIG_IS_FOLDER = {"Anthropic/hh-rlhf"}  # helpful-base, harmless-base, …
 HELD_OUT_SPLITS = ("test", "validation", "eval", "dev")
 
 
-def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row | RowError]]:
-    for number, row in enumerate(_load(source.name, held_out)):
+def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row]]:
+    for number, row in enumerate(_load(_hub(source), held_out)):
         yield f"{source.name}, row {number + 1}", row
 
 
 def hub_fingerprint(source: Source, *, held_out: bool) -> str:
     """Of the files that the dataset was made from: their addresses hold the revision."""
-    dataset = _load(source.name, held_out)
+    dataset = _load(_hub(source), held_out)
     files = sorted(dataset.info.download_checksums or {}) or [dataset._fingerprint]
     return hashlib.blake2b(repr((str(dataset.split), files)).encode(), digest_size=16).hexdigest()
 
 
-def hub_splits(source: Source) -> tuple[str, str | None]:
-    """The split to train on and the one held out, if the dataset has one; a named split is trained on alone."""
-    assert source.hub
-    if source.hub["split"]:
-        return source.hub["split"], None
+@lru_cache(maxsize=32)
+def hub_splits(hub: HubName) -> tuple[str, str | None]:
+    """The split to train on and the one that is held out, if there is one; a named split is trained on alone."""
+    if hub.split:
+        return hub.split, None
+    if hub.name in SPLITS:
+        return SPLITS[hub.name]
     import datasets
 
-    names = _reach(source.name, lambda: datasets.get_dataset_split_names(
-        source.hub["name"], source.hub["config"], revision=source.hub["revision"]))  # fmt: skip
+    names = _reach(hub, lambda: datasets.get_dataset_split_names(hub.name, **_options(hub)))
     train = "train" if "train" in names else names[0]
     return train, next((n for n in HELD_OUT_SPLITS if n in names and n != train), None)
 
 
+def unreachable(hub: HubName) -> str | None:
+    """Why a dataset cannot be had, in one line, or None: asked of the hub without loading it, nothing if it is
+    cached."""
+    from datasets import config
+    from huggingface_hub import HfApi
+
+    if (Path(config.HF_DATASETS_CACHE) / hub.name.replace("/", "___")).is_dir():
+        return None
+    try:
+        HfApi().dataset_info(hub.name, revision=hub.revision, timeout=10)
+    except Exception as error:  # no network, a proxy, offline mode: the client and its libraries raise their own
+        return _no_dataset(hub, error)
+    return None
+
+
+def _hub(source: Source) -> HubName:
+    assert source.hub
+    return source.hub
+
+
+def _options(hub: HubName) -> dict[str, Any]:
+    config = hub.config or CONFIGS.get(hub.name)
+    return {"data_dir" if hub.name in CONFIG_IS_FOLDER else "name": config, "revision": hub.revision}
+
+
 @lru_cache(maxsize=8)
-def _load(name: str, held_out: bool) -> Any:
+def _load(hub: HubName, held_out: bool) -> Any:
     import datasets
 
-    hub = HUB_NAME.fullmatch(name)
-    assert hub
-    split = hub_splits(Source(name, hub=hub))[1 if held_out else 0]
-    return _reach(name, lambda: datasets.load_dataset(
-        hub["name"], hub["config"], revision=hub["revision"], split=split))  # fmt: skip
+    split = hub_splits(hub)[1 if held_out else 0]
+    return _reach(hub, lambda: datasets.load_dataset(hub.name, split=split, **_options(hub)))
 
 
-def _reach(name: str, load: Any) -> Any:
+def _reach(hub: HubName, load: Callable[[], Any]) -> Any:
     try:
         return load()
     except Exception as error:  # the hub client, the network and each format raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{name} is neither a file or folder here nor a hub dataset that can be loaded: {reason}") from error
+        raise DataError(_no_dataset(hub, error)) from error
+
+
+def _no_dataset(hub: HubName, error: Exception) -> str:
+    from data.adapters import KNOWN
+    from rlhf.errors import nearest
+
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    hint = "" if hub.name in KNOWN else nearest(hub.name, KNOWN)
+    return f"{hub.name} is neither a file or folder here nor a hub dataset that can be loaded{hint} ({reason})"

@@ -2,39 +2,64 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
+from data.shapes import Shape, parse_columns
 from data.sources import parse
-from data.store import problems as source_problems
+from data.store import Reader, unmapped
 from rlhf.errors import UserError
 
 LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 
 
 def problems(settings: SourceSettings) -> list[str]:
-    """One line for each thing that is wrong with the sources that `settings` name; hub datasets are not loaded here."""
+    """One line for each thing that is wrong with the sources that `settings` name. Hub datasets are asked for, not
+    loaded."""
     found: list[str] = []
-    specs: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
-            found.append("data_path is needed: give --data-path a .jsonl, .json, .csv or .parquet file, or a hub dataset")
-        specs += [*settings.data_path, *settings.eval_data_path]
+            found.append(
+                "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet) or a hub dataset"
+            )
+        found += look_at([*settings.data_path, *settings.eval_data_path], settings)
     if isinstance(settings, PretrainingMixSettings):
-        specs += settings.ptx_data
+        found += look_at(settings.ptx_data, settings.reading())
+    if (
+        settings.data_cache_dir is not None
+        and settings.data_cache_dir.exists()
+        and not settings.data_cache_dir.is_dir()
+    ):
+        found.append(f"data_cache_dir {settings.data_cache_dir} is a file; name a folder")
+    return list(dict.fromkeys(found))
+
+
+def look_at(specs: Sequence[str], settings: SourceSettings) -> list[str]:
+    """What is wrong with sources, as far as their first rows show."""
+    found: list[str] = []
+    shapes: list[Shape] = []
+    weights: list[float] = []
+    try:
+        parse_columns(settings.columns)
+    except UserError as error:
+        return error.problems
     for spec in specs:
         try:
             source = parse(spec)
+            weights.append(1.0 if source.weight is None else source.weight)
+            if source.hub:
+                from data.hub import unreachable  # takes a second to import
+
+                found += filter(None, [unreachable(source.hub)])
+                continue
+            reader = Reader(source, settings, limit=LOOK_AT)
+            for _ in reader:
+                pass
+            shapes.append(reader.shape)
         except UserError as error:
             found += error.problems
-            continue
-        if not source.hub:
-            found += [line for line in source_problems(source, settings, limit=LOOK_AT) if line not in found]
-    return found + _cache_problems(settings)
-
-
-def _cache_problems(settings: SourceSettings) -> list[str]:
-    folder = settings.data_cache_dir
-    if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
-        return [f"data_cache_dir {folder} is a file; name a folder"]
-    return []
+    if weights and len(weights) == len(specs) and not sum(weights):
+        found.append("the weights of all sources are 0; one must be above it")
+    if settings.columns and shapes and len(shapes) == len(specs) and not any(s.mapped for s in shapes):
+        found.append(unmapped(settings.columns))
+    return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from data.example import Example, RowError, ask, messages
+from data.example import Example, RowError, ask, check_text, messages
 from rlhf.errors import DataError, nearest
 from rlhf.template import Message
 
@@ -19,10 +19,13 @@ SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a source's rows are, in words for the user, and the function that reads them."""
+    """What a source's rows are, in words for the user, and the function that reads them; `prepare` comes before it
+    where rows depend on each other, and `mapped` says that it goes by the user's `columns`."""
 
     says: str
     adapt: Adapter
+    prepare: Callable[[Iterable[tuple[str, Any]]], Iterator[tuple[str, Any]]] | None = None
+    mapped: bool = False
 
 
 # --- transcripts -----------------------------------------------------------------------------------------------------
@@ -59,7 +62,7 @@ def as_prompt(value: Any, name: str = "prompt", *, system: Any = None) -> tuple[
             turns = turns[:-1]
     else:
         if not isinstance(value, str) or not value.strip():
-            raise RowError(f"{name} is empty" if value in (None, "") or isinstance(value, str) else f"{name} is not text")
+            raise RowError(f"{name} is empty" if value is None or isinstance(value, str) else f"{name} is not text")
         turns = list(ask(value))
     if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
         turns = [{"role": "system", "content": system}, *turns]
@@ -68,7 +71,8 @@ def as_prompt(value: Any, name: str = "prompt", *, system: Any = None) -> tuple[
 
 def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
     """A response column: text, or messages of which the last is the assistant's and the others are the prompt."""
-    if isinstance(value, str):
+    if not isinstance(value, (list, tuple)):
+        check_text(value, name)
         return value
     turns = messages(value, name)
     if not turns or turns[-1]["role"] != "assistant":
@@ -230,8 +234,7 @@ def parse_columns(text: str) -> dict[str, str]:
 def recognise(row: Row, columns: Mapping[str, str]) -> Shape:
     """The shape of a source from its first row; `columns` (our name → its name) forces it. Raises RowError."""
     if columns:
-        missing = [c for c in columns.values() if c not in row]
-        if missing:
+        if missing := [column for column in columns.values() if column not in row]:
             raise RowError(f"has no column '{missing[0]}'{nearest(missing[0], row)} (it has {', '.join(row)})")
         names = dict(columns)
     else:
@@ -245,11 +248,12 @@ def recognise(row: Row, columns: Mapping[str, str]) -> Shape:
             kind = "conversational " if any(isinstance(row.get(c), (list, tuple)) for c in used.values()) else ""
             if kind and needed in (("messages",), ("prompt", "answers")):
                 kind = ""
-            shown = ", ".join(n if n == c else f"{n} from {c}" for n, c in used.items())
-            return Shape(f"{kind}{says}: {shown}", _renaming(function, used, needed))
+            ordered = sorted(used, key=lambda n: (n != "prompt", n != "system", list(used).index(n)))
+            shown = ", ".join(n if n == used[n] else f"{n} from {used[n]}" for n in ordered)
+            return Shape(f"{kind}{says}: {shown}", _renaming(function, used, needed), mapped=bool(columns))
     raise RowError(
-        f"has the columns {', '.join(map(repr, row)) or 'none'}, which fit no known shape{_nearest_target(row)}; name them "
-        "with --columns prompt=…,chosen=…,rejected=… or give --data-adapter file.py:function"
+        f"has the columns {', '.join(map(repr, row)) or 'none'}, which fit no known shape{_nearest_target(row)}; name "
+        "them with --columns prompt=…,chosen=…,rejected=… or give --data-adapter file.py:function"
     )
 
 

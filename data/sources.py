@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,34 +23,38 @@ Row = Mapping[str, Any]
 Placed = tuple[str, "Row | RowError"]  # ("train.jsonl, line 7", the row or what is wrong with it)
 
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>[\w.\[\]:%-]+))?")
+HUB_NAME = re.compile(
+    r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>[\w.\[\]:%-]+))?"
+)
+# Two hub datasets are commonly called by a name without a "/".
+SHORT_NAMES = {"wikitext": "Salesforce/wikitext", "squad_v2": "rajpurkar/squad_v2"}
 HELD_OUT_NAME = re.compile(r"(^|[^a-z])(test|eval|valid|validation|val|dev|heldout|held_out)([^a-z]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
+class HubName:
+    """`name[/config][@revision][#split]` of a hub dataset, `name` being `org/name`."""
+
+    name: str
+    config: str | None = None
+    revision: str | None = None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
 class Source:
-    """One `--data-path`: local files or a hub dataset, its weight, and the files of a split of its own, if it has one."""
+    """One `--data-path`: local files or a hub dataset, its weight, and files that it holds out itself, if any."""
 
     name: str
     weight: float | None = None
     files: tuple[Path, ...] = ()
-    held_out_files: tuple[Path, ...] = field(default=(), repr=False)
-    hub: re.Match[str] | None = field(default=None, repr=False)
+    held_out_files: tuple[Path, ...] = ()
+    hub: HubName | None = None
 
 
 def parse(spec: str) -> Source:
     """`SOURCE[:weight]` as a Source. Raises DataError for a path that does not exist and a name that cannot be one."""
-    name, colon, number = spec.rpartition(":")
-    weight = None
-    if colon and name and not Path(spec).exists():
-        try:
-            weight = float(number)
-        except ValueError:
-            name = spec
-    else:
-        name = spec
-    if weight is not None and not 0 <= weight < float("inf"):
-        raise DataError(f"{spec}: the weight {number} must be 0 or more; write SOURCE:weight, for example {name}:2")
+    name, weight = _weight(spec)
     path = Path(name).expanduser()
     if path.is_dir():
         return _folder(name, path, weight)
@@ -58,16 +62,35 @@ def parse(spec: str) -> Source:
         if path.suffix.lower() not in READERS:
             raise DataError(f"{name}: {path.suffix or 'a file without a suffix'} is none of {', '.join(READERS)}")
         return Source(name, weight, files=(path,))
-    if any(c in name for c in "*?["):
-        found = tuple(Path(p) for p in sorted(glob.glob(str(path), recursive=True)) if Path(p).suffix.lower() in READERS)
-        if not found and not HUB_NAME.fullmatch(name):
+    hub = _hub_name(name)
+    if any(c in name for c in "*?[") and not (hub and hub.split):
+        found = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))]
+        readable = tuple(p for p in found if p.suffix.lower() in READERS)
+        if not readable:
             raise DataError(f"{name} matches no file that ends in {', '.join(READERS)}")
-        if found:
-            return Source(name, weight, files=found)
-    hub = HUB_NAME.fullmatch(name)
+        return Source(name, weight, files=readable)
     if hub and path.suffix.lower() not in READERS and not name.startswith((".", "/", "~")):
         return Source(name, weight, hub=hub)
     raise DataError(f"{name} does not exist: neither a file, a folder nor a hub name such as org/name")
+
+
+def _weight(spec: str) -> tuple[str, float | None]:
+    name, colon, number = spec.rpartition(":")
+    if not colon or not name or Path(spec).exists():
+        return spec, None
+    try:
+        weight = float(number)
+    except ValueError:
+        return spec, None
+    if not 0 <= weight < float("inf"):
+        raise DataError(f"{spec}: the weight {number} must be 0 or more; write SOURCE:weight, for example {name}:2")
+    return name, weight
+
+
+def _hub_name(name: str) -> HubName | None:
+    first, rest = re.match(r"([^/@#]*)(.*)", name, re.DOTALL).groups()  # type: ignore[union-attr]
+    found = HUB_NAME.fullmatch(SHORT_NAMES.get(first, first) + rest)
+    return HubName(**found.groupdict()) if found else None
 
 
 def _folder(name: str, path: Path, weight: float | None) -> Source:
@@ -85,12 +108,12 @@ def has_held_out(source: Source) -> bool:
     if source.hub:
         from data.hub import hub_splits
 
-        return hub_splits(source)[1] is not None
+        return hub_splits(source.hub)[1] is not None
     return bool(source.held_out_files)
 
 
 def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
-    """The rows of a source, each with its place; a broken row comes as a RowError. Raises DataError for a broken file."""
+    """The rows of a source with their places; a broken row comes as a RowError. Raises DataError for a broken file."""
     if source.hub:
         from data.hub import hub_rows  # `datasets` takes a second to import
 

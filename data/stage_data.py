@@ -19,9 +19,9 @@ import numpy as np
 
 from data import encode
 from data.blend import HELD_OUT_SALT, blend, first_of_each, is_held_out, mix, stage_of
-from data.config import DataSettings, PretrainingMixSettings, SourceSettings
+from data.config import DataSettings, PretrainingMixSettings
 from data.sources import has_held_out, parse
-from data.store import Store, open_store
+from data.store import Store, open_stores
 from data.tokens import encoded
 from rlhf.errors import DataError
 from rlhf.template import Template
@@ -74,10 +74,11 @@ def prompts(settings: DataSettings, template: Template) -> StageData:
 
 def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Blocks of `ptx_length` ids of plain text, for the pretraining mix."""
-    stores = [open_store(parse(spec), settings) for spec in settings.ptx_data]
-    offered = [np.flatnonzero(s.has("text")) for s in stores]
+    stores = open_stores([parse(spec) for spec in settings.ptx_data], settings.reading())
+    texts = _without_repeats([s.has("text") for s in stores], [s.column("row_key") for s in stores])
+    offered = [np.flatnonzero(t) for t in texts]
     if not any(len(rows) for rows in offered):
-        raise DataError("ptx_data has no plain text: it needs a column 'text' (or --columns text=…)")
+        raise DataError("ptx_data has no plain text: it needs a column 'text' (or --ptx-column NAME)")
     table = blend(
         offered, [s.column("row_key")[r] for s, r in zip(stores, offered, strict=True)], _weights(stores),
         seed=settings.data_seed,
@@ -110,10 +111,13 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
             {
                 "source": s.source.name,
                 "weight": s.source.weight,
-                "shape": s.says,
+                "shape": s.info["says"],
                 "fingerprint": s.fingerprint,
-                "rows": len(s.dataset),
-                "bad": s.bad,
+                "rows": s.info["rows"],
+                "examples": len(s.dataset),
+                "bad_rows": s.info["bad_rows"],
+                "bad": s.info["bad"],
+                "silent_rows": s.info["silent_rows"],
                 "train": int((train[:, 0] == i).sum()),
                 "held_out": int((held_out[:, 0] == i).sum()),
             }
@@ -145,10 +149,10 @@ def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings, kin
 def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
     """The sources to train on, and those that are held out: `eval_data_path`, else the splits that sources have."""
     sources = [parse(spec) for spec in settings.data_path]
-    stores = [open_store(source, settings) for source in sources]
+    stores = open_stores(sources, settings)
     if settings.eval_data_path:
-        return stores, [open_store(parse(spec), settings) for spec in settings.eval_data_path]
-    return stores, [open_store(s, settings, held_out=True) for s in sources if has_held_out(s)]
+        return stores, open_stores([parse(spec) for spec in settings.eval_data_path], settings)
+    return stores, open_stores([s for s in sources if has_held_out(s)], settings, held_out=True)
 
 
 def divide(

@@ -1,16 +1,16 @@
 """A source read once: its Examples in a memory-mapped Arrow file, with the hashes that split and blend need.
 
-The store depends on the source's content and how it is read, not on stage, seed, tokenizer or lengths, so all stages and
-later runs share it.
+The store depends on the source's content and how it is read, not on stage, seed, tokenizer or lengths, so all stages
+and later runs share it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,8 @@ from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
 from data.example import Example, RowError, content_hash, prompt_hash, prompt_json
 from data.shapes import Shape
-from data.sources import Placed, Source, fingerprint, rows
-from rlhf.errors import DataError, UserError
+from data.sources import Placed, Row, Source, fingerprint, rows
+from rlhf.errors import DataError
 from rlhf.files import write_json
 
 if TYPE_CHECKING:
@@ -35,14 +35,17 @@ CODE = ("example.py", "sources.py", "shapes.py", "adapters.py", "hub.py", "store
 
 @dataclass
 class Store:
-    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, where (its
-    place in the source), prompt_key, chosen_key and row_key (64-bit hashes of what they name)."""
+    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, where
+    (its place in the source), prompt_key, chosen_key and row_key (64-bit hashes of what they name).
+
+    info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, silent_rows (that gave
+    nothing).
+    """
 
     source: Source
     dataset: Dataset
-    says: str  # the shape, in words
     fingerprint: str
-    bad: dict[str, int]  # what was wrong → rows skipped for it
+    info: dict[str, Any]
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers as an array, without Python objects."""
@@ -61,12 +64,12 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
 
     disable_progress_bars()
     content = fingerprint(source, held_out=held_out)
-    adapter = Path(settings.data_adapter.rpartition(":")[0]).expanduser() if settings.data_adapter else None
+    adapter = Path(settings.data_adapter.rpartition(":")[0]).expanduser()
     values = {
         "content": content,
-        "hub": source.hub["name"] if source.hub else "",
+        "hub": source.hub.name if source.hub else "",
         "columns": settings.columns,
-        "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter and adapter.is_file() else ""],
+        "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter.is_file() else ""],
         "skip": settings.skip_bad_rows,
     }
     folder = build_once(
@@ -77,7 +80,19 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), info["says"], content, info["bad"])
+    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, info)
+
+
+def open_stores(sources: Sequence[Source], settings: SourceSettings, *, held_out: bool = False) -> list[Store]:
+    """The stores of several sources; raises DataError when `columns` names columns that none of them has."""
+    stores = [open_store(source, settings, held_out=held_out) for source in sources]
+    if settings.columns and stores and not any(s.info["mapped"] for s in stores) and not settings.data_adapter:
+        raise DataError(unmapped(settings.columns))
+    return stores
+
+
+def unmapped(columns: str) -> str:
+    return f"--columns {columns}: no source has these columns; write it as name=column with the columns' exact names"
 
 
 def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: bool) -> None:
@@ -100,7 +115,18 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
                 batch = []
         if batch:
             writer.write_batch(pa.RecordBatch.from_pylist(batch, schema=schema))
-    write_json(folder / "info.json", {"source": source.name, "says": reader.says, "bad": dict(reader.bad)})
+    write_json(
+        folder / "info.json",
+        {
+            "source": source.name,
+            "says": reader.shape.says,
+            "mapped": reader.shape.mapped,
+            "rows": reader.read,
+            "bad": dict(reader.bad.most_common(20)),
+            "bad_rows": reader.bad.total(),
+            "silent_rows": reader.silent,
+        },
+    )
 
 
 def _record(where: str, example: Example) -> dict[str, Any]:
@@ -121,78 +147,77 @@ def _record(where: str, example: Example) -> dict[str, Any]:
 
 
 class Reader:
-    """The Examples of a source, one after another, with the place of each; `bad` counts what could not be used.
+    """The Examples of a source, one after another, with the place of each.
 
-    Raises DataError with the first few bad rows, unless they are to be skipped; always when no row can be used.
-    `limit` reads at most so many rows (a look at the source before a run).
+    `bad` counts what could not be used, `silent` the rows that gave no Example. Raises DataError with the first few bad
+    rows, unless they are to be skipped; always when no row can be used. `limit` reads at most so many rows (a look at
+    the source before a run).
     """
 
     def __init__(
         self, source: Source, settings: SourceSettings, *, held_out: bool = False, limit: int | None = None
     ) -> None:
         self.source, self.settings, self.held_out, self.limit = source, settings, held_out, limit
-        self.says = ""
-        self.read = self.kept = 0
+        self.shape = Shape("", lambda row: ())
+        self.read = self.kept = self.silent = 0
         self.bad: Counter[str] = Counter()
         self.problems: list[str] = []
 
     def __iter__(self) -> Iterator[tuple[str, Example]]:
-        source_rows = rows(self.source, held_out=self.held_out)
-        shape, source_rows = self._shape(source_rows)
-        self.says = shape.says
-        for where, row in source_rows:
-            if self.limit is not None and self.read >= self.limit:
-                break
+        source_rows = self._recognise(rows(self.source, held_out=self.held_out))
+        if self.shape.prepare:
+            source_rows = self.shape.prepare(source_rows)
+        for where, row in islice(source_rows, self.limit):
             self.read += 1
             try:
-                if isinstance(row, RowError):
-                    raise row
-                for example in shape.adapt(row):
-                    self.kept += 1
-                    yield where, example
+                examples = self._examples(row)
             except RowError as error:
-                self._note(where, str(error))
-            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-                # an adapter met a row that is not as it expects
-                self._note(where, f"cannot be read ({type(error).__name__}: {error})")
+                self.note(where, str(error))
+            except Exception as error:  # an adapter, perhaps the user's, met a row that it does not expect
+                self.note(where, f"cannot be read ({type(error).__name__}: {error})")
+            else:
+                self.kept += len(examples)
+                self.silent += not examples
+                yield from ((where, example) for example in examples)
             if len(self.problems) >= SHOWN and not self.settings.skip_bad_rows:
                 break
         if self.problems and not self.settings.skip_bad_rows:
-            raise DataError(*self.problems, *self._advice())
+            count = f"{len(self.problems)}{' or more' if len(self.problems) >= SHOWN else ''}"
+            raise DataError(
+                *self.problems,
+                f"{self.source.name}: rows that cannot be used: {count}; mend them, or give --skip-bad-rows to leave "
+                "them out",
+            )
         if not self.kept:
             raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
 
-    def _shape(self, source_rows: Iterator[Placed]) -> tuple[Shape, Iterable[Placed]]:
-        """Recognised from the first row that can be read; that row is read again with the others."""
+    def _recognise(self, source_rows: Iterator[Placed]) -> Iterable[Placed]:
+        """Sets `shape` by the first row that can be read; that row is given out again with the others."""
         seen: list[Placed] = []
         for where, row in source_rows:
             seen.append((where, row))
             if isinstance(row, RowError):
                 continue
             try:
-                shape = adapter_for(
+                self.shape = adapter_for(
                     self.source, row, columns=self.settings.columns, data_adapter=self.settings.data_adapter
                 )
             except RowError as error:
                 raise DataError(f"{where}: {error}") from None
-            return shape, chain(seen, source_rows)
+            return chain(seen, source_rows)
         raise DataError(*[f"{where}: {row}" for where, row in seen[:SHOWN]])
 
-    def _note(self, where: str, what: str) -> None:
+    def _examples(self, row: Row | RowError) -> list[Example]:
+        if isinstance(row, RowError):
+            raise row
+        found: Any = self.shape.adapt(row)
+        examples: list[Any] = [found] if isinstance(found, Example) else list(found or ())
+        for example in examples:
+            if not isinstance(example, Example):
+                raise RowError(f"the adapter gave {type(example).__name__} instead of data.example.Example")
+        return examples
+
+    def note(self, where: str, what: str) -> None:
         self.bad[what[:80]] += 1
         if len(self.problems) < SHOWN:
             self.problems.append(f"{where}: {what}")
-
-    def _advice(self) -> list[str]:
-        more = " or more" if len(self.problems) >= SHOWN else ""
-        return [f"{self.source.name}: {len(self.problems)}{more} rows cannot be used; mend them or give --skip-bad-rows"]
-
-
-def problems(source: Source, settings: SourceSettings, *, limit: int) -> list[str]:
-    """What is wrong with a source as far as its first `limit` rows show."""
-    try:
-        for _ in Reader(source, settings, limit=limit):
-            pass
-    except UserError as error:
-        return error.problems
-    return []

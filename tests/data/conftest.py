@@ -9,7 +9,10 @@ from typing import Any
 
 import pytest
 
+from data.collate import collate_demonstrations
 from data.config import DataSettings
+from data.encode import Encoder, Limits
+from data.example import Example, prompt_json
 from rlhf.template import Template, install_template
 from tests.tiny import tiny_tokenizer
 
@@ -52,3 +55,25 @@ def pairs() -> Callable[..., list[dict[str, str]]]:
         return [{"prompt": f"{name} {i}?", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(count)]
 
     return make
+
+
+@pytest.fixture
+def counted(template: Template) -> Callable[[Iterable[Example]], list[tuple[str, ...]]]:
+    """Examples → per example the decoded prompt and, of each response, the decoded tokens that count in its loss."""
+
+    def decode(examples: Iterable[Example]) -> list[tuple[str, ...]]:
+        found = []
+        for example in examples:
+            texts: list[str] = []
+            for response in filter(None, (example.chosen, example.rejected)):
+                encoder = Encoder(template, Limits(10_000, 10_000), "demonstrations")
+                rows = encoder({"prompt": [prompt_json(example.prompt)], "chosen": [response], "source": [0]})
+                row = {name: values[0] for name, values in rows.items()}
+                batch = collate_demonstrations([row], pad_token_id=0)
+                ids, mask = batch.input_ids_BT[0], batch.loss_mask_BT[0]
+                texts = texts or [str(template.tokenizer.decode(ids[~mask]))]
+                texts.append(str(template.tokenizer.decode(ids[mask])))
+            found.append(tuple(texts or [str(template.tokenizer.decode(template.prompt_ids(example.prompt)))]))
+        return found
+
+    return decode

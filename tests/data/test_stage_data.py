@@ -18,7 +18,7 @@ STAGES = (stage_data.demonstrations, stage_data.preferences, stage_data.prompts)
 def prompt_texts(data: StageData, template: Template) -> set[str]:
     rows = [*data.train, *data.held_out]
     ids = [r["prompt_ids"] if "prompt_ids" in r else r["input_ids"][: r["prompt_length"]] for r in rows]
-    return {template.tokenizer.decode(i) for i in ids}
+    return {str(template.tokenizer.decode(i)) for i in ids}
 
 
 def test_stages_share_no_prompt_and_leave_none_out(write, settings, pairs, template: Template) -> None:
@@ -33,7 +33,10 @@ def test_stages_share_no_prompt_and_leave_none_out(write, settings, pairs, templ
 def test_rows_are_prompt_ids_and_response_ids_with_the_end_token(write, settings, template: Template) -> None:
     rows = [{"prompt": f"Name {i}", "chosen": f"Ann {i}", "rejected": "Bob", "margin": 0.25} for i in range(80)]
     path = write("a.jsonl", rows)
-    decode = template.tokenizer.decode
+
+    def decode(ids: list[int]) -> str:
+        return str(template.tokenizer.decode(ids))
+
     row = stage_data.demonstrations(settings(path), template).train[0]
     number = decode(row["input_ids"]).split()[2]
     assert decode(row["input_ids"][: row["prompt_length"]]) == f"Human: Name {number}\n\nAssistant:"
