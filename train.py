@@ -19,8 +19,9 @@ from rlhf.command import Command
 from rlhf.config import given, options
 from rlhf.errors import EXIT_DONE
 from rlhf.pipeline_config import HELP_GROUPS, PipelineConfig
-from rlhf.plan import Plan, Request, StageSpec, make_plan, recipe_names
+from rlhf.plan import Plan, make_plan
 from rlhf.plan_text import continue_command, show_notes, show_plan
+from rlhf.recipes import Request, StageSpec, recipe_names
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -48,6 +49,13 @@ def data_problems(config: Any) -> list[str]:
     return problems(config)
 
 
+def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
+    """What is wrong with a recipe's `evaluate:` section."""
+    from rlhf.run_evaluation import evaluation_problems as found
+
+    return found(settings, pending=pending)
+
+
 @click.command("train.py", cls=Command, groups=HELP_GROUPS, help=HELP, context_settings={"max_content_width": 110})
 @options(PipelineConfig)
 @click.option("--recipe", help=f"settings of a file, or of one of: {', '.join(recipe_names())}; none is the defaults")
@@ -68,7 +76,13 @@ def main(
     request = Request(flags=given(flags), sets=sets, recipe=recipe, overwrite=overwrite)
 
     def plan_with(prepared: Mapping[str, Any] | None = None) -> Plan:
-        return make_plan(STAGES, request, data_problems=data_problems, prepared=prepared)
+        return make_plan(
+            STAGES,
+            request,
+            data_problems=data_problems,
+            evaluation_problems=evaluation_problems,
+            prepared=prepared,
+        )
 
     plan = plan_with()
     if dry_run:

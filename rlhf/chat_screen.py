@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.cells import cell_len
 
-from rlhf.console import _clean as clean
+from rlhf.console import clean
 from rlhf.conversation import Answer
 
 if TYPE_CHECKING:

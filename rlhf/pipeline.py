@@ -21,12 +21,13 @@ from typing import Any
 from rlhf.config import read_yaml
 from rlhf.console import duration, figure, say, table, warn
 from rlhf.errors import EXIT_DONE, ConfigError, RLHFError, Terminated, UserError, describe
-from rlhf.evaluation import evaluate, show_evaluation
 from rlhf.files import claim_folder, empty_folder, lock_folder, write_json, write_yaml
 from rlhf.launch import ROOT, Placement, RankFailed
 from rlhf.pipeline_config import PipelineConfig
 from rlhf.placement import describe as describe_placement
-from rlhf.plan import PIPELINE_NAME, Plan, StagePlan
+from rlhf.plan import Plan, StagePlan
+from rlhf.recipes import PIPELINE_NAME
+from rlhf.run_evaluation import EVALUATION_NAME, evaluate
 from rlhf.stage import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
 from rlhf.step import StepFailed, as_flags, run_step
 
@@ -85,7 +86,7 @@ def _start_anew(run: Run) -> None:
             claim_folder(folder)
             lock_folder(folder, wait=3.0)
             empty_folder(folder)
-    for name in ("evaluation.json", "report.html", PIPELINE_NAME):
+    for name in (EVALUATION_NAME, "report.html", PIPELINE_NAME):
         (run.output / name).unlink(missing_ok=True)
 
 
@@ -252,10 +253,8 @@ def _json_file(path: Path) -> dict[str, Any]:
 def _close(run: Run, results: Sequence[StageResult]) -> None:
     """Evaluate, write the report, and say what came out."""
     models = {label: path for result in results for label, path in result.models.items()}
-    evaluation = evaluate(run.plan, models)
+    evaluate(run.plan, models)
     _show_results(run, results, models)
-    if evaluation:
-        show_evaluation(evaluation)
     report = _report(run)
     if report:
         say(f"report: {report}")

@@ -6,45 +6,22 @@ before the recipe. Every problem is collected and reported at once. Imports no t
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rlhf.config import build_leniently, parse_sets, read_yaml, targets
-from rlhf.errors import ConfigError, UserError, nearest
+from rlhf.config import build_leniently, parse_sets, targets
+from rlhf.errors import ConfigError, UserError
 from rlhf.files import folder_problems
-from rlhf.launch import ROOT, Placement
-from rlhf.model_names import check_model, has_scalar_head, read_config, resolve
+from rlhf.launch import Placement
 from rlhf.pipeline_config import PipelineConfig
 from rlhf.placement import place
-from rlhf.stage import CONFIG_NAME, read_result, refuse_differences, settings_problems
+from rlhf.recipes import Request, StageSpec, choose_recipe, module_problems, read_recipe
+from rlhf.stage import CONFIG_NAME, refuse_differences, settings_problems
 from rlhf.stage_config import RunSettings
+from rlhf.stage_inputs import is_finished, model_problems, stage_inputs
 
-RECIPES = ROOT / "scripts" / "recipes"
-PIPELINE_NAME = "pipeline.yaml"
 _ALIKE = ("data_split", "data_seed", "eval_ratio")  # stages whose splits differ would see each other's prompts
-_MODEL_FLAGS = ("actor_model", "reward_model", "sft_model", "data_path")
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """A stage that a pipeline is made of."""
-
-    number: int
-    package: str
-    config_class: type[RunSettings]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user typed."""
-
-    flags: Mapping[str, Any] = field(default_factory=dict)
-    sets: Sequence[str] = ()
-    recipe: str | None = None
-    overwrite: bool = False
 
 
 @dataclass
@@ -80,20 +57,22 @@ def make_plan(
     request: Request,
     *,
     data_problems: Callable[[RunSettings], list[str]],
+    evaluation_problems: Callable[..., list[str]] = lambda settings, pending: [],
     prepared: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Raises ConfigError with all problems. `prepared`: the result of the recipe's preparation, once it has run; before
     that, what it will bring (models, data) is not missed."""
     problems: list[str] = []
     notes: list[str] = []
-    name = _choose_recipe(request, notes)
-    recipe = _read_recipe(name, specs, problems)
+    name = choose_recipe(request, notes)
+    recipe = read_recipe(name, specs, problems)
     classes = {spec.package: spec.config_class for spec in specs}
     sections = {key: None for key in ("prepare", "evaluate") if recipe.get(key) is not None}
     sets, wrong = parse_sets(request.sets, {**classes, **sections})
     problems += wrong
 
-    layers = {"prepare": dict(prepared or {}), "recipe": recipe.get("pipeline", {}), "flag": dict(request.flags)}
+    brought = {key: value for key, value in (prepared or {}).items() if key != "evaluate"}
+    layers = {"prepare": brought, "recipe": recipe.get("pipeline", {}), "flag": dict(request.flags)}
     values = {key: value for layer in layers.values() for key, value in layer.items()}
     given = {key: source for source, layer in layers.items() for key in layer}
     pipeline, wrong = build_leniently(PipelineConfig, values, where="pipeline")
@@ -109,97 +88,31 @@ def make_plan(
             continue
         settings, sources, wrong = _stage_values(spec, layers, recipe.get(spec.package, {}), sets.get(spec.package, {}))
         problems += wrong
-        inputs, wrong = _inputs(spec, pipeline, settings, request.overwrite, pending)
-        problems += wrong
-        settings |= inputs
+        inputs = stage_inputs(spec, specs, pipeline, settings)
+        problems += inputs.problems
+        settings |= inputs.settings
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
         problems += wrong
         problems += settings_problems(config, spec.package, world_size=placement.world_size, gpus=placement.gpus)
         if not pending:
-            problems += data_problems(config)
+            problems += model_problems(inputs, config) + data_problems(config)
         finished = not request.overwrite and _state(config, spec, problems)
-        stages.append(StagePlan(spec, config, {**sources, **dict.fromkeys(inputs, "train.py")}, finished))
+        stages.append(StagePlan(spec, config, {**sources, **dict.fromkeys(inputs.settings, "train.py")}, finished))
     problems += _unlike(stages)
     prepare, evaluate = (_section(key, recipe, sets) for key in ("prepare", "evaluate"))
     if prepare is not None:
-        problems += _module_problems(prepare)
+        problems += module_problems(prepare)
+    if evaluate is not None:
+        evaluate = {**(prepared or {}).get("evaluate", {}), **evaluate}
+        problems += evaluation_problems(evaluate, pending=pending)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     base = pipeline.actor_model or next((getattr(s.config, "model", "") for s in stages if s.spec.number == 1), "")
     return Plan(pipeline, given, name, notes, placement, stages, prepare, evaluate, base)
 
 
-# --- recipes ----------------------------------------------------------------------------------------------------------
-
-
-def recipe_names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def _choose_recipe(request: Request, notes: list[str]) -> str | None:
-    """The recipe asked for; else the demo where no model and no data are named; else the one named as the actor."""
-    if request.recipe is not None:
-        return None if request.recipe == "none" else request.recipe
-    output = Path(request.flags.get("output_dir", PipelineConfig.model_fields["output_dir"].default))
-    before = output / PIPELINE_NAME
-    if before.exists() and not request.overwrite:  # the run that is resumed knows
-        known = read_yaml(before).get("run", {}).get("recipe")
-        if known:
-            notes.append(f"recipe {known}, as this output folder was begun with")
-        return known
-    if not any(request.flags.get(key) for key in _MODEL_FLAGS) and not any("model=" in item for item in request.sets):
-        notes.append("no model and no data are named: this is the demo (--recipe demo)")
-        return "demo"
-    alias = str(request.flags.get("actor_model", "")).lower()
-    if alias in recipe_names():
-        notes.append(f"recipe {alias}, which is made for this actor; --recipe none takes the built-in defaults")
-        return alias
-    return None
-
-
-def _read_recipe(name: str | None, specs: Iterable[StageSpec], problems: list[str]) -> dict[str, Any]:
-    if name is None:
-        return {}
-    path = RECIPES / f"{name}.yaml"
-    if not path.exists():
-        path = Path(name)
-    if not path.exists():
-        names = recipe_names()
-        problems.append(
-            f"--recipe {name}: no such file, and no recipe of this name{nearest(name, names)} "
-            f"(there are {', '.join(names)})"
-        )
-        return {}
-    known = ["pipeline", "prepare", "evaluate", "run", *(spec.package for spec in specs)]
-    found: dict[str, Any] = {}
-    try:
-        values = read_yaml(path)
-    except UserError as error:
-        problems += error.problems
-        return {}
-    for section, settings in values.items():
-        if section not in known:
-            problems.append(f"{path}: '{section}' is no section of a recipe{nearest(str(section), known)}")
-        elif settings is not None and not isinstance(settings, dict):
-            problems.append(f"{path}: section '{section}' holds no settings but {settings!r}")
-        elif settings is not None:
-            found[section] = settings
-    return found
-
-
 def _section(key: str, recipe: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any] | None:
     return {**recipe[key], **sets.get(key, {})} if key in recipe else None
-
-
-def _module_problems(prepare: Mapping[str, Any]) -> list[str]:
-    module = str(prepare.get("module", ""))
-    try:
-        found = bool(module) and importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):
-        found = False
-    return (
-        [] if found else [f"prepare.module={module!r}: there is no such Python module; give one such as scripts.demo"]
-    )
 
 
 # --- settings of a stage ----------------------------------------------------------------------------------------------
@@ -261,58 +174,11 @@ def _managed(spec: StageSpec) -> dict[str, str]:
     return managed
 
 
-def _inputs(
-    spec: StageSpec, pipeline: PipelineConfig, settings: Mapping[str, Any], overwrite: bool, pending: bool
-) -> tuple[dict[str, Any], list[str]]:
-    """The folder of a stage and the models that it starts from, checked where they exist already."""
-    output = pipeline.output_dir
-    inputs: dict[str, Any] = {"output_dir": output / spec.package}
-    if spec.number == 1:
-        return inputs, [] if pending else check_model(settings.get("model") or "", flag="--actor-model")
-    if spec.number == 2:
-        inputs["model"] = settings.get("model") or pipeline.reward_model or pipeline.actor_model or ""
-        flag = "--reward-model" if pipeline.reward_model else "--actor-model"
-        return inputs, [] if pending else check_model(inputs["model"], flag=flag)
-    problems = []
-    inputs["actor_model"] = pipeline.sft_model or str(output / "step1_sft" / "model")
-    inputs["reward_model"] = str(output / "step2_reward" / "model")
-    if pipeline.sft_model:
-        inputs["actor_model"] = resolve(pipeline.sft_model)
-        problems += check_model(pipeline.sft_model, flag="--sft-model")
-    elif 1 not in pipeline.selected and not _finished(output / "step1_sft"):
-        problems.append(
-            f"stage 3 needs an actor from stage 1, and {output / 'step1_sft'} holds no finished one; "
-            "add stage 1 to --stages, or give --sft-model"
-        )
-    if 2 not in pipeline.selected:
-        here = _finished(output / "step2_reward")
-        if pipeline.reward_model and (not here or _is_reward_model(pipeline.reward_model)):
-            inputs["reward_model"] = resolve(pipeline.reward_model)
-            problems += check_model(pipeline.reward_model, flag="--reward-model", kind="reward")
-        elif not here:
-            problems.append(
-                f"stage 3 needs a reward model, and {output / 'step2_reward'} holds no finished one; "
-                "add stage 2 to --stages, or give --reward-model a trained one"
-            )
-    return inputs, problems
-
-
-def _is_reward_model(name: str) -> bool:
-    try:
-        return Path(resolve(name)).is_dir() and has_scalar_head(read_config(name))
-    except UserError:
-        return False
-
-
-def _finished(folder: Path) -> bool:
-    return read_result(folder) is not None
-
-
 def _state(config: RunSettings, spec: StageSpec, problems: list[str]) -> bool:
     """Whether the stage is finished in its folder; a run there with other settings is a problem."""
     try:
         refuse_differences(config.output_dir / CONFIG_NAME, config, spec.package)
-        return _finished(config.output_dir)
+        return is_finished(config.output_dir)
     except UserError as error:
         problems += error.problems
         return False

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.console import Replay
 from rlhf.errors import RLHFError
 from rlhf.launch import Placement, RankFailed, launch
+from rlhf.replay import Replay
 from rlhf.stage import LOG_NAME
 
 

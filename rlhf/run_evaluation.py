@@ -1,0 +1,73 @@
+"""The models of a run side by side on prompts: `python -m rlhf.evaluate` as the pipeline's last step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf import hardware
+from rlhf.config import build_leniently
+from rlhf.console import say, warn
+from rlhf.launch import Placement
+from rlhf.plan import Plan
+from rlhf.step import StepFailed, as_flags, run_step
+
+EVALUATION_NAME = "evaluation.json"
+HELD_OUT_NAME = "held_out_prompts.jsonl"  # what stage 3 may leave in its folder
+_LABELS = {"sft": "SFT", "actor": "PPO", "actor_ema": "EMA"}
+_SAMPLES = 3
+_SMALL = {False: 2e9, True: 40e9}  # bytes of weights that answer a few prompts in a minute: on CPU, on a GPU
+
+
+def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
+    """What is wrong with a recipe's `evaluate:`; `pending`: its prompts may still be made by the preparation."""
+    from rlhf.evaluate import EvaluateConfig
+
+    config, found = build_leniently(EvaluateConfig, settings, where="evaluate")
+    for name in ("model", "output"):
+        if name in settings:
+            found.append(f"evaluate.{name} is worked out by train.py; leave it out")
+    about_models = ("--model", "--prompts" if pending else "--model")
+    return found + [line for line in config.problems() if not line.startswith(about_models)]
+
+
+def evaluate(plan: Plan, models: Mapping[str, str]) -> None:
+    """Compare base, SFT, PPO and EMA actors as the recipe says. Without a word in it, small models answer a few of the
+    prompts that stage 3 held out. Raises StepFailed when what the recipe asks for fails."""
+    output = plan.pipeline.output_dir
+    compared = {label: models[key] for key, label in _LABELS.items() if key in models}
+    if "PPO" not in compared:
+        return
+    settings = dict(plan.evaluate) if plan.evaluate is not None else _by_itself(plan, models["actor"])
+    if settings is None:
+        return
+    if plan.base_model:
+        compared = {"base": plan.base_model, **compared}
+    if "reward" in models:
+        settings.setdefault("reward_model", models["reward"])
+    arguments = [word for label, folder in compared.items() for word in ("--model", f"{label}={folder}")]
+    arguments += [*as_flags(settings), "--output", str(output / EVALUATION_NAME)]
+    say(f"evaluate: {', '.join(compared)}")
+    try:
+        run_step("evaluate", output, "rlhf.evaluate", arguments, Placement(gpus=plan.placement.gpus), "evaluate.log")
+    except StepFailed as failure:
+        if plan.evaluate is not None:
+            raise
+        warn(f"no sample answers: {failure.problems[-1]}; {failure.log} tells more")
+
+
+def _by_itself(plan: Plan, actor: str) -> dict[str, Any] | None:
+    """A few held-out prompts, where that is cheap."""
+    ppo = next((stage.config for stage in plan.stages if stage.spec.number == 3), None)
+    if ppo is None or not (ppo.output_dir / HELD_OUT_NAME).exists():
+        return None
+    size = sum(file.stat().st_size for file in Path(actor).glob("*.safetensors"))
+    if size > _SMALL[plan.placement.gpus and hardware.accelerators() > 0]:
+        return None
+    return {
+        "prompts": str(ppo.output_dir / HELD_OUT_NAME),
+        "max_prompts": _SAMPLES,
+        "samples": _SAMPLES,
+        "max_new_tokens": getattr(ppo, "max_response_length", None),
+    }
