@@ -193,7 +193,7 @@ def test_adapters_train_under_recomputed_activations() -> None:
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_bf16_keeps_fp32_masters(zero_stage: int, expected: Any) -> None:
     """The masters move by less than bf16 could show, and stay near those of fp32 training."""
-    train = engines.engine(zero_stage, model=tiny_lm().to(torch.bfloat16), dtype=torch.bfloat16, peak=1e-5)
+    train = engines.engine(zero_stage, model=tiny_lm().bfloat16(), dtype=torch.bfloat16, peak=1e-5)
     before = engines.weights(train)
     engines.steps(train, 4)
     moved = engines.furthest(engines.weights(train), before)
