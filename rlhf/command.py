@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn
 
@@ -70,11 +70,17 @@ def report(error: BaseException) -> int:
     return code
 
 
+_ways_out: list[Callable[[int], None]] = []
+
+
+def leave_through(shutdown: Callable[[int], None]) -> None:
+    """End the process by `shutdown(code)`: a rank that joined a process group cannot just exit."""
+    _ways_out.append(shutdown)
+
+
 def leave(code: int) -> NoReturn:
-    """End the process; with a process group through `rlhf.distributed`, since its exit can abort otherwise."""
-    distributed = sys.modules.get("rlhf.distributed")
-    if distributed is not None:
-        distributed.shutdown(code)
+    for shutdown in _ways_out:
+        shutdown(code)
     raise SystemExit(code)
 
 

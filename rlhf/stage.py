@@ -24,7 +24,7 @@ from typing import Any
 import click
 
 from rlhf import hardware
-from rlhf.command import Command
+from rlhf.command import Command, leave_through
 from rlhf.config import build, differences, given, options, read_yaml
 from rlhf.console import duration, figure, say
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, UserError
@@ -44,8 +44,11 @@ class StageResult:
     seconds: float = 0.0
 
 
-def stage_command(config_class: type[RunSettings], package: str) -> click.Command:
-    """The command of a stage package: its config's fields as flags, and `package.main.run(config)` behind them."""
+def stage_command(config_class: type[RunSettings], package: str, *, process_group: bool = True) -> click.Command:
+    """The command of a stage package: its config's fields as flags, and `package.main.run(config)` behind them.
+
+    `process_group` is off for a stage that needs neither torch nor other ranks.
+    """
 
     @click.command(package, cls=Command, help=f"{package}: {(config_class.__doc__ or '').strip().splitlines()[0]}")
     @options(config_class)
@@ -67,13 +70,13 @@ def stage_command(config_class: type[RunSettings], package: str) -> click.Comman
         if not _is_main():
             started_by_train = os.environ.get("RLHF_EVENTS") == "1"  # which starts no stage that is finished
             if overwrite or started_by_train or not (settings.output_dir / DONE_NAME).exists():
-                _run(settings, package)
+                _run(settings, package, process_group=process_group)
             return EXIT_DONE
         found = stage_problems(settings, package, world_size=int(os.environ.get("WORLD_SIZE", "1")))
         if found:
             raise ConfigError(*found)
         if open_folder(settings, package, overwrite=overwrite):
-            _run(settings, package)
+            _run(settings, package, process_group=process_group)
         else:
             say(f"{package} is finished in {settings.output_dir}; --overwrite runs it again")
         return EXIT_DONE
@@ -142,16 +145,15 @@ def stage_problems(config: RunSettings, package: str, *, world_size: int) -> lis
     return found
 
 
-def _run(config: RunSettings, package: str) -> None:
+def _run(config: RunSettings, package: str, *, process_group: bool) -> None:
     began = time.time()
     try:
         run: Callable[[Any], StageResult] = importlib.import_module(f"{package}.main").run
-        distributed = sys.modules.get("rlhf.distributed")  # a stage that trains has imported it
-        if distributed is not None:
-            distributed.init(config.seed)
+        if process_group:
+            _join(config.seed)
         result = run(config)
-        if distributed is not None:
-            distributed.barrier()  # the marker says that every rank came to its end
+        if process_group:
+            importlib.import_module("rlhf.distributed").barrier()  # the marker says that every rank came to its end
     except BaseException as error:
         if os.environ.get("RLHF_EVENTS") != "1" and not isinstance(error, UserError):
             with (config.output_dir / LOG_NAME).open("a", encoding="utf-8") as log:
@@ -159,6 +161,17 @@ def _run(config: RunSettings, package: str) -> None:
         raise
     if _is_main():
         _finish(config.output_dir, package, result, seconds=time.time() - began)
+
+
+def _join(seed: int) -> None:
+    """Join the process group, and end through its shutdown, since the interpreter's own exit can abort then."""
+    import torch.distributed
+
+    from rlhf import distributed
+
+    if not torch.distributed.is_initialized():
+        leave_through(distributed.shutdown)
+    distributed.init(seed)
 
 
 def _finish(folder: Path, package: str, result: StageResult, *, seconds: float) -> None:
