@@ -48,6 +48,12 @@ def set_seed(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_step(seed: int, step: int) -> None:
+    """Seed what a step draws on this rank (dropout) by the step alone, so that a resumed run draws the same."""
+    mixed = np.random.SeedSequence([seed, step, rank()]).generate_state(1, dtype=np.uint64)[0]
+    torch.manual_seed(int(mixed) % 2**63)
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

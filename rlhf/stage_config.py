@@ -19,6 +19,8 @@ class RunSettings(Config):
     dtype: Dtype = setting("auto", "of training: auto is bf16 on a GPU that has it, else fp32")
     max_steps: int | None = setting(None, "stop after this many optimiser steps (iterations in stage 3)", ge=1)
     log_every: int = setting(1, "write metrics every this many steps", resumable=True, ge=1)
+    save_every: int = setting(100, "write a checkpoint every this many steps, and at the end", resumable=True, ge=1)
+    keep_checkpoints: int = setting(2, "checkpoints that stay: the last so many, and the best", resumable=True, ge=1)
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also send metrics there", resumable=True)
     no_dropout: bool = setting(False, "set the model's dropouts to 0 (always so in stage 3)")
     trust_remote_code: bool = setting(False, "run code that comes with a model")

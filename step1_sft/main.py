@@ -17,8 +17,10 @@ from data.collate import DemonstrationBatch, collate_demonstrations
 from data.stage_data import demonstrations
 from rlhf import console, distributed
 from rlhf.causal_model import CausalModel
-from rlhf.checkpoint import export
+from rlhf.checkpoint import Checkpoints, save_when_due
+from rlhf.export import export
 from rlhf.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf.interrupt import noted
 from rlhf.lora import attach
 from rlhf.metrics import MetricsLog
 from rlhf.models import dtype_of, load_causal_lm, load_tokenizer
@@ -28,6 +30,7 @@ from step1_sft.config import SFTConfig
 
 
 def run(config: SFTConfig) -> StageResult:
+    distributed.init(config.seed)
     dtype, zero_stage = dtype_of(config.dtype), config.zero_stage
     zero_stage = default_zero_stage() if zero_stage is None else zero_stage
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
@@ -57,15 +60,28 @@ def run(config: SFTConfig) -> StageResult:
         where="step1_sft",
     )
     pad = tokenizer.pad_token_id
-    before = perplexity(engine, data.held_out, config, pad)
-    console.say(f"held-out perplexity before training: {before:.3f}")
-
-    log = MetricsLog(config.output_dir, trackers=config.trackers, config=config.model_dump(mode="json"))
-    log.log(0, {"sft/perplexity": before})
-    after, evaluated = before, 0
-    with console.progress("SFT", total=total) as bar:
-        for step in range(total):
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints)
+    resumed = checkpoints.latest()
+    if resumed is None:
+        start, before = 0, perplexity(engine, data.held_out, config, pad)
+        after = before
+        console.say(f"held-out perplexity before training: {before:.3f}")
+    else:
+        resumed.restore({"model": engine})
+        start, before, after = resumed.step, resumed.state["before"], resumed.state["after"]
+        console.say(f"resumed after step {start} of {total}")
+    log = MetricsLog(
+        config.output_dir,
+        trackers=config.trackers,
+        config=config.model_dump(mode="json"),
+        resume_step=None if resumed is None else start,
+    )
+    if resumed is None:
+        log.log(0, {"sft/perplexity": before})
+    with console.progress("SFT", total=total, start=start) as bar, noted() as interrupts:
+        for step in range(start, total):
             began = time.monotonic()
+            distributed.seed_step(config.seed, step)
             # 1 this rank's rows of the step, in micro-batches
             batches = micro_batches(data.train, sampler.rows(step), config, pad)
             # 2 what counts over all micro-batches and ranks: the loss is a mean over it
@@ -81,23 +97,31 @@ def run(config: SFTConfig) -> StageResult:
             done = engine.step()
             # 5 record
             (loss_sum,) = distributed.sum_over_ranks(loss_sum)
+            seconds = time.monotonic() - began
             metrics = {
                 "sft/loss": loss_sum / max(count, 1),
                 "sft/grad_norm": done.grad_norm,
                 "sft/learning_rate": done.learning_rate,
                 "sft/skipped_steps": engine.steps_skipped,
-                "time/step": time.monotonic() - began,
-                "perf/tokens_per_second": count / (time.monotonic() - began),
+                "time/step": seconds,
+                "perf/tokens_per_second": count / seconds,
             }
-            if config.eval_every and (step + 1) % config.eval_every == 0:
-                after, evaluated = perplexity(engine, data.held_out, config, pad), step + 1
-                metrics["sft/perplexity"] = after
+            if step + 1 == total or (config.eval_every and (step + 1) % config.eval_every == 0):
+                after = metrics["sft/perplexity"] = perplexity(engine, data.held_out, config, pad)
             if (step + 1) % config.log_every == 0 or "sft/perplexity" in metrics:
                 log.log(step + 1, metrics)
             bar.update(step + 1, {k: metrics[k] for k in ("sft/loss", "sft/perplexity") if k in metrics})
-    if evaluated != total:
-        after = perplexity(engine, data.held_out, config, pad)
-        log.log(total, {"sft/perplexity": after})
+            # 6 save
+            save_when_due(
+                checkpoints,
+                interrupts,
+                step=step + 1,
+                total=total,
+                every=config.save_every,
+                engines={"model": engine},
+                state={"before": before, "after": after},
+                score=-after if "sft/perplexity" in metrics else None,
+            )
     log.close()
     console.say(f"held-out perplexity after training: {after:.3f}")
 

@@ -15,9 +15,11 @@ from data.batches import StepSampler, deal
 from data.collate import PreferenceBatch, collate_preferences
 from data.stage_data import preferences
 from rlhf import console, distributed
-from rlhf.checkpoint import export
+from rlhf.checkpoint import Checkpoints, save_when_due
+from rlhf.export import export
 from rlhf.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
 from rlhf.errors import TrainingError
+from rlhf.interrupt import noted
 from rlhf.lora import attach
 from rlhf.metrics import MetricsLog
 from rlhf.models import dtype_of, load_tokenizer
@@ -29,6 +31,7 @@ from step2_reward.loss import pairwise_losses, report
 
 
 def run(config: RewardConfig) -> StageResult:
+    distributed.init(config.seed)
     dtype, zero_stage = dtype_of(config.dtype), config.zero_stage
     zero_stage = default_zero_stage() if zero_stage is None else zero_stage
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
@@ -60,15 +63,29 @@ def run(config: RewardConfig) -> StageResult:
         where="step2_reward",
     )
     pad = tokenizer.pad_token_id
-    figures, _ = evaluate(engine, data.held_out, config, pad)
-    before = figures["reward/accuracy"]
-    console.say(f"held-out accuracy before training: {before:.3f}")
-
-    log = MetricsLog(config.output_dir, trackers=config.trackers, config=config.model_dump(mode="json"))
-    log.log(0, figures)
-    with console.progress("reward model", total=total) as bar:
-        for step in range(total):
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints)
+    resumed = checkpoints.latest()
+    if resumed is None:
+        start, (figures, spread) = 0, evaluate(engine, data.held_out, config, pad)
+        before = figures["reward/accuracy"]
+        console.say(f"held-out accuracy before training: {before:.3f}")
+    else:
+        resumed.restore({"model": engine})
+        start, before = resumed.step, resumed.state["before"]
+        figures, spread = resumed.state["figures"], resumed.state["spread"]
+        console.say(f"resumed after step {start} of {total}")
+    log = MetricsLog(
+        config.output_dir,
+        trackers=config.trackers,
+        config=config.model_dump(mode="json"),
+        resume_step=None if resumed is None else start,
+    )
+    if resumed is None:
+        log.log(0, figures)
+    with console.progress("reward model", total=total, start=start) as bar, noted() as interrupts:
+        for step in range(start, total):
             began = time.monotonic()
+            distributed.seed_step(config.seed, step)
             # 1 this rank's pairs of the step, in micro-batches
             batches = micro_batches(data.train, sampler.rows(step), config, pad)
             # 2 the pairs over all micro-batches and ranks: the loss is a mean over them
@@ -96,18 +113,28 @@ def run(config: RewardConfig) -> StageResult:
                 "reward/skipped_steps": engine.steps_skipped,
                 "time/step": time.monotonic() - began,
             }
-            if config.eval_every and (step + 1) % config.eval_every == 0 and step + 1 < total:
-                metrics |= evaluate(engine, data.held_out, config, pad)[0]
+            if step + 1 == total or (config.eval_every and (step + 1) % config.eval_every == 0):
+                figures, spread = evaluate(engine, data.held_out, config, pad)
+                metrics |= figures
             if (step + 1) % config.log_every == 0 or "reward/accuracy" in metrics:
                 log.log(step + 1, metrics)
             bar.update(step + 1, {k: metrics[k] for k in ("reward/loss", "reward/train_accuracy")})
-    figures, scores_B = evaluate(engine, data.held_out, config, pad)
-    log.log(total, figures)
+            # 6 save
+            save_when_due(
+                checkpoints,
+                interrupts,
+                step=step + 1,
+                total=total,
+                every=config.save_every,
+                engines={"model": engine},
+                state={"before": before, "figures": figures, "spread": spread},
+                score=figures["reward/accuracy"] if "reward/accuracy" in metrics else None,
+            )
     log.close()
     console.table("reward model on held-out pairs", ["figure", "value"], [[k, v] for k, v in figures.items()])
 
-    # 6 normalise: stage 3 reads scores in units of their spread on held-out chosen responses
-    mean, std = float(scores_B.mean()), float(scores_B.std(unbiased=False))
+    # 7 normalise: stage 3 reads scores in units of their spread on held-out chosen responses
+    mean, std = spread
     if not std > 1e-6:
         raise TrainingError(
             f"the reward model gives every held-out response the same score (std {std:.1e}): it learned nothing; "
@@ -115,7 +142,8 @@ def run(config: RewardConfig) -> StageResult:
         )
     folder = config.output_dir / "model"
     changes = {"score_mean": mean, "score_std": std}
-    export(engine.module.model, folder, tokenizer=tokenizer, config_changes=changes)
+    # the figures travel with the model: stage 3's gate reads them
+    export(engine.module.model, folder, tokenizer=tokenizer, config_changes={**changes, "held_out": figures})
     return StageResult(
         metrics={"reward/accuracy_before": before, **figures, **changes, "reward/steps": float(total)},
         models={"reward": str(folder)},
@@ -144,8 +172,10 @@ def pair_scores(engine: TrainEngine, batch: PreferenceBatch) -> tuple[torch.Tens
 
 
 @torch.no_grad()
-def evaluate(engine: TrainEngine, rows: Any, config: RewardConfig, pad: int) -> tuple[dict[str, float], torch.Tensor]:
-    """Figures on held-out pairs, and the scores of their chosen responses."""
+def evaluate(
+    engine: TrainEngine, rows: Any, config: RewardConfig, pad: int
+) -> tuple[dict[str, float], tuple[float, float]]:
+    """Figures on held-out pairs, and mean and standard deviation of the scores of their chosen responses."""
     engine.train(False)
     indices = list(range(len(rows)))
     mine = []
@@ -159,7 +189,8 @@ def evaluate(engine: TrainEngine, rows: Any, config: RewardConfig, pad: int) -> 
     for part in parts:
         batch = collate_preferences([rows[i] for i in part], pad_token_id=pad)
         chosen_B, rejected_B = pair_scores(engine, batch)
-        mine += list(zip(part, chosen_B.tolist(), rejected_B.tolist()))  # an empty part has one row of padding
+        # an empty part has one row of padding, which `zip` leaves out
+        mine += list(zip(part, chosen_B.tolist(), rejected_B.tolist(), strict=False))
     scored = sorted(item for rank in distributed.gather_objects(mine) for item in rank)
     chosen_B = torch.tensor([c for _, c, _ in scored])
     rejected_B = torch.tensor([r for _, _, r in scored])
@@ -171,4 +202,4 @@ def evaluate(engine: TrainEngine, rows: Any, config: RewardConfig, pad: int) -> 
         lengths_2B=torch.tensor(lengths, dtype=torch.float64),
         sources=[rows[i]["source"] for i in indices],
     )
-    return figures, chosen_B
+    return figures, (float(chosen_B.mean()), float(chosen_B.std(unbiased=False)))

@@ -58,10 +58,17 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     ema: bool = setting(True, "keep a moving average of the actor, written to actor_ema/")
     ema_decay: float = setting(0.992, "θ_ema ← d·θ_ema + (1 − d)·θ after each step", ge=0, lt=1)
 
-    eval_every: int | None = setting(None, "score held-out prompts every this many iterations", ge=1)
-    save_rollouts_every: int = setting(
-        10, "write every this many iterations' rollouts to rollouts/", resumable=True, ge=1
-    )
+    save_every: int = setting(10, "write a checkpoint every this many iterations, and at the end", resumable=True, ge=1)
+
+    # what is kept and checked
+    save_rollouts_every: int = setting(10, "keep every this many iterations' rollouts", resumable=True, ge=1)
+    keep_rollouts: int = setting(5, "keep the last so many iterations' rollouts, too", resumable=True, ge=0)
+    gate_accuracy: float = setting(0.55, "held-out accuracy that the reward model must reach", ge=0, le=1)
+    gate_margin: float = setting(0.0, "held-out mean margin that it must exceed")
+    gate_length_correlation: float = setting(0.8, "largest correlation of its score with length", ge=0, le=1)
+    gate_calibration_error: float = setting(0.25, "largest expected calibration error", ge=0, le=1)
+    force: bool = setting(False, "go on although the reward model fails the gate", resumable=True)
+    kl_warning: float = setting(50.0, "warn of a KL above this, in nats per response", resumable=True, gt=0)
 
     def problems(self, world_size: int) -> list[str]:
         found = self.lora_problems("step3_ppo")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from rlhf.checkpoint import masters, swap
+from rlhf.checkpoint import masters
 from rlhf.engine import TrainEngine
+from rlhf.export import swap
 
 
 class EMA:
@@ -17,18 +18,18 @@ class EMA:
     def __init__(self, engine: TrainEngine, *, decay: float) -> None:
         self.decay = decay
         self._masters = masters(engine.engine)
-        self._average = [m.detach().clone().float() for m in self._masters]
+        self.average = [m.detach().clone().float() for m in self._masters]
 
     @torch.no_grad()
     def update(self) -> None:
-        for average, master in zip(self._average, self._masters, strict=True):
+        for average, master in zip(self.average, self._masters, strict=True):
             average.lerp_(master.detach().float(), 1 - self.decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """While inside, the masters hold the average, so `full_master` gives its whole parameters."""
-        swap(self._masters, self._average)
+        swap(self._masters, self.average)
         try:
             yield
         finally:
-            swap(self._masters, self._average)
+            swap(self._masters, self.average)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
 import time
-from pathlib import Path
 
 from data.batches import StepSampler
 from data.stage_data import pretraining, prompts
 from rlhf import console, distributed
-from rlhf.checkpoint import export, full_master
+from rlhf.checkpoint import Checkpoints, save_when_due
+from rlhf.export import export, full_master
 from rlhf.errors import ConfigError
-from rlhf.files import write_text
 from rlhf.generation import Sampling
+from rlhf.interrupt import noted
 from rlhf.metrics import MetricsLog
 from rlhf.models import load_tokenizer
 from rlhf.stage import StageResult
 from rlhf.template import Template
 from step3_ppo.advantages import KLController
 from step3_ppo.config import PPOConfig
+from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
-from step3_ppo.experience import Experience, figures, make_experience
+from step3_ppo.experience import figures, make_experience
+from step3_ppo.gate import check_gate
 from step3_ppo.optimise import PretrainingMix, optimise, steps_per_iteration
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import roll_out
+from step3_ppo.rollout_files import RolloutFiles
 
 INSTRUCT_GPT_PTX_COEF = 27.8
 SAMPLER_MISMATCH_THAT_WARNS = 0.01
@@ -32,6 +33,8 @@ SHOWN = ("ppo/scores_mean", "ppo/kl", "ppo/response_length", "ppo/eos_rate")
 
 
 def run(config: PPOConfig) -> StageResult:
+    distributed.init(config.seed)
+    check_gate(config)
     tokenizer = load_tokenizer(config.actor_model, trust_remote_code=config.trust_remote_code)
     data = prompts(config, Template(tokenizer))
     per_iteration = config.rollout_batch_size // config.responses_per_prompt  # prompts
@@ -55,12 +58,29 @@ def run(config: PPOConfig) -> StageResult:
             "top_p or top_k cuts mass away: log-probabilities are those of the whole distribution, so KL is off"
         )
 
-    log = MetricsLog(config.output_dir, trackers=config.trackers, config=config.model_dump(mode="json"))
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints)
+    engines = {"actor": roles.actor.engine, "critic": roles.critic.engine}
+    extras = {"actor": {"ema": ema.average}} if ema is not None else {}
+    resumed = checkpoints.latest()
+    start, steps = 0, 0
     first: dict[str, float] = {}
     last: dict[str, float] = {}
-    steps = 0
-    with console.progress("PPO", total=iterations, unit="iteration") as bar:
-        for iteration in range(iterations):
+    if resumed is not None:
+        resumed.restore(engines, extras)
+        start, steps, controller.kl_coef = resumed.step, resumed.state["steps"], resumed.state["kl_coef"]
+        first, last = resumed.state["first"], resumed.state["last"]
+        console.say(f"resumed after iteration {start} of {iterations}")
+    rollouts = RolloutFiles(config.output_dir / "rollouts", every=config.save_rollouts_every, keep=config.keep_rollouts)
+    rollouts.cut(after=start)
+    log = MetricsLog(
+        config.output_dir,
+        trackers=config.trackers,
+        config=config.model_dump(mode="json"),
+        resume_step=None if resumed is None else start,
+    )
+    diagnosis = Diagnosis(config)
+    with console.progress("PPO", total=iterations, unit="iteration", start=start) as bar, noted() as interrupts:
+        for iteration in range(start, iterations):
             began = time.monotonic()
             # 1 generate
             rows = _prompt_rows(sampler, iteration, per_iteration)
@@ -103,11 +123,22 @@ def run(config: PPOConfig) -> StageResult:
                 _check_first(last, config, roles)
             if (iteration + 1) % config.log_every == 0 or iteration + 1 == iterations:
                 log.log(iteration + 1, last)
-            if iteration % config.save_rollouts_every == 0 or iteration + 1 == iterations:
-                _write_rollout(
-                    experience, roles, config.output_dir / "rollouts" / f"iteration-{iteration + 1:06}.jsonl"
-                )
+            rollouts.write(experience, roles.actor.template, iteration=iteration + 1, last=iteration + 1 == iterations)
+            for line in diagnosis.look(last):
+                console.warn(f"iteration {iteration + 1}: {line}")
             bar.update(iteration + 1, {name: last[name] for name in SHOWN})
+            # 7 save
+            save_when_due(
+                checkpoints,
+                interrupts,
+                step=iteration + 1,
+                total=iterations,
+                every=config.save_every,
+                engines=engines,
+                extras=extras,
+                state={"steps": steps, "kl_coef": controller.kl_coef, "first": first, "last": last},
+                score=last["ppo/final_scores_mean"],
+            )
     log.close()
 
     models = _export(config, roles, ema)
@@ -159,34 +190,6 @@ def _check_first(first: dict[str, float], config: PPOConfig, roles: Roles) -> No
             console.warn(
                 f"{name} is {value:.2e}, above {bound:.0e}: the roles do not agree as they should at the start"
             )
-
-
-def _write_rollout(e: Experience, roles: Roles, path: Path) -> None:
-    """One line per sequence: prompt, response, scores, and per counted token kl, value and advantage."""
-    if not distributed.is_main():
-        return
-    lines = []
-    for row in range(len(e.rollout)):
-        lines.append(
-            json.dumps(
-                {
-                    "prompt": json.loads(e.rollout.messages[row]),
-                    "response": roles.actor.template.text(e.rollout.responses[row]),
-                    "stopped": bool(e.rollout.stopped_B[row]),
-                    "score": _rounded(float(e.scores_B[row])),
-                    "final_score": _rounded(float(e.final_scores_B[row])),
-                    "kl": [_rounded(v) for v in e.counted(e.kl_BR, [row]).tolist()],
-                    "value": [_rounded(v) for v in e.counted(e.values_BR, [row]).tolist()],
-                    "advantage": [_rounded(v) for v in e.counted(e.advantages_BR, [row]).tolist()],
-                },
-                ensure_ascii=False,
-            )
-        )
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _rounded(value: float) -> float | None:
-    return round(value, 5) if math.isfinite(value) else None
 
 
 def _export(config: PPOConfig, roles: Roles, ema: EMA | None) -> dict[str, str]:

@@ -1,0 +1,84 @@
+"""Rollouts on disk: `rollouts/iteration-000010.jsonl`, one line per sequence, for people and `step3_ppo.show`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from rlhf import distributed
+from rlhf.errors import DataError
+from rlhf.files import write_text
+from rlhf.template import Template
+from step3_ppo.experience import Experience
+
+
+class RolloutFiles:
+    """Keeps the last `keep` iterations, every `every`th, the first and the last."""
+
+    def __init__(self, folder: Path, *, every: int, keep: int) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+
+    def write(self, experience: Experience, template: Template, *, iteration: int, last: bool) -> None:
+        """Write an iteration (counted from 1) and remove the one that falls out of the last `keep`."""
+        if not distributed.is_main() or not (self._stays(iteration) or self.keep or last):
+            return
+        rows = [json.dumps(row, ensure_ascii=False) for row in rollout_rows(experience, template)]
+        write_text(self._path(iteration), "\n".join(rows) + "\n")
+        old = iteration - self.keep
+        if self.keep and old > 0 and not self._stays(old):
+            self._path(old).unlink(missing_ok=True)
+
+    def cut(self, *, after: int) -> None:
+        """Remove what a resumed run will write again."""
+        if distributed.is_main():
+            for path in self.folder.glob("iteration-*.jsonl"):
+                if iteration_of(path) > after:
+                    path.unlink()
+
+    def _stays(self, iteration: int) -> bool:
+        return iteration == 1 or iteration % self.every == 0
+
+    def _path(self, iteration: int) -> Path:
+        return self.folder / f"iteration-{iteration:06}.jsonl"
+
+
+def iteration_of(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
+
+
+def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
+    """Per sequence: prompt, response, scores, and per counted token the piece of text, KL, value and advantage."""
+    tokenizer = template.tokenizer
+    return [
+        {
+            "prompt": json.loads(e.rollout.messages[row]),
+            "response": template.text(e.rollout.responses[row]),
+            "stopped": bool(e.rollout.stopped_B[row]),
+            "score": _rounded(float(e.scores_B[row])),
+            "final_score": _rounded(float(e.final_scores_B[row])),
+            "tokens": [tokenizer.decode([token]) for token in e.rollout.responses[row]],
+            "kl": [_rounded(v) for v in e.counted(e.kl_BR, [row]).tolist()],
+            "value": [_rounded(v) for v in e.counted(e.values_BR, [row]).tolist()],
+            "advantage": [_rounded(v) for v in e.counted(e.advantages_BR, [row]).tolist()],
+        }
+        for row in range(len(e.rollout))
+    ]
+
+
+def read_rollouts(path: Path) -> list[dict[str, Any]]:
+    """The rows of one iteration's file. Raises DataError naming the file and line."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            row["score"], row["kl"], row["prompt"]
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path}, line {number} is no row of a rollout") from None
+        rows.append(row)
+    return rows
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 5) if math.isfinite(value) else None
