@@ -17,13 +17,29 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class DemonstrationBatch:
-    """loss_mask_BT is True where a token is predicted from those before it and counts in the loss; never at position
-    0."""
+    """loss_mask_BT is True where a token is predicted from those before it in its demonstration and counts in the loss.
+
+    Of packed rows, packed_mask_B1TT is True where the token of the row (third axis) may look at the token of the last
+    axis: those of its own demonstration up to itself. Positions restart with each demonstration.
+    """
 
     input_ids_BT: Tensor
     attention_mask_BT: Tensor
     position_ids_BT: Tensor
     loss_mask_BT: Tensor
+    packed_mask_B1TT: Tensor | None = None
+
+    def packed_inputs(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+        """What a packed batch adds to a model's inputs, by the names of `CausalModel`; nothing for one that is not
+        packed.
+
+        The mask is additive (0 or the lowest number of `dtype`), which every attention implementation understands.
+        """
+        if self.packed_mask_B1TT is None:
+            return {}
+        zero = torch.zeros((), dtype=dtype)
+        mask = torch.where(self.packed_mask_B1TT, zero, torch.finfo(dtype).min)
+        return {"attention_mask": mask.to(device), "position_ids_BT": self.position_ids_BT.to(device)}
 
 
 @dataclass(frozen=True)
@@ -42,13 +58,32 @@ class PreferenceBatch:
 def collate_demonstrations(
     rows: Sequence[Row], *, pad_token_id: int, train_on_prompt: bool = False
 ) -> DemonstrationBatch:
-    """`input_ids` and `prompt_length` of rows → a batch padded on the right to its own longest row."""
+    """`input_ids` and `prompt_length` of rows → a batch padded on the right to its own longest row.
+
+    Packed rows have `lengths` and `prompt_lengths` of the demonstrations in them instead. The first token of a
+    demonstration never counts: nothing before it predicts it.
+    """
     input_ids_BT, attention_mask_BT, position_ids_BT = pad_right([r["input_ids"] for r in rows], pad_token_id)
     loss_mask_BT = torch.zeros_like(attention_mask_BT)
+    packed = any("lengths" in row for row in rows)
+    # Which demonstration of its row a token belongs to; pads to none, so that they look at themselves alone.
+    member_BT = -1 - torch.arange(input_ids_BT.shape[1]).expand(input_ids_BT.shape).clone()
     for b, row in enumerate(rows):
-        first = 1 if train_on_prompt else max(1, row["prompt_length"])
-        loss_mask_BT[b, first : len(row["input_ids"])] = True
-    return DemonstrationBatch(input_ids_BT, attention_mask_BT, position_ids_BT, loss_mask_BT)
+        start = 0
+        lengths = row.get("lengths") or [len(row["input_ids"])]
+        for number, (length, prompt_length) in enumerate(
+            zip(lengths, row.get("prompt_lengths") or [row["prompt_length"]], strict=True)
+        ):
+            first = 1 if train_on_prompt else max(1, prompt_length)
+            loss_mask_BT[b, start + first : start + length] = True
+            member_BT[b, start : start + length] = number
+            if packed:
+                position_ids_BT[b, start : start + length] = torch.arange(length)
+            start += length
+    if not packed:
+        return DemonstrationBatch(input_ids_BT, attention_mask_BT, position_ids_BT, loss_mask_BT)
+    packed_mask_BTT = (member_BT[:, :, None] == member_BT[:, None, :]).tril()
+    return DemonstrationBatch(input_ids_BT, attention_mask_BT, position_ids_BT, loss_mask_BT, packed_mask_BTT[:, None])
 
 
 def collate_preferences(rows: Sequence[Row], *, pad_token_id: int) -> PreferenceBatch:

@@ -26,8 +26,16 @@ from rlhf.template import Message, Template
 Kind = Literal["demonstrations", "preferences", "prompts"]
 
 # Bits that say what happened to a row; the first two were kept.
-CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE, EMPTY_RESPONSE, SAME_RESPONSES = 1, 2, 4, 8, 16, 32
-DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES
+CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE, EMPTY_RESPONSE, SAME_RESPONSES, END_INSIDE = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+    64,
+)
+DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES | END_INSIDE
 SAYS = {
     CUT_PROMPT: "prompt cut to max_prompt_length",
     CUT_RESPONSE: "response cut to max_response_length",
@@ -35,6 +43,7 @@ SAYS = {
     LONG_RESPONSE: "response longer than max_response_length",
     EMPTY_RESPONSE: "empty response",
     SAME_RESPONSES: "chosen and rejected are the same",
+    END_INSIDE: "response spells the end token inside",
 }
 
 
@@ -109,6 +118,8 @@ class Encoder:
         for i, ids in enumerate(found):
             if not texts[i].strip() and not may_be_empty:
                 outcomes[i] |= EMPTY_RESPONSE
+            if template.end_token_id in ids:
+                outcomes[i] |= END_INSIDE
             if len(ids) + 1 > longest:
                 outcomes[i] |= CUT_RESPONSE if self.limits.response_truncation == "keep_start" else LONG_RESPONSE
                 ids = ids[: longest - 1]

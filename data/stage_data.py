@@ -20,46 +20,38 @@ import numpy as np
 from data import encode
 from data.blend import HELD_OUT_SALT, blend, first_of_each, is_held_out, mix, stage_of
 from data.config import DataSettings, PretrainingMixSettings
+from data.packing import PackedRows
+from data.report import announce, announce_pretraining
+from data.rows import Rows
 from data.sources import has_held_out, parse
 from data.store import Store, open_stores
 from data.tokens import encoded
+from rlhf.console import say
 from rlhf.errors import DataError
 from rlhf.template import Template
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
-
-
-class Rows(Sequence[dict[str, Any]]):
-    """Memory-mapped rows, by number; `lengths` are their tokens, for sorting micro-batches by length."""
-
-    def __init__(self, dataset: Dataset, sources: Sequence[str]) -> None:
-        self._dataset, self._sources = dataset, list(sources)
-        self.lengths = np.asarray(dataset.with_format("numpy")["length"][:], dtype=np.int32)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: Any) -> dict[str, Any]:
-        row = self._dataset[int(index)]
-        if "source" in row:
-            row["source"] = self._sources[row["source"]]
-        return row
 
 
 @dataclass
 class StageData:
     """What a stage trains on and what it evaluates on; `report` says what it got and what was left out."""
 
-    train: Rows
+    train: Rows | PackedRows
     held_out: Rows
     report: dict[str, Any] = field(default_factory=dict)
 
 
-def demonstrations(settings: DataSettings, template: Template) -> StageData:
-    """Prompts with their chosen response, for stage 1."""
-    return _stage(settings, template, stage=1, kind="demonstrations")
+def demonstrations(settings: DataSettings, template: Template, *, packing: bool = False) -> StageData:
+    """Prompts with their chosen response, for stage 1; with `packing` several of them in a training row."""
+    data = _stage(settings, template, stage=1, kind="demonstrations")
+    if packing and isinstance(data.train, Rows):
+        rows = data.train
+        data.train = PackedRows(rows, settings.max_prompt_length + settings.max_response_length)
+        data.report["train"]["packs"] = len(data.train)
+        say(f"packing: {len(rows):,} demonstrations in {len(data.train):,} rows")
+    return data
 
 
 def preferences(settings: DataSettings, template: Template) -> StageData:
@@ -83,8 +75,11 @@ def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizer
         offered, [s.column("row_key")[r] for s, r in zip(stores, offered, strict=True)], _weights(stores),
         seed=settings.data_seed,
     )  # fmt: skip
-    dataset, _ = encoded(stores, table, encode.TextEncoder(tokenizer, settings.ptx_length), settings)
-    return Rows(dataset, [s.source.name for s in stores])
+    dataset, report = encoded(stores, table, encode.TextEncoder(tokenizer, settings.ptx_length), settings)
+    counts = np.bincount(table[:, 0], minlength=len(stores)).tolist()
+    report["sources"] = [_of_source(s) | {"texts": n} for s, n in zip(stores, counts, strict=True)]
+    announce_pretraining(report)
+    return Rows(dataset, [s.source.name for s in stores], report)
 
 
 # --- split and blend -------------------------------------------------------------------------------------------------
@@ -108,20 +103,8 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
         "data_split": settings.data_split,
         "data_seed": settings.data_seed,
         "sources": [
-            {
-                "source": s.source.name,
-                "weight": s.source.weight,
-                "shape": s.info["says"],
-                "fingerprint": s.fingerprint,
-                "rows": s.info["rows"],
-                "examples": len(s.dataset),
-                "bad_rows": s.info["bad_rows"],
-                "bad": s.info["bad"],
-                "silent_rows": s.info["silent_rows"],
-                "train": int((train[:, 0] == i).sum()),
-                "held_out": int((held_out[:, 0] == i).sum()),
-            }
-            for i, s in enumerate(everything)
+            _of_source(store) | {"train": int((train[:, 0] == i).sum()), "held_out": int((held_out[:, 0] == i).sum())}
+            for i, store in enumerate(everything)
         ],
         "duplicates": duplicates,
     }
@@ -131,7 +114,22 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
         parts.append(Rows(dataset, names))
         if not len(dataset):
             raise DataError(_nothing_left(name, report, settings, kind))
+    announce(report)
     return StageData(parts[0], parts[1], report)
+
+
+def _of_source(store: Store) -> dict[str, Any]:
+    return {
+        "source": store.source.name,
+        "weight": store.source.weight,
+        "shape": store.info["says"],
+        "fingerprint": store.fingerprint,
+        "rows": store.info["rows"],
+        "examples": len(store.dataset),
+        "bad_rows": store.info["bad_rows"],
+        "bad": store.info["bad"],
+        "silent_rows": store.info["silent_rows"],
+    }
 
 
 def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings, kind: encode.Kind) -> str:

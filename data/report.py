@@ -1,0 +1,59 @@
+"""What a stage got, said aloud: the shape of each source, the blend as a table, what was left out and cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf.console import say, table, warn
+
+LOSS_THAT_WARNS = 0.10  # share of a stage's rows
+
+
+def announce(report: Mapping[str, Any]) -> None:
+    """Print the report of a stage (`StageData.report`)."""
+    for source in report["sources"]:
+        say(f"{source['source']}: {source['shape']} ({source['rows']:,} rows)")
+    blended = max(1, sum(s["train"] for s in report["sources"]))
+    table(
+        f"Data of stage {report['stage']} (split {report['data_split']})",
+        ["source", "weight", "examples", "train", "share", "held out"],
+        [
+            [
+                source["source"],
+                "all" if source["weight"] is None else f"{source['weight']:g}",
+                source["examples"],
+                source["train"],
+                f"{source['train'] / blended:.0%}",
+                source["held_out"],
+            ]
+            for source in report["sources"]
+        ],
+    )
+    for source in report["sources"]:
+        if source["bad_rows"]:
+            reasons = "; ".join(f"{n} × {why}" for why, n in list(source["bad"].items())[:3])
+            warn(f"{source['source']}: {source['bad_rows']:,} bad rows were left out ({reasons})")
+        if source["silent_rows"]:
+            say(f"{source['source']}: {source['silent_rows']:,} rows gave nothing to learn from (ties, blanks, …)")
+    for what, count in report["duplicates"].items():
+        if count:
+            say(f"{what.replace('_', ' ')}: {count:,}")
+    for part in ("train", "held_out"):
+        counts = report[part]
+        name = part.replace("_", "-")
+        for what, count in [*counts["dropped"].items(), *counts["cut"].items()]:
+            say(f"{name} rows {'left out' if what in counts['dropped'] else 'kept'}: {count:,} × {what}")
+        lost, offered = sum(counts["dropped"].values()), counts["rows"] + sum(counts["dropped"].values())
+        if lost > LOSS_THAT_WARNS * offered:
+            warn(
+                f"stage {report['stage']} loses {lost:,} of {offered:,} {name} rows ({lost / offered:.0%}); python -m "
+                "data.check shows the lengths; max_prompt_length, max_response_length or the truncation policies help"
+            )
+
+
+def announce_pretraining(report: Mapping[str, Any]) -> None:
+    """Print the report of the pretraining mix (`Rows.report`)."""
+    for source in report["sources"]:
+        say(f"{source['source']}: {source['shape']} ({source['texts']:,} texts in the pretraining mix)")
+    say(f"pretraining mix: {report['rows']:,} rows, {report['tokens']:,} tokens")
