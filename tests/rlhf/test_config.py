@@ -1,0 +1,122 @@
+"""Settings from YAML, flags and --set: wrong ones are named with a way out, all at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from rlhf.config import Config, build, build_leniently, differences, given, options, parse_sets, read_yaml, setting
+from rlhf.errors import ConfigError
+
+
+class Small(Config):
+    learning_rate: float = setting(1e-5, "of the weights", gt=0)
+    epochs: int = setting(1, "passes", ge=1)
+    schedule: Literal["cosine", "linear"] = setting("cosine", "after the warm-up")
+    modules: list[str] = setting(["all"], "names")
+    name: str = setting("", "any text")
+    every: int | None = setting(None, "steps between", ge=1)
+    ema: bool = setting(True, "keep an average")
+    log_every: int = setting(1, "steps", resumable=True)
+
+
+def test_all_problems_come_at_once_and_unknown_keys_with_the_nearest_name() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Small, {"learning_rat": 1, "epochs": 0, "schedule": "cosin"}, where="small")
+    lines = caught.value.problems
+    assert "small.learning_rat is not a setting; did you mean 'learning_rate'?" in lines
+    assert "small.epochs=0 is not valid: should be greater than or equal to 1" in lines
+    assert any(line.startswith("small.schedule='cosin' is not valid") and "'cosine'" in line for line in lines)
+    assert len(lines) == 3
+
+
+def test_checks_can_go_on_with_what_is_right() -> None:
+    config, problems = build_leniently(Small, {"epochs": 0, "name": "kept"}, where="small")
+    assert (config.epochs, config.name) == (1, "kept")
+    assert len(problems) == 1
+
+
+def test_sets_are_read_as_the_field_needs_them() -> None:
+    """YAML 1.1 reads 1e-5 as text and 007 as a number; a list field takes one value, too."""
+    values, problems = parse_sets(
+        [
+            "small.learning_rate=1e-5",
+            "small.modules=q_proj",
+            "small.name=7",
+            "small.every=null",
+            "small.ema=off",
+            "free.anything=[1, 2]",
+        ],
+        {"small": Small, "free": None},
+    )
+    assert problems == []
+    assert values == {
+        "small": {"learning_rate": 1e-5, "modules": ["q_proj"], "name": "7", "every": None, "ema": False},
+        "free": {"anything": [1, 2]},
+    }
+    build(Small, values["small"], where="small")
+
+
+@pytest.mark.parametrize(
+    "item, message",
+    [
+        ("small.epoch=2", "small has no setting 'epoch'; did you mean 'epochs'?"),
+        ("smal.epochs=2", "'smal' is none of small; did you mean 'small'?"),
+        ("epochs=2", "write it as package.field=value"),
+        ("small.epochs", "write it as package.field=value"),
+        ("small.modules=[a", "is not a YAML value; quote it"),
+    ],
+)
+def test_a_wrong_set_is_explained(item: str, message: str) -> None:
+    _, problems = parse_sets([item], {"small": Small})
+    assert len(problems) == 1
+    assert message in problems[0]
+
+
+def test_a_set_given_twice_is_refused() -> None:
+    _, problems = parse_sets(["small.epochs=2", "small.epochs=3"], {"small": Small})
+    assert problems == ["--set small.epochs is given twice: 2 and 3"]
+
+
+def test_options_come_from_the_fields_and_only_given_ones_count() -> None:
+    """A default that counted as given would overwrite what a recipe says."""
+    seen: dict[str, object] = {}
+
+    @click.command()
+    @options(Small)
+    def command(**flags: object) -> None:
+        seen.update(given(flags))
+
+    done = CliRunner().invoke(command, ["--learning-rate", "0.1", "--no-ema", "--modules", "a", "--modules", "b"])
+    assert done.exit_code == 0, done.output
+    assert seen == {"learning_rate": 0.1, "ema": False, "modules": ["a", "b"]}
+    text = CliRunner().invoke(command, ["--help"]).output
+    assert "--schedule [cosine|linear]" in text
+    assert "[default: 1e-05]" in text
+
+
+def test_differences_leave_out_what_may_change() -> None:
+    old = {**Small().model_dump(mode="json"), "log_every": 50, "epochs": 2, "gone": 1}
+    assert differences(old, Small()) == ["epochs: 2 → 1", "gone: no longer a setting"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"a: 1\nb: [1, 2\nc: 3\n", "not valid YAML at line 3"),
+        (b"- a\n- b\n", "holds no mapping of settings but a list"),
+        (b"\xff\xfe\x00", "not UTF-8|not valid YAML"),
+        (None, "does not exist"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Exception, match=message) as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)

@@ -1,0 +1,102 @@
+"""Files are whole or absent; a folder belongs to one run, and to one process at a time."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlhf import files
+from rlhf.errors import ConfigError, describe
+from rlhf.files import LOCK_NAME, claim_folder, empty_folder, folder_problems, lock_folder, new_folder, write_text
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "config.yaml"
+    write_text(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
+    lines, code = describe(caught.value)
+    assert (lines, code) == (
+        [f"the disk is full while writing {path}; free some space and run the same command again"],
+        2,
+    )
+
+
+def test_a_folder_that_fails_half_way_is_not_there(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with pytest.raises(RuntimeError), new_folder(target) as part:
+        (part / "weights").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with new_folder(target) as part:
+        (part / "weights").write_text("whole")
+    with new_folder(target) as part:
+        (part / "other").write_text("whole")
+    assert [p.name for p in target.iterdir()] == ["other"]
+
+
+def test_a_foreign_folder_is_neither_written_nor_emptied(tmp_path: Path) -> None:
+    """`--output-dir . --overwrite` in one's project must not touch it."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="not empty and was not written by a run"):
+        claim_folder(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(AssertionError):
+        empty_folder(tmp_path)
+    assert folder_problems(tmp_path / "thesis.tex" / "output")[0].endswith("choose another output folder")
+    assert "is a file" in folder_problems(tmp_path / "thesis.tex")[0]
+
+
+def test_a_claimed_folder_is_emptied_but_for_its_lock(tmp_path: Path) -> None:
+    folder, outside = tmp_path / "output", tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("")
+    claim_folder(folder)
+    (folder / "model").mkdir()
+    (folder / "model" / "weights").write_text("")
+    (folder / "link").symlink_to(outside)
+    empty_folder(folder)
+    assert [p.name for p in folder.iterdir()] == [LOCK_NAME]
+    assert (outside / "kept").exists()
+    claim_folder(folder)  # again: it is ours
+
+
+def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "output"
+    claim_folder(folder)
+    program = (
+        "import sys, pathlib\n"
+        "from rlhf.files import lock_folder\n"
+        "lock_folder(pathlib.Path(sys.argv[1]))\n"
+        "print('held', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(folder)],
+        cwd=Path(__file__).resolve().parents[2],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"in use by process {holder.pid} on "):
+            lock_folder(folder)
+    finally:
+        holder.kill()
+        holder.communicate()
+    lock_folder(folder, wait=5)
+    assert (folder / LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
