@@ -13,7 +13,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-TIMEOUT = timedelta(minutes=10)
+# How long a rank waits for the others before it ends with an error; a rank that died is noticed by the launcher at once.
+TIMEOUT = timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS", "600")))
 
 
 def init(seed: int = 0) -> None:

@@ -21,6 +21,9 @@ class RunSettings(Config):
     log_every: int = setting(1, "write metrics every this many steps", resumable=True, ge=1)
     save_every: int = setting(100, "write a checkpoint every this many steps, and at the end", resumable=True, ge=1)
     keep_checkpoints: int = setting(2, "checkpoints that stay: the last so many, and the best", resumable=True, ge=1)
+    max_skipped_steps: int = setting(
+        10, "end the run after so many steps in a row whose gradient is not finite", resumable=True, ge=1
+    )
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also send metrics there", resumable=True)
     no_dropout: bool = setting(False, "set the model's dropouts to 0 (always so in stage 3)")
     trust_remote_code: bool = setting(False, "run code that comes with a model")

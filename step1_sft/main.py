@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from data.stage_data import demonstrations
 from rlhf import console, distributed
 from rlhf.causal_model import CausalModel
 from rlhf.checkpoint import Checkpoints, save_when_due
-from rlhf.export import export
 from rlhf.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf.export import export
+from rlhf.guard import Guard
 from rlhf.interrupt import noted
 from rlhf.lora import attach
 from rlhf.metrics import MetricsLog
@@ -78,6 +80,7 @@ def run(config: SFTConfig) -> StageResult:
     )
     if resumed is None:
         log.log(0, {"sft/perplexity": before})
+    guard = Guard(config.output_dir / "bad_batches", limit=config.max_skipped_steps)
     with console.progress("SFT", total=total, start=start) as bar, noted() as interrupts:
         for step in range(start, total):
             began = time.monotonic()
@@ -112,7 +115,8 @@ def run(config: SFTConfig) -> StageResult:
                 log.log(step + 1, metrics)
             bar.update(step + 1, {k: metrics[k] for k in ("sft/loss", "sft/perplexity") if k in metrics})
             # 6 save
-            save_when_due(
+            save = partial(
+                save_when_due,
                 checkpoints,
                 interrupts,
                 step=step + 1,
@@ -122,6 +126,13 @@ def run(config: SFTConfig) -> StageResult:
                 state={"before": before, "after": after},
                 score=-after if "sft/perplexity" in metrics else None,
             )
+            guard.watch(
+                step=step + 1,
+                skipped=not done.applied,
+                batch=lambda b=batches: kept_rows(b),
+                save=partial(save, every=1),
+            )
+            save()
     log.close()
     console.say(f"held-out perplexity after training: {after:.3f}")
 
@@ -148,6 +159,13 @@ def micro_batches(rows: Any, indices: Sequence[int], config: SFTConfig, pad: int
         )
         for part in parts
     ]
+
+
+def kept_rows(batches: Sequence[DemonstrationBatch]) -> Iterator[dict[str, Any]]:
+    """What the guard keeps of batches."""
+    for batch in batches:
+        for ids, mask in zip(batch.input_ids_BT.tolist(), batch.loss_mask_BT.tolist(), strict=True):
+            yield {"input_ids": ids, "loss_mask": mask}
 
 
 def token_loss_sum(engine: TrainEngine, batch: DemonstrationBatch) -> torch.Tensor:

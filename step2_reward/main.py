@@ -6,7 +6,8 @@ B pairs of a micro-batch, T tokens.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,9 +17,10 @@ from data.collate import PreferenceBatch, collate_preferences
 from data.stage_data import preferences
 from rlhf import console, distributed
 from rlhf.checkpoint import Checkpoints, save_when_due
-from rlhf.export import export
 from rlhf.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
 from rlhf.errors import TrainingError
+from rlhf.export import export
+from rlhf.guard import Guard
 from rlhf.interrupt import noted
 from rlhf.lora import attach
 from rlhf.metrics import MetricsLog
@@ -82,6 +84,7 @@ def run(config: RewardConfig) -> StageResult:
     )
     if resumed is None:
         log.log(0, figures)
+    guard = Guard(config.output_dir / "bad_batches", limit=config.max_skipped_steps)
     with console.progress("reward model", total=total, start=start) as bar, noted() as interrupts:
         for step in range(start, total):
             began = time.monotonic()
@@ -120,7 +123,8 @@ def run(config: RewardConfig) -> StageResult:
                 log.log(step + 1, metrics)
             bar.update(step + 1, {k: metrics[k] for k in ("reward/loss", "reward/train_accuracy")})
             # 6 save
-            save_when_due(
+            save = partial(
+                save_when_due,
                 checkpoints,
                 interrupts,
                 step=step + 1,
@@ -130,6 +134,13 @@ def run(config: RewardConfig) -> StageResult:
                 state={"before": before, "figures": figures, "spread": spread},
                 score=figures["reward/accuracy"] if "reward/accuracy" in metrics else None,
             )
+            guard.watch(
+                step=step + 1,
+                skipped=not done.applied,
+                batch=lambda b=batches: kept_rows(b),
+                save=partial(save, every=1),
+            )
+            save()
     log.close()
     console.table("reward model on held-out pairs", ["figure", "value"], [[k, v] for k, v in figures.items()])
 
@@ -160,6 +171,13 @@ def micro_batches(rows: Any, indices: Sequence[int], config: RewardConfig, pad: 
         lengths=rows.lengths[list(indices)],
     )
     return [collate_preferences([rows[index] for index in part], pad_token_id=pad) for part in parts]
+
+
+def kept_rows(batches: Sequence[PreferenceBatch]) -> Iterator[dict[str, Any]]:
+    """What the guard keeps of batches: the chosen responses' rows, then the rejected ones'."""
+    for batch in batches:
+        for ids, last in zip(batch.input_ids_BT.tolist(), batch.last_B.tolist(), strict=True):
+            yield {"input_ids": ids[: last + 1]}
 
 
 def pair_scores(engine: TrainEngine, batch: PreferenceBatch) -> tuple[torch.Tensor, torch.Tensor]:

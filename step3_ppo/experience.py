@@ -51,6 +51,11 @@ class Experience:
         """The counted entries of a table in the order of a micro-batch's tokens: [N]."""
         return table_BR[rows][self.response_mask_BR[rows]]
 
+    def is_finite(self) -> bool:
+        """Whether every score, log-probability and value is a number that can be learned from."""
+        tables = (self.scores_B, self.old_logprobs_BR, self.ref_logprobs_BR, self.values_BR)
+        return all(bool(torch.isfinite(table).all()) for table in tables)
+
     @property
     def kl_per_sequence(self) -> float:
         """Mean over sequences of the KL summed over their tokens, in nats."""

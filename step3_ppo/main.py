@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 from data.batches import StepSampler
 from data.stage_data import pretraining, prompts
 from rlhf import console, distributed
 from rlhf.checkpoint import Checkpoints, save_when_due
-from rlhf.export import export, full_master
 from rlhf.errors import ConfigError
+from rlhf.export import export, full_master
 from rlhf.generation import Sampling
+from rlhf.guard import Guard
 from rlhf.interrupt import noted
 from rlhf.metrics import MetricsLog
 from rlhf.models import load_tokenizer
@@ -22,10 +24,10 @@ from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
 from step3_ppo.experience import figures, make_experience
 from step3_ppo.gate import check_gate
-from step3_ppo.optimise import PretrainingMix, optimise, steps_per_iteration
+from step3_ppo.optimise import PretrainingMix, Totals, optimise, steps_per_iteration
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import roll_out
-from step3_ppo.rollout_files import RolloutFiles
+from step3_ppo.rollout_files import RolloutFiles, rollout_rows
 
 INSTRUCT_GPT_PTX_COEF = 27.8
 SAMPLER_MISMATCH_THAT_WARNS = 0.01
@@ -79,6 +81,7 @@ def run(config: PPOConfig) -> StageResult:
         resume_step=None if resumed is None else start,
     )
     diagnosis = Diagnosis(config)
+    guard = Guard(config.output_dir / "bad_batches", limit=config.max_skipped_steps)
     with console.progress("PPO", total=iterations, unit="iteration", start=start) as bar, noted() as interrupts:
         for iteration in range(start, iterations):
             began = time.monotonic()
@@ -102,7 +105,12 @@ def run(config: PPOConfig) -> StageResult:
             controller.update(experience.kl_per_sequence, len(rollout))
             scored = time.monotonic()
             # 5 optimise
-            totals = optimise(experience, roles, config, iteration=iteration, first_step=steps, ema=ema, ptx=ptx)
+            finite, skipped_before = experience.is_finite(), _skipped(roles)
+            totals = Totals()
+            if finite:
+                totals = optimise(experience, roles, config, iteration=iteration, first_step=steps, ema=ema, ptx=ptx)
+            else:
+                roles.actor.engine.steps_skipped += 1
             steps += totals.steps
             ended = time.monotonic()
             # 6 record
@@ -112,7 +120,7 @@ def run(config: PPOConfig) -> StageResult:
                 **totals.means(),
                 "ppo/kl_coef": kl_coef,
                 "ppo/stopped_early": float(totals.stopped_early),
-                "ppo/skipped_steps": roles.actor.engine.steps_skipped + roles.critic.engine.steps_skipped,
+                "ppo/skipped_steps": _skipped(roles),
                 "time/generate": generated - began,
                 "time/score": scored - generated,
                 "time/train": ended - scored,
@@ -128,7 +136,8 @@ def run(config: PPOConfig) -> StageResult:
                 console.warn(f"iteration {iteration + 1}: {line}")
             bar.update(iteration + 1, {name: last[name] for name in SHOWN})
             # 7 save
-            save_when_due(
+            save = partial(
+                save_when_due,
                 checkpoints,
                 interrupts,
                 step=iteration + 1,
@@ -137,8 +146,15 @@ def run(config: PPOConfig) -> StageResult:
                 engines=engines,
                 extras=extras,
                 state={"steps": steps, "kl_coef": controller.kl_coef, "first": first, "last": last},
-                score=last["ppo/final_scores_mean"],
+                score=last["ppo/final_scores_mean"] if finite else None,
             )
+            guard.watch(
+                step=iteration + 1,
+                skipped=_skipped(roles) > skipped_before,
+                batch=lambda e=experience: rollout_rows(e, roles.actor.template) if distributed.is_main() else (),
+                save=partial(save, every=1),
+            )
+            save()
     log.close()
 
     models = _export(config, roles, ema)
@@ -147,6 +163,10 @@ def run(config: PPOConfig) -> StageResult:
         metrics={"ppo/scores_mean_first": first["ppo/scores_mean"], **shown, "ppo/iterations": float(iterations)},
         models=models,
     )
+
+
+def _skipped(roles: Roles) -> int:
+    return roles.actor.engine.steps_skipped + roles.critic.engine.steps_skipped
 
 
 def _prompt_rows(sampler: StepSampler, iteration: int, count: int) -> list[int]:
