@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 import click
 
-from rlhf.errors import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_USER, Terminated, describe
+from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, describe
 
 
 class Command(click.Command):
@@ -34,8 +34,8 @@ class Command(click.Command):
         try:
             with terminable():
                 code = super().main(*args, standalone_mode=False, **kwargs)
-        except click.Abort:
-            code = EXIT_INTERRUPT
+        except click.Abort:  # what click makes of Ctrl-C
+            code = report(KeyboardInterrupt())
         except click.UsageError as error:
             code = EXIT_USER
             _show([f"{error.format_message().rstrip('.')}; --help lists the options"])

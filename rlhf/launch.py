@@ -241,7 +241,7 @@ def _end(ranks: Sequence[_Rank], number: signal.Signals, seconds: float, line: C
     try:
         with selectors.DefaultSelector() as selector:
             for rank in ranks:
-                if rank.process.stdout is not None:
+                if rank.process.stdout is not None and not rank.process.stdout.closed:
                     selector.register(rank.process.stdout, selectors.EVENT_READ, rank)
             while time.monotonic() < deadline and not all(rank.poll() for rank in ranks):
                 for key, _ in selector.select(timeout=0.05):

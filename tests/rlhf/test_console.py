@@ -80,7 +80,7 @@ def test_a_resumed_bar_estimates_from_what_it_did_itself(monkeypatch: pytest.Mon
 def test_events_are_shown_and_logged_by_train(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage under RLHF_EVENTS=1 writes marked JSON; its reader shows the same lines, and keeps chatter for the log."""
+    """A stage under RLHF_EVENTS=1 writes marked JSON; its reader shows the same lines, chatter only reaches the log."""
     monkeypatch.setenv("RLHF_EVENTS", "1")
     console.say("matched [12] modules\nsecond")
     console.table("rows", ["source", "share"], [["a.jsonl", 0.25], ["b.jsonl", None]])
