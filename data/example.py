@@ -65,7 +65,7 @@ def check_text(value: Any, name: str) -> None:
     if len(value) > LARGEST_TEXT:
         raise RowError(f"{name} has {len(value):,} characters, more than {LARGEST_TEXT:,}")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise RowError(f"{name} contains half of a surrogate pair, which is no Unicode text")
+        raise RowError(f"{name} is not Unicode text (broken UTF-8, or half of a surrogate pair)")
 
 
 def check_roles(prompt: Sequence[Message]) -> None:

@@ -182,7 +182,7 @@ def _jsonl(path: Path) -> Iterator[Placed]:
                 continue
             line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
             if line.strip():
-                yield f"line {number}", _json_object(line)
+                yield f"line {number}", _json_object(line.rstrip())
 
 
 def _json(path: Path) -> Iterator[Placed]:
