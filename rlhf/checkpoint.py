@@ -1,8 +1,9 @@
 """Save and resume: everything that a run needs to go on exactly, written atomically, by all ranks at once.
 
-A checkpoint is a folder. Each rank writes the fragments of fp32 masters and optimiser state that it holds, each named by
-its parameter and where in it the fragment begins, so that any number of ranks and any ZeRO stage can read them back
-without a conversion. What is a pure function of the step (learning rate, order of the data, random numbers) is not stored.
+A checkpoint is a folder. Each rank writes the fragments of fp32 masters and optimiser state that it holds, each named
+by its parameter and where in it the fragment begins, so that any number of ranks and any ZeRO stage can read them back
+without a conversion. What is a pure function of the step (learning rate, order of the data, random numbers) is not
+stored.
 """
 
 from __future__ import annotations
@@ -236,7 +237,7 @@ class Checkpoint:
     engines: dict[str, Any]
 
     def restore(self, engines: Mapping[str, TrainEngine], extras: Mapping[str, Extra] | None = None) -> None:
-        """Put weights and optimiser state back; all ranks take part. Raises TrainingError if they are of other models."""
+        """Put weights and optimiser state back; all ranks take part. Raises TrainingError where they do not fit."""
         for name, engine in engines.items():
             reader = _Reader(sorted(self.folder.glob(f"{name}-*.safetensors")))
             _read_engine(engine, reader, self.engines[name], (extras or {}).get(name, {}))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# How long a rank waits for the others before it ends with an error; a rank that died is noticed by the launcher at once.
+# How long a rank waits for the others before it ends with an error; the launcher notices one that died at once.
 TIMEOUT = timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS", "600")))
 
 

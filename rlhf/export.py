@@ -1,4 +1,4 @@
-"""Export to Hugging Face folders: gathered from any ZeRO stage, adapters merged (and kept beside), written atomically."""
+"""Export to Hugging Face folders: gathered from any ZeRO stage, adapters merged (and kept beside), atomically."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def export(
     full_value: FullValue = lambda parameter: None,
     config_changes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a transformers model (or one with adapters) to `folder`, with its tokenizer, template and generation config.
+    """Write a transformers model (or one with adapters) to `folder`, with tokenizer, template, generation config.
 
     All ranks take part, since ZeRO-3 gathers; rank 0 holds the whole model in CPU memory and writes. `full_value` gives
     other weights than the module's (the moving average).

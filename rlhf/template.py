@@ -103,7 +103,7 @@ class Template:
 
 
 def install_template(tokenizer: Any) -> bool:
-    """Give a tokenizer without a chat template the project's; True if it did. BOS is kept where the tokenizer adds it."""
+    """Give a tokenizer without a chat template the project's; True if it did. BOS stays where it is added by itself."""
     if tokenizer.chat_template:
         return False
     if tokenizer.eos_token is None:

@@ -2,82 +2,89 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from step3_ppo.config import PPOConfig
 
-Metrics = Mapping[str, float]
 REPEAT = 20  # iterations before a sign that is still there is named again
 
 
 @dataclass(frozen=True)
 class Sign:
-    """`shows` in so many iterations in a row, and then `says` what it means."""
+    """A failure mode that shows now. It is named once it has shown for `lasting` iterations in a row."""
 
-    shows: Callable[[Metrics, PPOConfig], bool]
-    says: Callable[[Metrics, PPOConfig], str]
-    in_a_row: int = 1
+    name: str
+    text: str
+    lasting: int = 1
 
 
-SIGNS = (
-    Sign(
-        lambda m, c: m["ppo/kl"] < -0.05 and (c.top_p < 1 or c.top_k > 0),
-        lambda m, c: f"KL {m['ppo/kl']:.2f} < 0: sampling cuts mass (top_p {c.top_p:g}, top_k {c.top_k}); use 1 and 0",
-    ),
-    Sign(
-        lambda m, c: m["ppo/kl"] < -0.5 and c.top_p == 1 and c.top_k == 0,
-        lambda m, c: f"KL {m['ppo/kl']:.2f} < 0: the sampler's weights are not those that are trained",
-    ),
-    Sign(
-        lambda m, c: m["ppo/eos_rate"] == 0 and m["ppo/response_length"] >= c.max_response_length,
-        lambda m, c: f"all responses hit the limit of {c.max_response_length} tokens: EOS is not learned (train stage 1 "
-        "longer) or max_response_length is short",
-    ),
-    Sign(
-        lambda m, c: m["ppo/eos_rate"] < 0.5 and m["ppo/eos_rate"] > 0,
-        lambda m, c: f"only {m['ppo/eos_rate']:.0%} of the responses end: raise max_response_length or missing_eos_penalty",
-        in_a_row=5,
-    ),
-    Sign(
-        lambda m, c: m["ppo/score_length_correlation"] > 0.7,
-        lambda m, c: f"reward rises with length (r = {m['ppo/score_length_correlation']:.1f}): the reward model pays for "
-        "words; balance lengths in stage 2's pairs",
-        in_a_row=3,
-    ),
-    Sign(
-        lambda m, c: m["ppo/explained_variance"] < 0,
-        lambda m, c: f"explained variance {m['ppo/explained_variance']:.2f} < 0: critic not ready; raise "
-        "critic_learning_rate or critic_warmup_iterations",
-        in_a_row=10,
-    ),
-    Sign(
-        lambda m, c: m["ppo/kl"] > (2 * c.adaptive_kl_target if c.adaptive_kl_target else c.kl_warning),
-        lambda m, c: f"KL {m['ppo/kl']:.1f} nats is above {'twice its target' if c.adaptive_kl_target else 'kl_warning'} "
-        "for 5 iterations: the actor leaves the reference; raise kl_coef or lower actor_learning_rate",
-        in_a_row=5,
-    ),
-    Sign(
-        lambda m, c: m.get("ppo/clipfrac", 0) > 0.4,
-        lambda m, c: f"{m['ppo/clipfrac']:.0%} of the tokens are clipped: steps are too large; lower actor_learning_rate or "
-        "ppo_epochs",
-        in_a_row=3,
-    ),
-    Sign(
-        lambda m, c: m["ppo/scores_std"] < 1e-4,
-        lambda m, c: "all responses get the same score: there is nothing to learn from",
-    ),
-    Sign(
-        lambda m, c: m["ppo/entropy"] < 0.05,
-        lambda m, c: f"entropy {m['ppo/entropy']:.3f} nats: the actor has settled on one answer; raise entropy_coef or kl_coef",
-        in_a_row=5,
-    ),
-    Sign(
-        lambda m, c: m["ppo/sampler_mismatch"] > 0.01,
-        lambda m, c: f"sampler and training weights disagree by {m['ppo/sampler_mismatch']:.3f} in probability (wanted: "
-        "below 0.01): use a higher inference precision",
-    ),
-)  # fmt: skip
+def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
+    """The signs in one iteration's metrics."""
+    kl, eos_rate, length = metrics["ppo/kl"], metrics["ppo/eos_rate"], metrics["ppo/response_length"]
+    cuts = config.top_p < 1 or config.top_k > 0
+    if kl < -0.05 and cuts:
+        yield Sign(
+            "kl", f"KL {kl:.2f} < 0: sampling cuts mass (top_p {config.top_p:g}, top_k {config.top_k}); use 1 and 0"
+        )
+    elif kl < -0.5:
+        yield Sign("kl", f"KL {kl:.2f} < 0: the sampler's weights are not those that are trained")
+    if eos_rate == 0 and length >= config.max_response_length:
+        yield Sign(
+            "limit",
+            f"all responses hit the limit of {config.max_response_length} tokens: EOS is not learned (train stage 1 "
+            "longer) or max_response_length is short",
+        )
+    elif eos_rate < 0.5:
+        yield Sign(
+            "eos",
+            f"only {eos_rate:.0%} of the responses end: raise max_response_length or missing_eos_penalty",
+            lasting=5,
+        )
+    if metrics["ppo/score_length_correlation"] > 0.7:
+        yield Sign(
+            "length",
+            f"reward rises with length (r = {metrics['ppo/score_length_correlation']:.1f}): the reward model pays for "
+            "words; balance lengths in stage 2's pairs",
+            lasting=3,
+        )
+    if metrics["ppo/explained_variance"] < 0:
+        yield Sign(
+            "critic",
+            f"explained variance {metrics['ppo/explained_variance']:.2f} < 0: critic not ready; raise "
+            "critic_learning_rate or critic_warmup_iterations",
+            lasting=10,
+        )
+    limit = 2 * config.adaptive_kl_target if config.adaptive_kl_target else config.kl_warning
+    if kl > limit:
+        yield Sign(
+            "far",
+            f"KL above {limit:g} nats for 5 iterations (now {kl:.1f}): the actor leaves the reference; raise kl_coef or "
+            "lower actor_learning_rate",
+            lasting=5,
+        )
+    if metrics.get("ppo/clipfrac", 0.0) > 0.4:
+        yield Sign(
+            "clip",
+            f"{metrics['ppo/clipfrac']:.0%} of the tokens are clipped: steps are too large; lower actor_learning_rate "
+            "or ppo_epochs",
+            lasting=3,
+        )
+    if metrics["ppo/scores_std"] < 1e-4:
+        yield Sign("scores", "all responses get the same score: there is nothing to learn from")
+    if metrics["ppo/entropy"] < 0.05:
+        yield Sign(
+            "entropy",
+            f"entropy {metrics['ppo/entropy']:.3f} nats: the actor has settled on one answer; raise entropy_coef or "
+            "kl_coef",
+            lasting=5,
+        )
+    if metrics["ppo/sampler_mismatch"] > 0.01:
+        yield Sign(
+            "sampler",
+            f"sampler and training weights disagree by {metrics['ppo/sampler_mismatch']:.3f} in probability (wanted: "
+            "at most 0.01): use a higher inference precision",
+        )
 
 
 @dataclass
@@ -85,14 +92,11 @@ class Diagnosis:
     """Counts how long each sign has shown; names one when it has lasted, and again only after a while."""
 
     config: PPOConfig
-    lasting: dict[int, int] = field(default_factory=dict)
+    shown: dict[str, int] = field(default_factory=dict)
 
-    def look(self, metrics: Metrics) -> list[str]:
+    def look(self, metrics: Mapping[str, float]) -> list[str]:
         """The lines for this iteration's metrics."""
-        lines = []
-        for index, sign in enumerate(SIGNS):
-            self.lasting[index] = self.lasting.get(index, 0) + 1 if sign.shows(metrics, self.config) else 0
-            since = self.lasting[index] - sign.in_a_row
-            if since >= 0 and since % REPEAT == 0:
-                lines.append(sign.says(metrics, self.config))
-        return lines
+        found = list(signs(metrics, self.config))
+        self.shown = {sign.name: self.shown.get(sign.name, 0) + 1 for sign in found}
+        since = {sign: self.shown[sign.name] - sign.lasting for sign in found}
+        return [sign.text for sign in found if since[sign] >= 0 and since[sign] % REPEAT == 0]

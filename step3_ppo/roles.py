@@ -81,7 +81,7 @@ class Critic:
     tokenizer: Any
 
     def values(self, batch: SequenceBatch) -> Tensor:
-        """V_t for each response token of the batch, [N]: what the critic says *before* that token, at its predecessor."""
+        """V_t for each response token of the batch, [N]: what the critic says before that token, at its predecessor."""
         device = distributed.device()
         head_BT = self.engine(batch.input_ids_BT.to(device))
         return (head_BT[:, :-1][batch.count_BT[:, 1:].to(device)] - self.score_mean) / self.score_std

@@ -19,9 +19,9 @@ from rlhf.tensors import pad_right
 
 @dataclass
 class Rollout:
-    """B prompts and responses as ids, in global order, and how they ended. `sampler_logprobs` are those of the sampler;
-    the training weights' own are worked out later. `messages` are the prompts as JSON text, for other tokenizers and for
-    people."""
+    """B prompts and responses as ids, in global order, and how they ended. `sampler_logprobs` are those of the
+    sampler; the training weights' own are worked out later. `messages` are the prompts as JSON text, for other
+    tokenizers and for people."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -72,7 +72,7 @@ def roll_out(
     iteration: int,
     micro_batch_size: int | None = None,
 ) -> Rollout:
-    """One response to each of the global `prompts`. Each rank samples a contiguous part of them and all get the whole."""
+    """One response to each of the global `prompts`. Each rank samples a contiguous part and all get the whole."""
     per_rank = -(-len(prompts) // distributed.world_size())
     first = per_rank * distributed.rank()
     mine = list(range(first, min(first + per_rank, len(prompts))))
