@@ -48,16 +48,16 @@ def estimate_advantages(
 ) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, eq. 16): advantages and returns, both [B, R].
 
-    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, returns = A + V; what stands after the last counted token is 0.
+    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, returns = A + V; beyond the last counted token all is 0.
     Values [0.5, 0.2], rewards [0, 1], γ = λ = 1 → advantages [0.5, 0.8], returns [1, 1].
     """
     values_BR = torch.where(response_mask_BR, values_BR, 0.0)
+    rewards_BR = torch.where(response_mask_BR, rewards_BR, 0.0)
     advantages_BR = torch.zeros_like(values_BR)
     following_value = following_advantage = torch.zeros_like(values_BR[:, 0])
     for t in reversed(range(values_BR.shape[1])):
-        counts = response_mask_BR[:, t].to(values_BR.dtype)
         delta = rewards_BR[:, t] + gamma * following_value - values_BR[:, t]
-        advantages_BR[:, t] = counts * (delta + gamma * gae_lambda * following_advantage)
+        advantages_BR[:, t] = delta + gamma * gae_lambda * following_advantage
         following_value, following_advantage = values_BR[:, t], advantages_BR[:, t]
     return advantages_BR, torch.where(response_mask_BR, advantages_BR + values_BR, 0.0)
 
