@@ -43,7 +43,7 @@ def dtype_of(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, with a chat template, padded on the right by a token that is not the end token."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)

@@ -59,8 +59,8 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
     if kl > limit:
         yield Sign(
             "far",
-            f"KL above {limit:g} nats for 5 iterations (now {kl:.1f}): the actor leaves the reference; raise kl_coef or "
-            "lower actor_learning_rate",
+            f"KL above {limit:g} nats for 5 iterations (now {kl:.1f}): the actor leaves the reference; raise kl_coef "
+            "or lower actor_learning_rate",
             lasting=5,
         )
     if metrics.get("ppo/clipfrac", 0.0) > 0.4:

@@ -161,9 +161,10 @@ def build_roles(config: PPOConfig, *, optimizer_steps: int) -> Roles:
         max_length=config.max_prompt_length + config.max_response_length,
     )
     console.say(
-        f"roles: actor {_size(actor.engine.module)}, reference "
-        f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}, critic "
-        f"{_size(critic.engine.module)}, tokenizers {'agree' if same else 'differ: scores are computed on rendered text'}"
+        f"roles: actor {_size(actor.engine.module)}; reference "
+        f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; critic "
+        f"{_size(critic.engine.module)}; tokenizers "
+        f"{'agree' if same else 'differ: scores are computed on rendered text'}"
     )
     return Roles(actor, critic, reward)
 
