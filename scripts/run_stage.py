@@ -1,0 +1,72 @@
+"""python -m scripts.run_stage RANKS PACKAGE ARGUMENTS...: one stage alone, on several ranks of this machine.
+
+Started by step1_sft.sh, step2_reward.sh and step3_ppo.sh. Ranks end with this process and with each other. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections import deque
+from pathlib import Path
+
+import click
+
+from rlhf.command import Command
+from rlhf.config import build, read_yaml
+from rlhf.console import say
+from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
+from rlhf.launch import RankFailed, launch
+from rlhf.pipeline_config import PipelineConfig
+from rlhf.placement import place
+from rlhf.replay import Replay
+from rlhf.screen import duration, figure
+from rlhf.stage import read_result
+
+SHOWN = 60  # lines of a failed stage's other output
+
+
+@click.command(cls=Command, context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("ranks", metavar="NUM_GPUS", type=click.IntRange(min=1))
+@click.argument("package")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def main(ranks: int, package: str, arguments: tuple[str, ...]) -> int:
+    placement, problems = place(build(PipelineConfig, {"num_gpus": ranks}, where="pipeline"))
+    if problems:
+        raise ConfigError(*[problem.replace("--num-gpus ", "NUM_GPUS=") for problem in problems])
+    command: click.Command = importlib.import_module(f"{package}.__main__").main
+    with command.make_context(package, list(arguments)) as context:  # --help and unknown flags end here
+        given = context.params
+    settings = read_yaml(given["config"]) if given["config"] else {}
+    folder = Path(given["output_dir"] or settings.get("output_dir") or "output")
+    if not given["overwrite"] and read_result(folder):
+        say(f"{package} is finished in {folder}; --overwrite runs it again")
+        return EXIT_DONE
+    last: deque[str] = deque(maxlen=SHOWN)
+    with open(os.devnull, "w") as nowhere:
+        replay = Replay(nowhere)
+
+        def line(text: str) -> None:
+            last.append(text)
+            replay.line(text)
+
+        try:
+            launch(package, arguments, placement, line=line)
+        except RankFailed as failure:
+            replay.close()
+            if failure.exit_code == EXIT_FAILURE:
+                print("\n".join(text for text in last if "\x1e" not in text), file=sys.stderr)
+            raise
+        replay.close()
+    result = read_result(folder)
+    if result is not None:
+        say(f"{package} finished in {duration(result.seconds)}")
+        for name, value in [*result.metrics.items(), *result.models.items()]:
+            say(f"  {name}: {figure(value)}")
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    main()
