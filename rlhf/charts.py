@@ -189,10 +189,12 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
     `whole`: numbers inside the range that are whole, for steps.
     """
-    if high <= low:
+    largest = max(abs(low), abs(high))
+    if high - low <= max(1e-6 * largest, 1e-300):  # one value, up to rounding
         if whole:
             return [low]
-        low, high = (low - abs(low) * 0.1, high + abs(high) * 0.1) if low else (-1.0, 1.0)
+        margin = 0.1 * largest if largest > 1e-290 else 1.0
+        low, high = low - margin, high + margin
     size = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(size))
     step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= size * 0.999)

@@ -195,14 +195,20 @@ def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> li
     for name, before, text in (
         ("sft/perplexity", "sft/perplexity_before", "SFT perplexity"),
         ("reward/accuracy", "reward/accuracy_before", "reward accuracy"),
-        ("ppo/scores_mean", "ppo/scores_mean_first", "PPO score"),
+        ("ppo/scores_mean", "ppo/scores_mean_first", "reward score in PPO"),
     ):
         if name in metrics:
             found.append((text, figure(metrics[name]), f"from {figure(metrics[before])}" if before in metrics else ""))
     if evaluation and len(evaluation.columns) > 3:  # a kind of score was asked for
         first = evaluation.rows[0]
         last = next((row for row in evaluation.rows if row[0] == "PPO"), evaluation.rows[-1])
-        found.append((f"{evaluation.columns[1]} of {last[0]}", last[1].split()[0], f"{first[0]} {first[1].split()[0]}"))
+        found.append(
+            (
+                f"evaluation {evaluation.columns[1]} of {last[0]}",
+                last[1].split()[0],
+                f"{first[0]} {first[1].split()[0]}",
+            )
+        )
     return found
 
 
