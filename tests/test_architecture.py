@@ -27,7 +27,8 @@ CLOSED_TO_DATA = {"rlhf.engine", "rlhf.generation", "rlhf.checkpoint", "rlhf.mod
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
-    "rlhf": "command config console errors files hardware launch metrics model_names stage stage_config template",
+    "rlhf": "command config console errors files hardware launch metrics model_names stage stage_config template "
+    "charts chat chat_screen comparison conversation evaluate judges report speaker streaming",
     "data": "adapters blend config example sources",
     **dict.fromkeys(STAGES, "config __main__"),
 }
