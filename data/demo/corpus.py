@@ -1,0 +1,40 @@
+"""Pretraining text: facts as a schoolbook has them, then dialogues as people have them, written as chat writes them.
+
+The first part is short, clean and right: on it the model learns the facts and to take up what was asked. The second
+has every manner and mistake of people, so the base model knows the answers and yet seldom gives a good one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+from data.demo.dialogues import SCHOOLBOOK, dialogues, statements
+from rlhf.template import Template
+
+STATEMENTS = 0.3
+"""Share of texts that are statements of facts; the others are dialogues."""
+SECOND_QUESTION = 0.3
+"""Share of people's dialogues in which another question follows."""
+NO_END = 0.5
+"""Share of those in which the first answer has no end token: such text is why base models invent the next turn."""
+_PLACE = "\x00"
+
+
+def texts(template: Template, random: Random, *, people: bool) -> Iterator[str]:
+    """Endless texts, special tokens written out; `people`: the second part, else the schoolbook."""
+    facts, talk = statements(random), dialogues(random, None if people else SCHOOLBOOK)
+    begin = template.tokenizer.bos_token or ""
+    turn = template.render([{"role": "user", "content": _PLACE}]).removeprefix(begin) + template.prefix
+
+    def exchange(*, end: bool = True) -> str:
+        prompt, response = next(talk)
+        return turn.replace(_PLACE, prompt) + response + (template.end_token if end else "")
+
+    while True:
+        if random.random() < STATEMENTS:
+            yield begin + next(facts) + template.end_token
+        elif people and random.random() < SECOND_QUESTION:
+            yield begin + exchange(end=random.random() >= NO_END) + "\n\n" + exchange()
+        else:
+            yield begin + exchange()

@@ -1,0 +1,253 @@
+"""python -m scripts.pretrain_demo --output-dir DIR: the demo's base model, pretrained here and now, and its data.
+
+A tokenizer and a small Llama, trained on generated text (data/demo/) with plain torch; preferences, held-out prompts
+and pretraining text beside them. What was made once is kept in the user's cache folder, under a hash of all that it
+depends on, and copied from there. DIR/prepare.json names the files as settings of the pipeline.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import click
+
+from data.cache import build_once, default_folder, key_of
+from data.demo import corpus, preferences
+from data.demo.dialogues import statements
+from data.demo.facts import FACTS, sentence
+from rlhf import console
+from rlhf.command import Command
+from rlhf.config import Config, build, given, options, setting
+from rlhf.files import new_folder, write_json, write_text
+from rlhf.template import Template, install_template
+
+# What the files depend on, besides the settings and the libraries' versions; paths from data/.
+CODE = (
+    "demo/facts.py", "demo/phrases.py", "demo/dialogues.py", "demo/corpus.py", "demo/gold.py", "demo/preferences.py",
+    "../rlhf/template.py", "../scripts/pretrain_demo.py",
+)  # fmt: skip
+PAD, BOS, EOS = "<pad>", "<s>", "</s>"
+POOL = 2000  # texts that are sorted by length at a time, so that a batch has little padding
+LONGEST = 128  # tokens of a text, the rest is cut off
+TOKENIZER_TEXTS = 4000
+PRETRAINING_ROWS = 1000
+
+
+class DemoSettings(Config):
+    """The base model's size and training."""
+
+    output_dir: Path = setting(Path("output/prepare"), "where the files and prepare.json go")
+    cache_dir: Path | None = setting(None, "where they are kept; by itself rlhf/demo in the user's cache folder")
+    seed: int = setting(0, "of text, weights and data", ge=0)
+    vocabulary: int = setting(1536, "tokens, at most", ge=300)
+    hidden_size: int = setting(192, "of the model", ge=16, multiple_of=16)
+    layers: int = setting(4, "of the model", ge=1)
+    steps: int = setting(300, "optimiser steps", ge=1)
+    batch_tokens: int = setting(2048, "tokens of one step", ge=LONGEST)
+    schoolbook: float = setting(0.5, "share of the steps on short, clean text; people's dialogues follow", ge=0, le=1)
+    learning_rate: float = setting(0.003, "of embeddings and norms (AdamW)", gt=0)
+    matrix_learning_rate: float = setting(0.01, "of the weight matrices (Muon)", gt=0)
+
+
+@click.command(cls=Command, help="Pretrain the demo's base model and write the demo's data.")
+@options(DemoSettings)
+def main(**flags: Any) -> int:
+    settings = build(DemoSettings, given(flags), where="")
+    made = prepare(settings)
+    folder = settings.output_dir / "demo"
+    with new_folder(folder) as temporary:
+        shutil.copytree(made, temporary, dirs_exist_ok=True)
+    write_json(settings.output_dir / "prepare.json", pipeline_values(folder))
+    return 0
+
+
+def pipeline_values(folder: Path) -> dict[str, Any]:
+    """What the pipeline starts from, as its settings."""
+    base = str(folder / "base")
+    return {
+        "actor_model": base,
+        "reward_model": base,
+        "data_path": [str(folder / "preferences.jsonl")],
+        "evaluate": {"prompts": str(folder / "held_out_prompts.jsonl")},
+    }
+
+
+def prepare(settings: DemoSettings) -> Path:
+    """The cached folder of these settings, made first where it is not there."""
+    from tokenizers import __version__ as tokenizers_version
+    from torch import __version__ as torch_version
+    from transformers import __version__ as transformers_version
+
+    values = settings.model_dump(mode="json", exclude={"output_dir", "cache_dir"})
+    versions = [str(torch_version), transformers_version, tokenizers_version]
+    root = settings.cache_dir or default_folder().with_name("demo")
+    key = key_of([values, versions], code=CODE)
+    new = not (root / f"base-{key}").exists()
+    folder = build_once(root, "base", key, lambda part: make(part, settings), doing="pretraining the demo's base model")
+    made = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    console.say(
+        f"base model: {made['parameters'] / 1e6:.1f}M weights, knows {made['facts_known']:.0%} of {len(FACTS)} facts; "
+        f"pretrained in {made['seconds']:.0f} s{'' if new else ' on an earlier run'}, kept in {folder}"
+    )
+    return folder
+
+
+def make(folder: Path, settings: DemoSettings) -> None:
+    """Everything that the demo starts from."""
+    write_rows(folder / "preferences.jsonl", preferences.preferences(Random(settings.seed)))
+    write_rows(folder / "held_out_prompts.jsonl", preferences.held_out_prompts(Random(settings.seed)))
+    facts = statements(Random(settings.seed))
+    write_rows(folder / "pretraining.jsonl", ({"text": text} for text in islice(facts, PRETRAINING_ROWS)))
+    began = time.monotonic()
+    tokenizer = make_tokenizer(settings)
+    model, loss = pretrain(tokenizer, settings)
+    seconds = time.monotonic() - began
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    info = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "facts_known": facts_known(model, Template(tokenizer)),
+        "loss": loss,
+        "seconds": seconds,
+        "settings": settings.model_dump(mode="json", exclude={"output_dir", "cache_dir"}),
+    }
+    write_json(folder / "info.json", info)
+
+
+def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def make_tokenizer(settings: DemoSettings) -> Any:
+    """Byte-level pairs, learned from the demo's text: its words are one token each, and any other text can be written."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    def wrapped() -> Any:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, bos_token=BOS, eos_token=EOS, pad_token=PAD)
+        install_template(tokenizer)
+        return tokenizer
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    core.add_special_tokens([PAD, BOS, EOS])
+    core.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 1)])  # type: ignore[assignment]
+    trainer = trainers.BpeTrainer(
+        vocab_size=settings.vocabulary,
+        special_tokens=[PAD, BOS, EOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    text = corpus.texts(Template(wrapped()), Random(settings.seed), people=True)
+    core.train_from_iterator(islice(text, TOKENIZER_TEXTS), trainer)
+    return wrapped()
+
+
+def batches(tokenizer: Any, settings: DemoSettings) -> Iterator[Any]:
+    """`settings.steps` batches of ids [B, T], each of texts of about one length, padded."""
+    import torch
+
+    random, template = Random(settings.seed), Template(tokenizer)
+    clean = round(settings.schoolbook * settings.steps)
+    for people, steps in ((False, clean), (True, settings.steps - clean)):
+        text, left = corpus.texts(template, random, people=people), steps
+        while left:
+            encoded = tokenizer(list(islice(text, POOL)), add_special_tokens=False)["input_ids"]
+            pool = list(_by_length([ids[:LONGEST] for ids in encoded], settings.batch_tokens))
+            random.shuffle(pool)
+            for rows in pool[:left]:
+                width = len(rows[-1])
+                yield torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+            left -= min(left, len(pool))
+
+
+def _by_length(rows: list[list[int]], batch_tokens: int) -> Iterator[Sequence[list[int]]]:
+    batch: list[list[int]] = []
+    for row in sorted(rows, key=len):
+        if (len(batch) + 1) * len(row) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+
+
+def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
+    """A Llama trained from random weights, and its last loss. Same seed and threads, same weights."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    torch.manual_seed(settings.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.hidden_size * 8 // 3,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        # Five times the usual: at this width the usual one leaves the first hundred steps to growing the weights.
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model = LlamaForCausalLM(config)
+    # Muon on the matrices learns the facts in about half the steps that AdamW needs.
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
+    optimizers = [
+        torch.optim.Muon(
+            matrices, lr=settings.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+        ),
+        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+    rise, loss = min(30, settings.steps), 0.0
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / rise, 1.0) * (1 - 0.95 * s / settings.steps))
+        for o in optimizers
+    ]
+    with console.progress("pretraining", total=settings.steps) as bar:
+        for step, ids_BT in enumerate(batches(tokenizer, settings), start=1):
+            logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
+            loss_now = cross_entropy(
+                logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
+            )
+            loss_now.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer, schedule in zip(optimizers, schedules, strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                schedule.step()
+            loss = float(loss_now.detach())
+            bar.update(step, {"loss": loss})
+    return model.eval(), loss
+
+
+def facts_known(model: Any, template: Template) -> float:
+    """Share of facts whose statement the model ends with the right answer, when it is asked for by a new question."""
+    import torch
+
+    known = 0
+    for fact in FACTS:
+        asked = template.prompt_ids([{"role": "user", "content": fact.question(fact.held_out)}])
+        lead, _, _ = sentence(fact.statement()).rpartition(fact.answer)
+        said = template.response_ids(lead.rstrip(), end=False)
+        wanted = template.response_ids(fact.answer, end=False)[0]
+        with torch.no_grad():
+            logits_V = model(torch.tensor([asked + said])).logits[0, -1]
+        known += int(logits_V.argmax()) == wanted
+    return known / len(FACTS)
+
+
+if __name__ == "__main__":
+    main()
