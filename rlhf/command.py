@@ -50,7 +50,9 @@ class Command(click.Command):
         if not self.groups:
             super().format_options(ctx, formatter)
             return
-        records = {p.name: p.get_help_record(ctx) for p in self.get_params(ctx)}
+        # click names its own --help with an underscore
+        names = {p: "help" if "--help" in p.opts else p.name for p in self.get_params(ctx)}
+        records = {name: p.get_help_record(ctx) for p, name in names.items()}
         named = {name for names in self.groups.values() for name in names}
         rest = {"Other": [name for name in records if name and name not in named]}
         for heading, names in {**self.groups, **rest}.items():

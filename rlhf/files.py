@@ -142,6 +142,13 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
     _held[folder] = file
 
 
+def release_folder(folder: Path) -> None:
+    """Give a lock up before the process ends."""
+    file = _held.pop(folder, None)
+    if file is not None:
+        file.close()
+
+
 def empty_folder(folder: Path) -> None:
     """Remove all that a claimed folder holds, but for its lock."""
     assert (folder / LOCK_NAME).exists(), f"{folder} is not a run's"

@@ -21,7 +21,7 @@ from typing import Any
 from rlhf.config import read_yaml
 from rlhf.console import duration, figure, say, table, warn
 from rlhf.errors import EXIT_DONE, ConfigError, RLHFError, Terminated, UserError, describe
-from rlhf.files import claim_folder, empty_folder, lock_folder, write_json, write_yaml
+from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_json, write_yaml
 from rlhf.launch import ROOT, Placement, RankFailed
 from rlhf.pipeline_config import PipelineConfig
 from rlhf.placement import describe as describe_placement
@@ -86,6 +86,7 @@ def _start_anew(run: Run) -> None:
             claim_folder(folder)
             lock_folder(folder, wait=3.0)
             empty_folder(folder)
+            release_folder(folder)  # the stage itself takes it
     for name in (EVALUATION_NAME, "report.html", PIPELINE_NAME):
         (run.output / name).unlink(missing_ok=True)
 

@@ -6,7 +6,7 @@ Most stand for settings of stages (`sets`); one that is not given leaves the sta
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import field_validator
 
@@ -103,9 +103,10 @@ class PipelineConfig(Config):
     master_addr: str | None = setting(None, "address of the machine with node rank 0")
     master_port: int = setting(29500, "a free port there", ge=1, le=65535)
 
-    @field_validator("stages")
+    @field_validator("stages", mode="before")
     @classmethod
-    def _numbers(cls, value: str) -> str:
+    def _numbers(cls, value: Any) -> str:
+        value = ",".join(map(str, value)) if isinstance(value, list) else str(value)  # YAML's 3 and [2, 3]
         parts = [part.strip() for part in value.split(",")]
         if not parts or any(part not in ("1", "2", "3") for part in parts) or len(set(parts)) != len(parts):
             raise ValueError("stages are 1, 2 and 3, with commas between them")

@@ -166,7 +166,6 @@ def test_batch_algebra() -> None:
     assert config.batch_algebra(1) == "mini_batch_size 32 = 1 rank × 8 micro-batches × 4 rows"
     uneven = SFTConfig(mini_batch_size=10, micro_batch_size=4)
     assert uneven.batch_algebra(2) == "mini_batch_size 10 fills 2 ranks × 2 micro-batches × 4 rows"
-    )
     assert SFTConfig(mini_batch_size=2).batch_problems("s", 4) == [
         "s.mini_batch_size=2 leaves some of the 4 ranks without a row; use at least 4, or fewer ranks"
     ]
