@@ -96,10 +96,26 @@ def install_logprob_head(model: Any) -> None:
         return
     assert type(head) is nn.Linear, f"the output embedding is a {type(head).__name__}, not a plain linear layer"
     head.__class__ = LogprobHead
-    config = model.config.get_text_config()
-    head.logit_cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    head.logit_scale, head.logit_cap = _scale_and_cap(model.config.get_text_config())
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The output embedding with the scale and cap of the family on top, in fp32: [..., V]."""
+    head = model.get_output_embeddings()
+    logits = head(hidden).float()
+    if isinstance(head, LogprobHead):
+        return logits
+    scale, cap = _scale_and_cap(model.config.get_text_config())
+    if scale != 1.0:
+        logits = logits * scale
+    return torch.tanh(logits / cap) * cap if cap else logits
+
+
+def _scale_and_cap(config: Any) -> tuple[float, float]:
+    """What a family puts on top of its logits: a factor and a soft cap (0 is off)."""
+    cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
     divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
-    head.logit_scale = 1.0 / float(divisor) if divisor else float(getattr(config, "logit_scale", None) or 1.0)
+    return (1.0 / float(divisor) if divisor else float(getattr(config, "logit_scale", None) or 1.0)), cap
 
 
 def table_from_flat(flat_N: Tensor, mask_BT: Tensor) -> Tensor:

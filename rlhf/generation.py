@@ -1,41 +1,35 @@
-"""The sampler: prefill, KV cache, one token at a time; rows that finished leave the batch.
+"""The sampler: prefill, then one token at a time from a key-value cache; rows that finished leave the batch.
 
 Used by rollout, chat and evaluation. A row's random numbers depend on (seed, iteration, global row, position) alone, so
 its samples are the same in any batch and on any number of ranks, wherever the logits agree bitwise.
 
-B rows, P prompt tokens (left-padded), R response tokens, V vocabulary.
+B rows, U distinct prompts, P prompt tokens (left-padded), R response tokens, S columns of the cache, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlhf import distributed
-from rlhf.causal_model import CausalModel
+from rlhf.causal_model import CausalModel, head_logits
+from rlhf.decode_attention import is_served, served
+from rlhf.kv_cache import SHOWN_STEP, SamplerCache, round_up
 from rlhf.models import backbone, unwrap
+from rlhf.sampling import Sampling, draw, uniforms
 
-# Finished rows are taken out of the batch when they are at least this share of it: moving the cache costs, too.
-COMPACTION_SHARE = 0.125
+__all__ = ["Generation", "Sampler", "Sampling", "draw", "uniforms"]
 
+# Prompts are read in groups of at most this many tokens, which bounds the memory of their activations.
+PREFILL_TOKENS = 8192
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `min_new_tokens` masks the stop tokens below it."""
-
-    max_new_tokens: int
-    min_new_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    stop_token_ids: tuple[int, ...] = ()
+# (position, rows that are alive, their tokens, their log-probabilities, which of them stopped), on the CPU
+Drawn = tuple[int, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass
@@ -53,64 +47,58 @@ class Generation:
         return [ids[mask].tolist() for ids, mask in zip(self.ids_BR, self.mask_BR, strict=True)]
 
 
-class DecodeLayer(CacheLayerMixin):
-    """One layer's keys and values [B, H, capacity, D], allocated once and filled from the left."""
+@dataclass
+class _Batch:
+    """The rows in the batch as it is now: their places in the request, which have finished, what the next step needs."""
 
-    is_sliding = False
+    row_B: Tensor  # on the CPU, as is `finished_B`
+    finished_B: Tensor
+    hidden_BD: Tensor
+    position_B: Tensor
+    mask_BS: Tensor  # of the cache's columns; True counts
+    bias_B11S: Tensor | None  # the same, to be added to scores
 
-    def __init__(self, capacity: int) -> None:
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads = key_states.shape[:2]
-        self.keys = key_states.new_empty((rows, heads, self.capacity, key_states.shape[-1]))
-        self.values = value_states.new_empty((rows, heads, self.capacity, value_states.shape[-1]))
-        self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        start, self.length = self.length, self.length + key_states.shape[-2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop all rows but `rows` (ascending), in place."""
-        assert self.keys is not None and self.values is not None
-        for name in ("keys", "values"):
-            whole = getattr(self, name)
-            whole[: len(rows), :, : self.length] = whole[rows, :, : self.length]
-            setattr(self, name, whole[: len(rows)])
+    def keep(self, places: Tensor) -> None:
+        on_device = places.to(self.position_B.device)
+        self.row_B, self.finished_B = self.row_B[places], self.finished_B[places]
+        self.position_B, self.mask_BS = self.position_B[on_device], self.mask_BS[on_device]
+        if self.bias_B11S is not None:
+            self.bias_B11S = self.bias_B11S[on_device]
 
 
 class Sampler:
     """Draws responses from a causal language model (a transformers model or a `CausalModel`).
 
     `synced`: the ranks call the model equally often, which ZeRO-3's gathers need; a rank that is done keeps stepping
-    until the others are. `compaction`: finished rows leave the batch.
+    until the others are. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks
+    that generate together. The cache stays allocated until `release()`.
     """
 
-    def __init__(self, model: Any, *, pad_token_id: int, synced: bool = False, compaction: bool = True) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        pad_token_id: int,
+        synced: bool = False,
+        compaction: bool = True,
+        agree: Callable[[Tensor], Tensor] | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+    ) -> None:
         self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
         self.backbone = backbone(self.lm)
-        self.pad_token_id, self.synced, self.compaction = pad_token_id, synced, compaction
+        self.pad_token_id, self.synced, self.compaction, self.agree = pad_token_id, synced, compaction, agree
+        self.prefill_tokens = prefill_tokens
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
+        self.lean = is_served(self.lm)
+        self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
 
     @property
     def device(self) -> torch.device:
         return next(self.lm.parameters()).device
+
+    def release(self) -> None:
+        """Give the cache's memory back."""
+        self.cache.release()
 
     def generate(
         self,
@@ -139,139 +127,157 @@ class Sampler:
         for _, _, tokens, _, _ in self._steps([prompt], sampling, uniforms(seed, 0, [0], sampling.max_new_tokens)):
             yield int(tokens[0])
 
-    def _steps(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
-        """Yields (position, rows that are alive, their tokens, log-probabilities, which of them stopped), on the CPU."""
+    def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor) -> Iterator[Drawn]:
+        if not prompts:
+            if not self.synced:
+                return
+            prompts, uniforms_BR = [[self.pad_token_id]], torch.zeros((1, sampling.max_new_tokens), dtype=torch.float64)
+            live = torch.zeros(1, dtype=torch.bool)
+        else:
+            live = torch.ones(len(prompts), dtype=torch.bool)
         was_training = self.lm.training
         self.lm.eval()
+        attention = served(self.lm) if self.lean else None
+        if attention is not None:
+            attention.__enter__()
         try:
-            yield from self._decode(prompts, sampling, uniforms_BR)
+            yield from self._decode(prompts, ~live, sampling, uniforms_BR)
         finally:
+            if attention is not None:
+                attention.__exit__()
             self.lm.train(was_training)
 
     @torch.no_grad()
     def _decode(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor]]:
+        self, prompts: Sequence[Sequence[int]], finished_B: Tensor, sampling: Sampling, uniforms_BR: Tensor
+    ) -> Iterator[Drawn]:
         device, width = self.device, sampling.max_new_tokens
-        if not prompts and not self.synced:
-            return
-        ids, attention = _left_padded(prompts or [[self.pad_token_id]], self.pad_token_id)
-        longest = ids.shape[1]
-        # columns of the response are attended to as they come, by every row that is still there
-        attention = torch.cat([attention, torch.ones((len(ids), width), dtype=torch.long)], dim=1).to(device)
-        next_position = attention[:, :longest].sum(dim=1)
-        positions = (attention[:, :longest].cumsum(dim=1) - 1).clamp(min=0)
-        cache = Cache(layers=[DecodeLayer(longest + width) for _ in range(self._layers())])
         stop_ids = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
-        alive = torch.arange(len(prompts))  # global indices of the rows in the batch
-        finished = torch.zeros(len(ids), dtype=torch.bool)  # of the batch as it is now
-        finished[len(prompts) :] = True
-        batch_rows = torch.arange(len(ids))
-        uniforms_BR = uniforms_BR if prompts else torch.zeros((1, width), dtype=torch.float64)
-        hidden = self._forward(ids.to(device), attention[:, :longest], positions, cache)
+        longest = max(len(p) for p in prompts)
+        self.cache.reserve(len(prompts), longest + width)
+        batch = self._prefill(prompts, finished_B, longest)
         for position in range(width):
-            logits_BV = self.lm.get_output_embeddings()(hidden).float()
-            below_minimum = position < sampling.min_new_tokens
-            tokens, logprobs = draw(
-                logits_BV,
-                uniforms_BR[batch_rows, position].to(device),
+            tokens_B, logprobs_B = draw(
+                head_logits(self.lm, batch.hidden_BD),
+                uniforms_BR[batch.row_B, position].to(device),
                 sampling,
-                forbidden=stop_ids if below_minimum else None,
+                forbidden=stop_ids if position < sampling.min_new_tokens else None,
             )
-            stopped = torch.isin(tokens, stop_ids).cpu()
-            live = ~finished
-            alive = batch_rows[live]
-            if len(alive):
-                yield position, alive, tokens.cpu()[live], logprobs.cpu()[live], stopped[live]
-            finished = finished | stopped
-            if position + 1 == width or self._all_done(bool(finished.all())):
+            drawn_3B = torch.stack([tokens_B, logprobs_B, torch.isin(tokens_B, stop_ids)]).double()
+            if self.agree is not None:
+                drawn_3B = self.agree(drawn_3B)
+                tokens_B = drawn_3B[0].long()
+            drawn_3B = drawn_3B.cpu()
+            stopped_B = drawn_3B[2] > 0
+            live = ~batch.finished_B
+            if bool(live.any()):
+                yield position, batch.row_B[live], drawn_3B[0, live].long(), drawn_3B[1, live].float(), stopped_B[live]
+            batch.finished_B = batch.finished_B | stopped_B
+            if position + 1 == width or self._all_done(bool(batch.finished_B.all())):
                 return
-            share = float(finished.float().mean())
-            if self.compaction and share >= COMPACTION_SHARE and not bool(finished.all()):
-                keep = (~finished).nonzero()[:, 0]
-                batch_rows, finished = batch_rows[keep], finished[keep]
-                keep = keep.to(device)
-                tokens, attention, next_position = tokens[keep], attention[keep], next_position[keep]
-                for layer in cache.layers:
-                    layer.keep(keep)  # type: ignore[attr-defined]
-            columns = attention[:, : longest + position + 1]
-            hidden = self._forward(tokens[:, None], columns, next_position[:, None], cache)
-            next_position = next_position + 1
+            if self.compaction:
+                tokens_B = self._compact(batch, tokens_B, longest + position)
+            self._step(batch, tokens_B, longest + position)
 
-    def _forward(self, ids: Tensor, attention: Tensor, positions: Tensor, cache: Cache) -> Tensor:
-        """Hidden states of the last column: [B, D]."""
+    def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, longest: int) -> _Batch:
+        """Read the prompts into the cache, each distinct one once; long ones first, in groups of like length."""
+        device, cache = self.device, self.cache
+        places: dict[tuple[int, ...], int] = {}
+        for prompt in sorted((tuple(p) for p in prompts), key=len, reverse=True):
+            places.setdefault(prompt, len(places))
+        distinct = list(places)
+        source_B = torch.tensor([places[tuple(p)] for p in prompts])
+        hidden = []
+        start = 0
+        while start < len(distinct):
+            length = len(distinct[start])
+            # under ZeRO-3 all ranks call the model equally often, so there is one group
+            size = len(distinct) if self.synced else max(self.prefill_tokens // max(length, 1), 1)
+            hidden.append(self._read(distinct[start : start + size], start, longest))
+            start += size
+        hidden_UD = torch.cat(hidden)
+        lengths_B = torch.tensor([len(p) for p in prompts], device=device)
+        if len(distinct) < len(prompts) or source_B.tolist() != list(range(len(prompts))):
+            cache.copy_rows(source_B.to(device), torch.arange(len(prompts), device=device), longest)
+        columns = torch.arange(cache.capacity, device=device)
+        mask_BS = (columns >= longest - lengths_B[:, None]) & (columns < longest)
+        bias = None
+        if self.lean:
+            bias = torch.zeros(mask_BS.shape, dtype=hidden_UD.dtype, device=device)
+            bias = bias.masked_fill_(~mask_BS, float("-inf"))[:, None, None]
+        return _Batch(
+            torch.arange(len(prompts)), finished_B, hidden_UD[source_B.to(device)], lengths_B, mask_BS, bias
+        )
+
+    def _read(self, prompts: list[tuple[int, ...]], first_row: int, longest: int) -> Tensor:
+        """Prompts of one group into the cache's rows from `first_row`; hidden states of their last tokens [b, D]."""
+        width = len(prompts[0])
+        ids = torch.full((len(prompts), width), self.pad_token_id)
+        mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+        for index, prompt in enumerate(prompts):
+            ids[index, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[index, width - len(prompt) :] = True
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0).to(self.device)
+        attention: Tensor | None = mask
+        if self.lean:
+            attention = None
+            if not bool(mask.all()):
+                causal = torch.ones((width, width), dtype=torch.bool).tril()
+                # padding attends to itself: a row of nothing would be NaN, and NaN spreads through the cache
+                attention = (causal & mask[:, None, :] | torch.eye(width, dtype=torch.bool))[:, None]
+        cache = self.cache
+        cache.rows, cache.start, cache.seen = slice(first_row, first_row + len(prompts)), longest - width, 0
+        cache.prefilling = True
+        return self._forward(ids.to(self.device), attention, positions)
+
+    def _step(self, batch: _Batch, tokens_B: Tensor, column: int) -> None:
+        """One token of each row through the model; its keys and values go to `column`."""
+        cache = self.cache
+        cache.rows, cache.start, cache.seen = slice(0, len(tokens_B)), column, column
+        cache.prefilling = False
+        if batch.bias_B11S is not None:
+            cache.shown = min(round_up(column + 1, SHOWN_STEP), cache.capacity)
+            batch.bias_B11S[..., column] = 0
+            attention = batch.bias_B11S[..., : cache.shown]
+        else:
+            cache.shown = column + 1
+            batch.mask_BS[:, column] = True
+            attention = batch.mask_BS[:, : cache.shown]
+        batch.hidden_BD = self._forward(tokens_B[:, None], attention, batch.position_B[:, None])
+        batch.position_B = batch.position_B + 1
+
+    def _compact(self, batch: _Batch, tokens_B: Tensor, columns: int) -> Tensor:
+        """Take finished rows out of batch and cache: rows from the end move into their places. Returns the tokens left.
+
+        Batch sizes come from a ladder of about eight per octave, so that few shapes occur.
+        """
+        live = int((~batch.finished_B).sum())
+        size = max(round_up(live, _rung(live)), 1)
+        if size >= len(tokens_B) or not live:
+            return tokens_B
+        keep = torch.arange(size)
+        holes = batch.finished_B[:size].nonzero()[:, 0]
+        movers = size + (~batch.finished_B[size:]).nonzero()[:, 0]
+        holes = holes[: len(movers)]
+        keep[holes] = movers
+        device = tokens_B.device
+        if len(movers):
+            self.cache.copy_rows(movers.to(device), holes.to(device), columns)
+        batch.keep(keep)
+        return tokens_B[keep.to(device)]
+
+    def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor) -> Tensor:
+        """Hidden states of the last column: [b, D]."""
         extra = {"position_ids": positions} if self.takes_positions else {}
+        attention = attention if attention is None else attention.to(self.device)
         return self.backbone(
-            input_ids=ids, attention_mask=attention, past_key_values=cache, use_cache=True, **extra
+            input_ids=ids, attention_mask=attention, past_key_values=self.cache, use_cache=True, **extra
         )[0][:, -1]  # fmt: skip
-
-    def _layers(self) -> int:
-        return int(self.lm.config.get_text_config().num_hidden_layers)
 
     def _all_done(self, done: bool) -> bool:
         return done if not self.synced else distributed.max_over_ranks(not done) == 0
 
 
-def draw(
-    logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, *, forbidden: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """One token per row by inverting the cumulative distribution at a uniform number, and its log-probability.
-
-    The log-probability is that of softmax(logits / temperature), before top-p and top-k cut mass away. The vocabulary
-    is sorted for top-p alone.
-    """
-    if forbidden is not None and len(forbidden):
-        logits_BV = logits_BV.index_fill(1, forbidden, float("-inf"))
-    if sampling.temperature == 0:
-        tokens_B = logits_BV.argmax(dim=-1)
-        return tokens_B, logits_BV.log_softmax(dim=-1).gather(1, tokens_B[:, None])[:, 0]
-    logprobs_BV = (logits_BV / sampling.temperature).log_softmax(dim=-1)
-    probabilities_BV = logprobs_BV.exp()
-    if sampling.top_k:
-        kth = probabilities_BV.topk(min(sampling.top_k, probabilities_BV.shape[1]), dim=-1).values[:, -1:]
-        probabilities_BV = probabilities_BV.where(probabilities_BV >= kth, 0.0)
-    if sampling.top_p < 1.0:
-        probabilities_BV = _nucleus(probabilities_BV, sampling.top_p)
-    cumulative_BV = probabilities_BV.cumsum(dim=-1, dtype=torch.float64)
-    # strictly below the total, and never on a token of probability 0: the first whose cumulative mass exceeds it
-    points_B = uniforms_B.double() * cumulative_BV[:, -1]
-    tokens_B = torch.searchsorted(cumulative_BV, points_B[:, None], right=True)[:, 0]
-    tokens_B = tokens_B.clamp(max=logits_BV.shape[1] - 1)
-    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None])[:, 0]
-
-
-def _nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens whose mass reaches `top_p`; the most likely one always stays."""
-    ordered, order = (probabilities_BV / probabilities_BV.sum(-1, keepdim=True)).sort(dim=-1, descending=True)
-    beyond = ordered.cumsum(dim=-1) - ordered >= top_p
-    beyond[:, 0] = False
-    return probabilities_BV.masked_fill(torch.zeros_like(beyond).scatter(1, order, beyond), 0.0)
-
-
-def uniforms(seed: int, iteration: int, rows: Sequence[int], count: int) -> Tensor:
-    """Numbers in [0, 1) as float64 [len(rows), count], each a hash of (seed, iteration, row, position) alone."""
-    with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(iteration))
-        by_row = _mix(key ^ _mix(np.asarray(rows, dtype=np.uint64)))[:, None]
-        bits = _mix(by_row ^ _mix(np.arange(count, dtype=np.uint64) + np.uint64(0xD1B54A32D192ED03))[None, :])
-    return torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2.0**-53)
-
-
-def _mix(x: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64 bits in which each bit depends on all."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor]:
-    """Ids and attention mask [B, P], the prompts ending in the last column."""
-    width = max(len(p) for p in prompts)
-    ids = torch.full((len(prompts), width), pad_token_id)
-    attention = torch.zeros((len(prompts), width), dtype=torch.long)
-    for index, prompt in enumerate(prompts):
-        ids[index, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
-        attention[index, width - len(prompt) :] = 1
-    return ids, attention
+def _rung(rows: int) -> int:
+    """The step between batch sizes near `rows`: 1 below 16, 2 below 32, 4 below 64, …"""
+    return max(1, 1 << max(rows.bit_length() - 4, 0))
