@@ -42,7 +42,7 @@ def hub_splits(hub: HubName) -> tuple[str, str | None]:
         return SPLITS[hub.name]
     import datasets
 
-    names = _reach(hub, lambda: datasets.get_dataset_split_names(hub.name, **_options(hub)))
+    names = _reach(hub, lambda: datasets.get_dataset_split_names(hub.name, **_options(hub, "config_name")))
     train = "train" if "train" in names else names[0]
     return train, next((n for n in HELD_OUT_SPLITS if n in names and n != train), None)
 
@@ -67,9 +67,9 @@ def _hub(source: Source) -> HubName:
     return source.hub
 
 
-def _options(hub: HubName) -> dict[str, Any]:
+def _options(hub: HubName, config_key: str) -> dict[str, Any]:
     config = hub.config or CONFIGS.get(hub.name)
-    return {"data_dir" if hub.name in CONFIG_IS_FOLDER else "name": config, "revision": hub.revision}
+    return {"data_dir" if hub.name in CONFIG_IS_FOLDER else config_key: config, "revision": hub.revision}
 
 
 @lru_cache(maxsize=8)
@@ -77,7 +77,7 @@ def _load(hub: HubName, held_out: bool) -> Any:
     import datasets
 
     split = hub_splits(hub)[1 if held_out else 0]
-    return _reach(hub, lambda: datasets.load_dataset(hub.name, split=split, **_options(hub)))
+    return _reach(hub, lambda: datasets.load_dataset(hub.name, split=split, **_options(hub, "name")))
 
 
 def _reach(hub: HubName, load: Callable[[], Any]) -> Any:
