@@ -218,7 +218,9 @@ def shown_figure(value: Any) -> str:
         return "–"
     if isinstance(value, list):
         return ", ".join(map(shown_figure, value))
-    return ("yes" if value else "no") if isinstance(value, bool) else figure(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return figure(value) if isinstance(value, float) else str(value)
 
 
 def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

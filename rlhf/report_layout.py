@@ -44,7 +44,13 @@ STAGES = {
         "optimiser step",
         (
             Chart("Loss", ("reward/loss", "reward/eval_loss"), "nats per pair; 0.693 is a coin"),
-            Chart("Accuracy", ("reward/train_accuracy", "reward/accuracy"), "pairs put in the right order", 0.5, 1),
+            Chart(
+                "Accuracy",
+                ("reward/accuracy", "reward/train_accuracy"),
+                "pairs in the right order, held out and trained on",
+                0.5,
+                1,
+            ),
             Chart("Margin", ("reward/margin",), "score of chosen less rejected, held-out pairs"),
             Chart(
                 "Length correlation", ("reward/length_correlation",), "of score and length, held-out responses", -1, 1
