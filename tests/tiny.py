@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers import decoders as token_decoders
 
 VOCABULARY = 320
-_SMALL = dict(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+_SMALL: dict[str, Any] = dict(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
 FAMILIES: dict[str, Any] = {
     "opt": lambda: hf.OPTConfig(
