@@ -1,0 +1,123 @@
+"""The actor's copy for generation: the same model in another layout, refreshed from the training weights module by module.
+
+The copy may be cut over ranks (tensor parallelism) and may be of another dtype. Its storage can be given back between
+rollouts. Whatever the ZeRO stage, at most one module of the training weights is whole at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf.engine import gathered
+from rlhf.models import unwrap
+from step3_ppo.tensor_parallel import ShardedLinear, shard
+
+
+class InferenceCopy:
+    """`lm` is a transformers model of the same class as the trained one, frozen, in eval mode; it holds values between
+    `refresh` and `release`."""
+
+    def __init__(self, trained: Any, *, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None) -> None:
+        self.trained, self.device = unwrap(trained), device
+        config = copy.deepcopy(self.trained.config)
+        with torch.device("meta"):
+            self.lm = type(self.trained)(config).to(dtype)
+            if group is not None:
+                shard(self.lm, group)
+        self.lm.tie_weights()
+        self.lm.eval().requires_grad_(False)
+        self._copy_buffers()
+        self._slots = _places(self.lm)
+        self._shapes = {id(parameter): parameter.shape for parameter in self._slots}
+        self.is_held = False
+        self._materialise()
+
+    def _copy_buffers(self) -> None:
+        """Rotary frequencies, masks and the like: not part of a checkpoint and never trained."""
+        own = {name: (module, key) for name, module, key in _buffers(self.lm)}
+        for name, module, key in _buffers(self.trained):
+            if name in own:
+                target, target_key = own[name]
+                target._buffers[target_key] = module._buffers[key].detach().to(self.device, copy=True)
+        left = [name for name, module, key in _buffers(self.lm) if module._buffers[key].is_meta]
+        assert not left, f"buffers of the copy without a value: {left}"
+        for module in self.lm.modules():  # rotary layers keep the frequencies a second time, as a plain attribute
+            for key, value in list(vars(module).items()):
+                if isinstance(value, Tensor) and value.is_meta and key.startswith("original_"):
+                    setattr(module, key, getattr(module, key.removeprefix("original_")).clone())
+
+    def _materialise(self) -> None:
+        """Replace parameters on the meta device by real ones that as yet hold nothing; tied ones stay one."""
+        slots: list[tuple[nn.Parameter, torch.Size]] = []
+        for parameter, places in self._slots.items():
+            real = nn.Parameter(parameter.new_empty(0, device=self.device), requires_grad=False)
+            for module, key in places:
+                module._parameters[key] = real
+            slots.append((real, parameter.shape))
+        self._storage = slots
+        del self._slots, self._shapes
+
+    def refresh(self) -> None:
+        """Copy the training weights, with the adapters' deltas added on the way. All ranks take part."""
+        if not self.is_held:
+            for parameter, shape in self._storage:
+                parameter.data = torch.empty(shape, dtype=parameter.dtype, device=self.device)
+            self.is_held = True
+        done: set[int] = set()
+        with torch.no_grad():
+            for name, module in self.lm.named_modules():
+                own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in done]
+                done.update(id(p) for _, p in own)
+                if own:
+                    _copy_module(self.trained.get_submodule(name), module, own)
+
+    def release(self) -> None:
+        """Give the weights' memory back."""
+        for parameter, _ in self._storage:
+            parameter.data = parameter.data.new_empty(0)
+        self.is_held = False
+
+    def bytes(self) -> int:
+        """Memory of the copy on this rank while it is held."""
+        return sum(shape.numel() * p.element_size() for p, shape in self._storage)
+
+
+def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Parameter]]) -> None:
+    """One module's parameters: gathered, adapters added in fp32, cut, rounded once."""
+    adapted = hasattr(source, "lora_A") and hasattr(source, "base_layer")
+    holder = source.base_layer if adapted else source
+    factors = [p for name, p in source.named_parameters() if "lora_" in name] if adapted else []
+    with gathered([getattr(holder, key) for key, _ in own] + factors):
+        for key, parameter in own:
+            value = getattr(holder, key).detach()
+            if adapted and key == "weight":
+                for adapter in source.active_adapters:
+                    value = value.float() + source.get_delta_weight(adapter).float()
+            if isinstance(target, ShardedLinear):
+                value = target.take_weight(value) if key == "weight" else target.take_bias(value)
+            assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
+            parameter.data.copy_(value)
+
+
+def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """Each parameter and all modules and names under which it is held (tied embeddings are held twice)."""
+    found: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(parameter, []).append((module, key))
+    return found
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """(full name, module, key) of every buffer, adapters' wrappers left out of the names."""
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield (f"{name}.{key}" if name else key), module, key

@@ -1,0 +1,183 @@
+"""The hybrid engine: after each round of training, what generates is what was trained, and its memory comes back."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+
+from rlhf.engine import TrainEngine
+from rlhf.generation import Sampler, Sampling
+from rlhf.lora import attach
+from rlhf.stage_config import LoraSettings
+from step3_ppo.hybrid_engine import HybridEngine
+from step3_ppo.inference_copy import InferenceCopy
+from tests import engines
+from tests.tiny import FAMILIES, tiny_lm
+
+PAD = 0
+PROMPTS = [[5, 9, 200, 31], [77], [12, 13, 14, 15, 16, 17], [8, 8, 8, 90, 41]]
+IDS = torch.tensor([[5, 9, 200, 31, 60, 7], [8, 8, 90, 41, 12, 13]])
+LOGIT_BOUND = {torch.float32: 2e-5, torch.bfloat16: 0.15}
+
+
+def adapted(model: Any) -> Any:
+    """Adapters on every linear layer, moved off zero so that their delta counts from the start."""
+    model = attach(model, LoraSettings(lora_rank=4))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model
+
+
+def train_round(train: TrainEngine) -> None:
+    engines.backward(train, range(engines.ROWS), micro_batch_size=4)
+    assert train.step().applied
+
+
+def trained_logits(train: TrainEngine) -> torch.Tensor:
+    train.train(False)
+    with torch.no_grad():
+        return train.module.lm(input_ids=IDS, use_cache=False).logits.float()
+
+
+def copied_logits(hybrid: HybridEngine) -> torch.Tensor:
+    assert hybrid.copy is not None
+    with torch.no_grad():
+        return hybrid.copy.lm(input_ids=IDS, use_cache=False).logits.float()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_copy_and_trained_model_agree_after_each_round(one_rank: None, family: str, lora: bool) -> None:
+    """Three rounds of train → refresh: logits and greedy tokens of the copy are the trained model's. ZeRO-3, so that
+    each module is gathered; the copy is in fp32 like the training weights."""
+    model = tiny_lm(family)
+    train = engines.engine(3, model=adapted(model) if lora else model, peak=0.01)
+    hybrid = HybridEngine(train, pad_token_id=PAD, inference_dtype="fp32")
+    greedy = Sampling(max_new_tokens=8, temperature=0)
+    before = None
+    for _ in range(3):
+        train_round(train)
+        with hybrid.generating() as sampler:
+            generation = sampler.generate(PROMPTS, greedy)
+            copied = copied_logits(hybrid)
+        expected = trained_logits(train)
+        torch.testing.assert_close(copied, expected, atol=LOGIT_BOUND[torch.float32], rtol=0)
+        direct = Sampler(train.module, pad_token_id=PAD, synced=True).generate(PROMPTS, greedy)
+        assert generation.responses() == direct.responses()
+        assert before is None or not torch.equal(before, copied), "training must have moved the weights"
+        before = copied
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_bf16_copy_of_fp32_weights_stays_within_rounding(one_rank: None, zero_stage: int, lora: bool) -> None:
+    """The copy is rounded once from base + delta, so the distance does not grow with the rounds."""
+    model = tiny_lm("llama")
+    train = engines.engine(zero_stage, model=adapted(model) if lora else model)
+    hybrid = HybridEngine(train, pad_token_id=PAD, inference_dtype="bf16")
+    for _ in range(3):
+        train_round(train)
+        with hybrid.generating():
+            assert next(hybrid.copy.lm.parameters()).dtype == torch.bfloat16  # type: ignore[union-attr]
+            copied = copied_logits(hybrid)
+        torch.testing.assert_close(copied, trained_logits(train), atol=LOGIT_BOUND[torch.bfloat16], rtol=0)
+
+
+def test_no_copy_where_both_layouts_are_the_same(one_rank: None) -> None:
+    """One rank's tensor parallelism, ZeRO up to 2, equal dtypes and no adapters: the training weights generate."""
+    for zero_stage in (0, 1, 2):
+        same = HybridEngine(engines.engine(zero_stage), pad_token_id=PAD, inference_dtype="fp32")
+        assert same.copy is None
+        with same.generating() as sampler:
+            assert sampler.lm is same.train.module.lm
+    for train, options in (
+        (engines.engine(3), {"inference_dtype": "fp32"}),
+        (engines.engine(1), {"inference_dtype": "bf16"}),
+        (engines.engine(1, model=adapted(tiny_lm())), {"inference_dtype": "fp32"}),
+    ):
+        assert HybridEngine(train, pad_token_id=PAD, **options).copy is not None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_without_a_copy_the_training_module_generates(one_rank: None, zero_stage: int, lora: bool) -> None:
+    train = engines.engine(zero_stage, model=adapted(tiny_lm()) if lora else tiny_lm())
+    hybrid = HybridEngine(train, pad_token_id=PAD, inference_copy="off")
+    assert hybrid.copy is None
+    greedy = Sampling(max_new_tokens=8, temperature=0)
+    with hybrid.generating() as sampler:
+        found = sampler.generate(PROMPTS, greedy).responses()
+    with HybridEngine(train, pad_token_id=PAD, inference_dtype="fp32").generating() as sampler:
+        assert sampler.generate(PROMPTS, greedy).responses() == found
+
+
+def live_bytes() -> int:
+    """Bytes of all tensors' storages that are alive, each storage once."""
+    gc.collect()
+    storages = {}
+    for item in gc.get_objects():
+        try:
+            if isinstance(item, torch.Tensor) and item.device.type != "meta":
+                storage = item.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+        except (ReferenceError, RuntimeError, AttributeError):
+            continue
+    storages.pop(0, None)
+    return sum(storages.values())
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_memory_returns_after_release_and_nothing_grows(one_rank: None, zero_stage: int) -> None:
+    """Ten flips: the copy's and the cache's storage is gone after each, and no flip leaves anything behind."""
+    train = engines.engine(zero_stage)
+    hybrid = HybridEngine(train, pad_token_id=PAD, inference_dtype="bf16", release=True)
+    before, sizes = live_bytes(), []
+    for _ in range(10):
+        with hybrid.generating() as sampler:
+            sampler.generate(PROMPTS, Sampling(max_new_tokens=8))
+            inside = live_bytes()
+        sizes.append(live_bytes())
+    copy = hybrid.copy
+    assert copy is not None
+    cache = 2 * 2 * 4 * 2 * 8 * 32 * 2  # keys and values, layers, rows, heads, head size, capacity, bytes
+    assert inside - before >= copy.bytes() + cache
+    assert max(sizes) - before < 2000, f"left behind: {[size - before for size in sizes]}"
+
+
+def test_kept_copy_and_cache_are_used_again(one_rank: None) -> None:
+    """Without release the storage stays, and a refresh still brings the new weights."""
+    train = engines.engine(1)
+    hybrid = HybridEngine(train, pad_token_id=PAD, inference_dtype="bf16", release=False)
+    with hybrid.generating() as sampler:
+        sampler.generate(PROMPTS, Sampling(max_new_tokens=8))
+        places = [p.data_ptr() for p in hybrid.copy.lm.parameters()]  # type: ignore[union-attr]
+        cached = sampler.cache.layers[0].keys.data_ptr()
+        old = copied_logits(hybrid)
+    train_round(train)
+    with hybrid.generating() as sampler:
+        sampler.generate(PROMPTS[:2], Sampling(max_new_tokens=4))
+        assert [p.data_ptr() for p in hybrid.copy.lm.parameters()] == places  # type: ignore[union-attr]
+        assert sampler.cache.layers[0].keys.data_ptr() == cached
+        assert not torch.equal(copied_logits(hybrid), old)
+
+
+def test_tied_embeddings_are_held_once() -> None:
+    lm = tiny_lm("qwen2")
+    held = InferenceCopy(lm, dtype=torch.float32, device=torch.device("cpu"), group=None)
+    held.refresh()
+    assert held.lm.get_input_embeddings().weight is held.lm.get_output_embeddings().weight
+    assert held.bytes() == sum(p.numel() * 4 for p in lm.parameters())
+
+
+def test_times_of_a_flip_are_reported(one_rank: None) -> None:
+    hybrid = HybridEngine(engines.engine(1), pad_token_id=PAD, inference_dtype="bf16")
+    with hybrid.generating() as sampler:
+        sampler.generate(PROMPTS, Sampling(max_new_tokens=2))
+    figures = hybrid.figures()
+    assert figures["time/flip"] == figures["time/refresh"] + figures["time/release"] > 0
