@@ -83,10 +83,10 @@ def steps(train: TrainEngine, micro_batch_size: int, rows: Sequence[int] = range
     return norms
 
 
-def weights(train: TrainEngine, *, trained_only: bool = False) -> dict[str, Tensor]:
-    """Every weight, whole, in fp32, by its name in the model; all ranks call it together."""
+def weights(train: TrainEngine, *, trained_only: bool = False, of: str = "lm") -> dict[str, Tensor]:
+    """Every weight, whole, in fp32, by its name in the model (`of`: what the wrapper calls it); all ranks call it."""
     out = {}
-    for name, parameter in train.module.lm.named_parameters():
+    for name, parameter in train.module.get_submodule(of).named_parameters():
         if trained_only and not parameter.requires_grad:
             continue
         with gathered([parameter]):
