@@ -58,7 +58,9 @@ class Bar:
         return ", ".join([*parts, *(f"{n} {figure(v)}" for n, v in self.metrics.items())])
 
     def count(self) -> str:
-        return f"{self.done}/{self.total} {self.unit}" if self.total else f"{self.done} {self.unit}"
+        if self.total is None:
+            return f"{self.done} {self.unit}" if self.done else ""
+        return f"{self.done}/{self.total} {self.unit}"
 
 
 class PlainBar(Bar):

@@ -145,6 +145,10 @@ def _run_stage(run: Run, index: int) -> StageResult:
             _await(folder, minutes=10)
             config, log_name = Path(own) / CONFIG_NAME, f"log.node{placement.node_rank}.txt"
         write_yaml(config, stage.config.model_dump(mode="json"))
+        if placement.nodes > 1 and placement.hostfile is None:  # the launcher counts nodes by their names
+            hosts = Path(own) / "hostfile"
+            hosts.write_text("".join(f"node-{i} slots={placement.ranks}\n" for i in range(placement.nodes)))
+            placement = replace(placement, hostfile=hosts)
         run_step(package, folder, package, ["--config", str(config)], placement, log_name)
     if not placement.first:
         _await(folder / DONE_NAME, minutes=_MARKER_SECONDS / 60)

@@ -14,7 +14,9 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 class RunSettings(Config):
     """Where a stage runs and what it writes."""
 
-    output_dir: Path = setting(Path("output"), "the stage's folder: config, metrics, log, checkpoints, models")
+    output_dir: Path = setting(
+        Path("output"), "the stage's folder: config, metrics, log, checkpoints, models", resumable=True
+    )
     seed: int = setting(0, "of every random choice: same seed, same metrics", ge=0)
     dtype: Dtype = setting("auto", "of training: auto is bf16 on a GPU that has it, else fp32")
     max_steps: int | None = setting(None, "stop after this many optimiser steps (iterations in stage 3)", ge=1)
