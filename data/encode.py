@@ -21,21 +21,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.example import prompt_json
+from rlhf.errors import DataError, ModelError
 from rlhf.template import Message, Template
 
 Kind = Literal["demonstrations", "preferences", "prompts"]
 
 # Bits that say what happened to a row; the first two were kept.
-CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE, EMPTY_RESPONSE, SAME_RESPONSES, END_INSIDE = (
-    1,
-    2,
-    4,
-    8,
-    16,
-    32,
-    64,
-)
-DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES | END_INSIDE
+CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE = 1, 2, 4, 8
+EMPTY_RESPONSE, SAME_RESPONSES, END_INSIDE, UNRENDERABLE = 16, 32, 64, 128
+DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES | END_INSIDE | UNRENDERABLE
 SAYS = {
     CUT_PROMPT: "prompt cut to max_prompt_length",
     CUT_RESPONSE: "response cut to max_response_length",
@@ -44,6 +38,7 @@ SAYS = {
     EMPTY_RESPONSE: "empty response",
     SAME_RESPONSES: "chosen and rejected are the same",
     END_INSIDE: "response spells the end token inside",
+    UNRENDERABLE: "prompt that the chat template cannot render",
 }
 
 
@@ -69,8 +64,8 @@ COLUMNS: dict[str, dict[str, str]] = {
 class Encoder:
     """Encodes batches of stored Examples (columns of `data.store`) as rows of one kind."""
 
-    def __init__(self, template: Template, limits: Limits, kind: Kind) -> None:
-        self.template, self.limits, self.kind = template, limits, kind
+    def __init__(self, template: Template, limits: Limits, kind: Kind, *, skip_bad_rows: bool = True) -> None:
+        self.template, self.limits, self.kind, self.skip_bad_rows = template, limits, kind, skip_bad_rows
 
     def settings(self) -> dict[str, Any]:
         """All that decides the rows beside the examples, for the cache's key."""
@@ -83,7 +78,7 @@ class Encoder:
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
         prompts: list[list[Message]] = [json.loads(p) for p in batch["prompt"]]
         outcomes = [0] * len(prompts)
-        prompt_ids = self.tokenise([self.template.render(p) for p in prompts])
+        prompt_ids = self.tokenise(self._rendered(prompts, batch["where"], outcomes))
         for i, ids in enumerate(prompt_ids):
             if len(ids) > self.limits.max_prompt_length:
                 prompts[i], prompt_ids[i], outcomes[i] = self.shorten(prompts[i])
@@ -106,6 +101,19 @@ class Encoder:
         rows["margin"] = list(batch["margin"])
         rows["length"] = [len(p) + max(len(c), len(r)) for p, c, r in zip(prompt_ids, chosen, rejected, strict=True)]
         return self._emptied(rows)
+
+    def _rendered(self, prompts: Sequence[list[Message]], where: Sequence[str], outcomes: list[int]) -> list[str]:
+        """The text of each prompt. Raises DataError for one that the template refuses (many have no system turn)."""
+        texts = []
+        for i, prompt in enumerate(prompts):
+            try:
+                texts.append(self.template.render(prompt))
+            except ModelError as error:
+                if not self.skip_bad_rows:
+                    raise DataError(f"{where[i]}: {error}; --skip-bad-rows leaves such rows out") from None
+                outcomes[i] = UNRENDERABLE
+                texts.append("")
+        return texts
 
     def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts in one call, which fast tokenizers spread over the cores."""

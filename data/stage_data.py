@@ -92,12 +92,7 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
     everything = [*stores, *evaluation]
     names = [s.source.name for s in everything]
     train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage, kind=kind)
-    limits = encode.Limits(
-        settings.max_prompt_length,
-        settings.max_response_length,
-        settings.prompt_truncation,
-        settings.response_truncation,
-    )
+    encoder = encode.Encoder(template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows)
     report: dict[str, Any] = {
         "stage": stage,
         "data_split": settings.data_split,
@@ -110,7 +105,7 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
     }
     parts = []
     for name, table in (("train", train), ("held_out", held_out)):
-        dataset, report[name] = encoded(everything, table, encode.Encoder(template, limits, kind), settings)
+        dataset, report[name] = encoded(everything, table, encoder, settings)
         parts.append(Rows(dataset, names))
         if not len(dataset):
             raise DataError(_nothing_left(name, report, settings, kind))
@@ -141,6 +136,15 @@ def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings, kin
     return (
         f"{start}: either the sources have no rows with {needs}, or data_split={settings.data_split} and "
         f"eval_ratio={settings.eval_ratio:g} leave it none; change these or bring more rows"
+    )
+
+
+def limits(settings: DataSettings) -> encode.Limits:
+    return encode.Limits(
+        settings.max_prompt_length,
+        settings.max_response_length,
+        settings.prompt_truncation,
+        settings.response_truncation,
     )
 
 

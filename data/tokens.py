@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000
-READ = ["prompt", "chosen", "rejected", "margin", "text"]
+READ = ["prompt", "chosen", "rejected", "margin", "text", "where"]
 CODE = ("example.py", "encode.py", "tokens.py", "../rlhf/template.py")
 
 

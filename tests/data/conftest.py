@@ -67,7 +67,9 @@ def counted(template: Template) -> Callable[[Iterable[Example]], list[tuple[str,
             texts: list[str] = []
             for response in filter(None, (example.chosen, example.rejected)):
                 encoder = Encoder(template, Limits(10_000, 10_000), "demonstrations")
-                rows = encoder({"prompt": [prompt_json(example.prompt)], "chosen": [response], "source": [0]})
+                rows = encoder(
+                    {"prompt": [prompt_json(example.prompt)], "chosen": [response], "source": [0], "where": [""]}
+                )
                 row = {name: values[0] for name, values in rows.items()}
                 batch = collate_demonstrations([row], pad_token_id=0)
                 ids, mask = batch.input_ids_BT[0], batch.loss_mask_BT[0]

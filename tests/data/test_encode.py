@@ -17,12 +17,14 @@ from data.encode import (
     LONG_PROMPT,
     LONG_RESPONSE,
     SAME_RESPONSES,
+    UNRENDERABLE,
     Encoder,
     Kind,
     Limits,
     TextEncoder,
 )
 from data.example import ask, prompt_json
+from rlhf.errors import DataError
 from rlhf.template import Message, Template, install_template
 from tests.tiny import tiny_tokenizer
 
@@ -53,7 +55,8 @@ def encode(
     template: Template, limits: Limits, prompt: Any, chosen: str = "a", rejected: str = "b", kind: Kind = "preferences"
 ) -> dict[str, Any]:
     turns = ask(prompt) if isinstance(prompt, str) else prompt
-    batch = {"prompt": [prompt_json(turns)], "chosen": [chosen], "rejected": [rejected], "margin": [0.0], "source": [0]}
+    batch = {"prompt": [prompt_json(turns)], "chosen": [chosen], "rejected": [rejected], "margin": [0.0]}
+    batch |= {"source": [0], "where": ["a.jsonl, line 1"]}
     return {name: values[0] for name, values in Encoder(template, limits, kind)(batch).items()}
 
 
@@ -162,6 +165,19 @@ def test_plain_text_is_joined_by_eos_into_full_rows() -> None:
 def test_an_end_token_inside_a_response_drops_it(template: Template) -> None:
     """Text that spells the end token is tokenised as one; the model would learn to stop there and go on."""
     assert encode(template, Limits(99, 20), "q", "a</s>b")["outcome"] == END_INSIDE
+
+
+def test_a_prompt_that_the_template_refuses_is_named_or_counted() -> None:
+    """Some templates know no system turn and raise."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn here') }}{% endif %}" + CHAT_MARKUP
+    )
+    template, turns = Template(tokenizer), ask("q", system="S")
+    assert encode(template, Limits(99, 20), turns)["outcome"] == UNRENDERABLE
+    batch = {"prompt": [prompt_json(turns)], "chosen": ["a"], "source": [0], "where": ["a.jsonl, line 7"]}
+    with pytest.raises(DataError, match=r"a\.jsonl, line 7: the chat template cannot be rendered: no system turn here"):
+        Encoder(template, Limits(99, 20), "demonstrations", skip_bad_rows=False)(batch)
 
 
 words = st.text(st.sampled_from("ab 🙂ß\n"), max_size=30)
