@@ -11,10 +11,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlhf.bars import Bar, EventBar, LiveBar, PlainBar, live
 from rlhf.screen import clean, duration, emit, events, figure, interactive, screen, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Bar", "clean", "duration", "figure", "progress", "say", "table", "warn"]
 
@@ -33,7 +36,7 @@ def say(text: str) -> None:
     if events():
         emit({"event": "say", "text": str(text)})
     else:
-        screen().print(clean(text), markup=False, highlight=False, soft_wrap=True, emoji=False)
+        _print(clean(text))
 
 
 def warn(text: str) -> None:
@@ -45,9 +48,7 @@ def warn(text: str) -> None:
         return
     line = f"warning: {clean(text)}"
     if live.progress is not None or sys.stderr.isatty():
-        screen(stderr=live.progress is None).print(
-            line, style="yellow", markup=False, highlight=False, soft_wrap=True, emoji=False
-        )
+        _print(line, style="yellow", stderr=True)
     else:
         print(line, file=sys.stderr, flush=True)
 
@@ -69,7 +70,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
         shown.add_column(Text(clean(column)), justify="right" if numbers else "left", overflow="fold")
     for row in rows:
         shown.add_row(*(Text(clean(figure(cell))) for cell in row))
-    screen().print(shown)
+    _target().print(shown)
 
 
 @contextmanager
@@ -84,6 +85,16 @@ def progress(name: str, *, total: int | None = None, unit: str = "step", start: 
     finally:
         _open_bars.count -= 1
         bar.close()
+
+
+def _print(text: str, *, style: str | None = None, stderr: bool = False) -> None:
+    # not broken into lines, so that paths and commands can be copied
+    _target(stderr).print(text, style=style, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def _target(stderr: bool = False) -> Console:
+    """The console that draws the live bar, if there is one: it alone knows how to write above it."""
+    return live.progress.console if live.progress is not None else screen(stderr=stderr)
 
 
 def _is_number(value: Any) -> bool:

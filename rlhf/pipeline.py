@@ -158,7 +158,7 @@ def _run_stage(run: Run, index: int) -> StageResult:
         raise StepFailed(package, folder / LOG_NAME, failure)
     if placement.first:
         _record_data(run, stage)
-    say(f"{package} finished in {duration(result.seconds)}")
+    say(f"{package} finished in {duration(result.seconds)}: {_figures(result)}")
     return result
 
 
@@ -272,14 +272,17 @@ def _show_results(run: Run, results: Sequence[StageResult], models: Mapping[str,
     price = run.plan.pipeline.price_per_gpu_hour
     rows = []
     for stage, result in zip(run.plan.stages, results, strict=True):
-        figures = ", ".join(f"{name} {figure(value)}" for name, value in result.metrics.items())
-        rows.append([stage.spec.package, result.seconds, figures])
+        rows.append([stage.spec.package, result.seconds, _figures(result)])
     rows.append(["together", sum(result.seconds for result in results), ""])
     ranks = run.plan.placement.world_size
     cost = [f"{price * ranks * row[1] / 3600:.2f}" for row in rows] if price else []
     shown = [[row[0], duration(row[1]), *cost[i : i + 1], row[2]] for i, row in enumerate(rows)]
     table("Stages", ["stage", "time", *(["cost"] if price else []), "result"], shown)
     table("Models", ["model", "folder"], [[label, path] for label, path in models.items()])
+
+
+def _figures(result: StageResult) -> str:
+    return ", ".join(f"{name} {figure(value)}" for name, value in result.metrics.items())
 
 
 def _report(run: Run) -> Path | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -409,3 +411,56 @@ def test_train_as_a_process_answers_without_torch_and_with_its_exit_code(tmp_pat
     )
     assert ended.stdout == "2 []\n", ended.stderr
     assert all(line.startswith("error: ") for line in ended.stderr.splitlines())
+
+
+_FAKE_TRAIN = """
+import sys, importlib
+import train
+from rlhf.recipes import StageSpec
+
+names = sys.argv[1].split(",")
+train.STAGES = tuple(
+    StageSpec(n, name, importlib.import_module(f"{name}.config").FakeConfig) for n, name in enumerate(names, start=1)
+)
+train.data_problems = lambda config: []
+sys.argv[:2] = ["train.py"]
+train.main()
+"""
+
+
+def test_sigterm_ends_the_ranks_and_names_the_command_that_continues(pipeline: Invoke, tmp_path: Path) -> None:
+    """A scheduler's SIGTERM: exit code 143, no rank left, nothing marked as finished, and the folder free again."""
+    packages = pipeline.packages  # type: ignore[attr-defined]
+    do = f"print(os.getpid(), file=open({str(tmp_path / 'ranks')!r}, 'a'), flush=True); time.sleep(600)"
+    words = ["--reward-model", "model", "--output-dir", "out", "--num-gpus", "2"]
+    words += ["--set", f"{packages[0]}.model=model", "--set", f"{packages[0]}.do={do}"]
+    ended = subprocess.Popen(
+        [sys.executable, "-c", _FAKE_TRAIN, ",".join(packages), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(ranks := _lines(tmp_path / "ranks")) < 2 and time.monotonic() < deadline:
+            assert ended.poll() is None, ended.communicate()
+            time.sleep(0.05)
+        locked = pipeline("--num-gpus", "2", "--set", f"{packages[0]}.do={do}")
+        ended.send_signal(signal.SIGTERM)
+        _, stderr = ended.communicate(timeout=60)
+    finally:
+        ended.kill()
+    assert f"out is in use by process {ended.pid} on " in locked.stderr
+    assert locked.exit_code == 2
+    assert ended.returncode == 143
+    assert stderr.startswith("error: terminated\n  to continue: python train.py --reward-model model --output-dir out")
+    assert len(ranks) == 2
+    for rank in ranks:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(rank), 0)
+    assert read_result(Path("out", packages[0])) is None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
