@@ -365,9 +365,7 @@ def test_a_missing_folder_is_one_line(tmp_path: Path):
 def test_a_reward_model_cannot_talk(tmp_path: Path):
     reward = config_folder(tmp_path / "reward", architectures=["LlamaForSequenceClassification"], id2label={"0": "x"})
     actor = config_folder(tmp_path / "actor", architectures=["LlamaForCausalLM"])
-    assert refused(actor, "--compare", reward) == [
-        f"--compare {reward}: is a reward model, not a language model"
-    ]
+    assert refused(actor, "--compare", reward) == [f"--compare {reward}: is a reward model, not a language model"]
 
 
 def test_the_folder_of_a_run_is_answered_with_its_models(tmp_path: Path):
