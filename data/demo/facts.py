@@ -48,7 +48,7 @@ MONTHS = [
 LARGEST_SUMMAND = 6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kind:
     """A sort of fact. In the templates `{s}` is the subject and `{a}` the answer."""
 

@@ -1,0 +1,74 @@
+"""The demo's preparation: a tiny base model made on the spot, kept, and found again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rlhf.config import build
+from rlhf.pipeline_config import PipelineConfig
+from scripts.pretrain_demo import DemoSettings, main, make_tokenizer, prepare
+
+TINY = {"hidden_size": 32, "layers": 1, "steps": 2, "batch_tokens": 256, "vocabulary": 600}
+
+
+def settings(tmp_path: Path, **changes) -> DemoSettings:  # type: ignore[no-untyped-def]
+    return DemoSettings(output_dir=tmp_path / "out", cache_dir=tmp_path / "cache", **{**TINY, **changes})
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "base" / "model.safetensors").read_bytes()
+
+
+def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_path: Path) -> None:
+    from rlhf.models import load_causal_lm, load_tokenizer
+
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
+    arguments = ["--output-dir", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache"), *flags]
+    result = CliRunner().invoke(main, arguments, standalone_mode=False)
+    assert result.exit_code == 0, result.output
+    assert "pretrained in" in result.output
+
+    values = json.loads((tmp_path / "out" / "prepare.json").read_text(encoding="utf-8"))
+    prompts = Path(values.pop("evaluate")["prompts"])
+    pipeline = build(PipelineConfig, values, where="pipeline")
+    assert pipeline.actor_model and pipeline.data_path
+    tokenizer = load_tokenizer(pipeline.actor_model)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+    assert load_causal_lm(pipeline.actor_model, tokenizer=tokenizer).num_parameters() > 0
+    assert set(json.loads(Path(pipeline.data_path[0]).read_text().splitlines()[0])) == {"prompt", "chosen", "rejected"}
+    assert set(json.loads(prompts.read_text().splitlines()[0])) == {"prompt"}
+
+
+def test_what_was_made_is_found_again_and_another_seed_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(settings(tmp_path))
+    before = weights(first)
+    with monkeypatch.context() as patch:
+        patch.setattr("scripts.pretrain_demo.pretrain", lambda *_: pytest.fail("pretrained again"))
+        assert prepare(settings(tmp_path)) == first
+    other = prepare(settings(tmp_path, seed=1))
+    assert other != first
+    assert weights(other) != before
+
+
+def test_same_seed_same_weights(tmp_path: Path) -> None:
+    """Two machines, or a cache that was cleared, must give the same base model."""
+    first = prepare(settings(tmp_path, steps=3))
+    second = prepare(settings(tmp_path / "elsewhere", steps=3))
+    assert first != second
+    assert weights(first) == weights(second)
+
+
+def test_text_comes_back_from_its_ids_as_it_was() -> None:
+    """Also text that the demo knows nothing of: whoever chats with it may write anything."""
+    tokenizer = make_tokenizer(DemoSettings())
+    for text in ("What is the capital of Iceland?", "Grüße, ¿qué tal? 你好 🙂\n\ttab", "a  b"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    ids = tokenizer(" Reykjavik Copenhagen flamingo 12", add_special_tokens=False)["input_ids"]
+    assert len(ids) == 4  # the demo's words are one token each
