@@ -67,6 +67,9 @@ class PipelineConfig(Config):
     trackers: list[Literal["tensorboard", "wandb"]] | None = setting(
         None, "also send metrics there, repeatable", sets=_all("trackers")
     )
+    force: bool | None = setting(
+        None, "go on to PPO although the reward model fails its gate", sets=["step3_ppo.force"], resumable=True
+    )
     price_per_gpu_hour: float | None = setting(None, "for the cost in the last table", gt=0)
 
     # training
@@ -146,7 +149,17 @@ HELP_GROUPS = {
         *("max_response_length", "ptx_data"),
     ],
     "The run": [
-        *("recipe", "stages", "output_dir", "overwrite", "seed", "max_steps", "trackers", "price_per_gpu_hour"),
+        *(
+            "recipe",
+            "stages",
+            "output_dir",
+            "overwrite",
+            "seed",
+            "max_steps",
+            "trackers",
+            "force",
+            "price_per_gpu_hour",
+        ),
         *("dry_run", "debug", "help"),
     ],
     "Training": [
