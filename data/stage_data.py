@@ -11,8 +11,10 @@ time: one builds, the others wait. Nothing here needs a process group.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,10 +30,14 @@ from data.store import Store, open_stores
 from data.tokens import encoded
 from rlhf.console import say
 from rlhf.errors import DataError
+from rlhf.files import write_yaml
 from rlhf.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+KINDS: dict[int, encode.Kind] = {1: "demonstrations", 2: "preferences", 3: "prompts"}
 
 
 @dataclass
@@ -42,10 +48,15 @@ class StageData:
     held_out: Rows
     report: dict[str, Any] = field(default_factory=dict)
 
+    def record(self, folder: Path) -> None:
+        """Write the report to `folder/data.yaml`, from rank 0."""
+        if os.environ.get("RANK", "0") in ("", "0"):
+            write_yaml(folder / "data.yaml", self.report)
+
 
 def demonstrations(settings: DataSettings, template: Template, *, packing: bool = False) -> StageData:
     """Prompts with their chosen response, for stage 1; with `packing` several of them in a training row."""
-    data = _stage(settings, template, stage=1, kind="demonstrations")
+    data = _stage(settings, template, stage=1)
     if packing and isinstance(data.train, Rows):
         rows = data.train
         data.train = PackedRows(rows, settings.max_prompt_length + settings.max_response_length)
@@ -56,12 +67,12 @@ def demonstrations(settings: DataSettings, template: Template, *, packing: bool 
 
 def preferences(settings: DataSettings, template: Template) -> StageData:
     """Prompts with a chosen and a rejected response, for stage 2."""
-    return _stage(settings, template, stage=2, kind="preferences")
+    return _stage(settings, template, stage=2)
 
 
 def prompts(settings: DataSettings, template: Template) -> StageData:
     """Prompts, each once, for stage 3."""
-    return _stage(settings, template, stage=3, kind="prompts")
+    return _stage(settings, template, stage=3)
 
 
 def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:
@@ -85,13 +96,14 @@ def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizer
 # --- split and blend -------------------------------------------------------------------------------------------------
 
 
-def _stage(settings: DataSettings, template: Template, *, stage: int, kind: encode.Kind) -> StageData:
+def _stage(settings: DataSettings, template: Template, *, stage: int) -> StageData:
     if not settings.data_path:
         raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
+    kind = KINDS[stage]
     stores, evaluation = open_all(settings)
     everything = [*stores, *evaluation]
     names = [s.source.name for s in everything]
-    train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage, kind=kind)
+    train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage)
     encoder = encode.Encoder(template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows)
     report: dict[str, Any] = {
         "stage": stage,
@@ -108,7 +120,7 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kind: enco
         dataset, report[name] = encoded(everything, table, encoder, settings)
         parts.append(Rows(dataset, names))
         if not len(dataset):
-            raise DataError(_nothing_left(name, report, settings, kind))
+            raise DataError(_nothing_left(name, report, settings))
     announce(report)
     return StageData(parts[0], parts[1], report)
 
@@ -127,12 +139,14 @@ def _of_source(store: Store) -> dict[str, Any]:
     }
 
 
-def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings, kind: encode.Kind) -> str:
+def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings) -> str:
     """Why a stage has no rows, and the way out."""
     start = f"stage {report['stage']} has no {part.replace('_', '-')} rows"
     if dropped := report[part]["dropped"]:
         return f"{start}: all were dropped ({'; '.join(f'{n} × {why}' for why, n in dropped.items())})"
-    needs = {"demonstrations": "prompt and chosen", "preferences": "chosen and rejected", "prompts": "a prompt"}[kind]
+    needs = {"demonstrations": "prompt and chosen", "preferences": "chosen and rejected", "prompts": "a prompt"}[
+        KINDS[report["stage"]]
+    ]
     return (
         f"{start}: either the sources have no rows with {needs}, or data_split={settings.data_split} and "
         f"eval_ratio={settings.eval_ratio:g} leave it none; change these or bring more rows"
@@ -158,14 +172,14 @@ def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
 
 
 def divide(
-    stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings, *, stage: int, kind: encode.Kind
+    stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings, *, stage: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """(source, row) of a stage's training and of its held-out rows, and the counts of what occurs more than once.
 
     A prompt is held out when it is in `evaluation`; in a source without a split of its own also by its hash.
     """
+    kind, seed = KINDS[stage], settings.data_seed
     everything = [*stores, *evaluation]
-    seed = settings.data_seed
     aside = np.unique(np.concatenate([s.column("prompt_key") for s in evaluation] or [np.zeros(0, np.uint64)]))
     train, held_out, repeated, kept_out = [], [], 0, 0
     content_column = {"demonstrations": "chosen_key", "preferences": "row_key", "prompts": "prompt_key"}[kind]

@@ -11,9 +11,10 @@ class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
     """Supervised fine-tuning of a causal language model on prompts and chosen responses."""
 
     model: str = setting("", "the pretrained model: a folder, a hub name or an alias such as opt-1.3b")
-    zero_stage: ZeroStage | None = setting(None, "ZeRO: by itself 2 on GPUs, 1 on CPUs", resumable=False)
+    zero_stage: ZeroStage | None = setting(None, "ZeRO: by itself 2 on GPUs, 1 on CPUs")
     learning_rate: float = setting(1e-5, "of the weights; lora_learning_rate takes its place under LoRA", gt=0)
     epochs: int = setting(1, "passes over the demonstrations", ge=1)
+    packing: bool = setting(False, "several demonstrations in a row, attention never crossing them; the same loss")
     train_on_prompt: bool = setting(False, "count the prompt's tokens in the loss, too")
     eval_every: int | None = setting(None, "held-out perplexity every this many steps; always at start and end", ge=1)
 

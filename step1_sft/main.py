@@ -36,7 +36,8 @@ def run(config: SFTConfig) -> StageResult:
     dtype, zero_stage = dtype_of(config.dtype), config.zero_stage
     zero_stage = default_zero_stage() if zero_stage is None else zero_stage
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
-    data = demonstrations(config, Template(tokenizer))
+    data = demonstrations(config, Template(tokenizer), packing=config.packing)
+    data.record(config.output_dir)
     lm = load_causal_lm(
         config.model,
         tokenizer=tokenizer,
@@ -171,7 +172,8 @@ def kept_rows(batches: Sequence[DemonstrationBatch]) -> Iterator[dict[str, Any]]
 def token_loss_sum(engine: TrainEngine, batch: DemonstrationBatch) -> torch.Tensor:
     """Cross-entropy summed over the counted tokens, in nats."""
     device = distributed.device()
-    scores = engine(batch.input_ids_BT.to(device), batch.loss_mask_BT.to(device))
+    packed = batch.packed_inputs(engine.dtype, device)
+    scores = engine(batch.input_ids_BT.to(device), batch.loss_mask_BT.to(device), **packed)
     return -scores.logprobs_N.sum()
 
 

@@ -38,6 +38,7 @@ def run(config: RewardConfig) -> StageResult:
     zero_stage = default_zero_stage() if zero_stage is None else zero_stage
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     data = preferences(config, Template(tokenizer))
+    data.record(config.output_dir)
     model = load_scalar_model(
         config.model,
         tokenizer=tokenizer,

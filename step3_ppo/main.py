@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 from data.batches import StepSampler
 from data.stage_data import pretraining, prompts
@@ -11,6 +14,7 @@ from rlhf import console, distributed
 from rlhf.checkpoint import Checkpoints, save_when_due
 from rlhf.errors import ConfigError
 from rlhf.export import export, full_master
+from rlhf.files import write_text
 from rlhf.generation import Sampling
 from rlhf.guard import Guard
 from rlhf.interrupt import noted
@@ -39,6 +43,8 @@ def run(config: PPOConfig) -> StageResult:
     check_gate(config)
     tokenizer = load_tokenizer(config.actor_model, trust_remote_code=config.trust_remote_code)
     data = prompts(config, Template(tokenizer))
+    data.record(config.output_dir)
+    write_held_out_prompts(data.held_out, config.output_dir)
     per_iteration = config.rollout_batch_size // config.responses_per_prompt  # prompts
     sampler = StepSampler(len(data.train), per_iteration, config.seed)
     iterations = config.iterations or sampler.steps_per_epoch
@@ -163,6 +169,13 @@ def run(config: PPOConfig) -> StageResult:
         metrics={"ppo/scores_mean_first": first["ppo/scores_mean"], **shown, "ppo/iterations": float(iterations)},
         models=models,
     )
+
+
+def write_held_out_prompts(rows: Any, folder: Path) -> None:
+    """The held-out prompts as JSONL, for the evaluation after the stage."""
+    if distributed.is_main():
+        lines = (json.dumps({"prompt": json.loads(row["messages"])}, ensure_ascii=False) for row in rows)
+        write_text(folder / "held_out_prompts.jsonl", "".join(f"{line}\n" for line in lines))
 
 
 def _skipped(roles: Roles) -> int:
