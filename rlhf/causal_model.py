@@ -6,8 +6,7 @@ B sequences, T tokens, N counted tokens of the batch (flat, row by row), D hidde
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,9 @@ from rlhf.models import backbone, unwrap
 from rlhf.tensors import chunked_logprobs, logits_from_hidden
 
 
-@dataclass
-class TokenScores:
-    """Of the counted tokens, row by row: log-probabilities and entropy [N], in nats."""
+class TokenScores(NamedTuple):
+    """Of the counted tokens, row by row: log-probabilities and entropy [N], in nats. (A tuple, because ZeRO-3 looks for
+    tensors in what a module returns.)"""
 
     logprobs_N: Tensor
     entropy_N: Tensor
