@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from rlhf.checkpoint import masters
 from rlhf.engine import TrainEngine
+from rlhf.engine_state import masters
 from rlhf.export import swap
 
 
