@@ -7,7 +7,6 @@ Imports no torch.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
@@ -18,18 +17,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlhf import preparation
 from rlhf.config import read_yaml
 from rlhf.console import duration, figure, say, table, warn
 from rlhf.errors import EXIT_DONE, ConfigError, RLHFError, Terminated, UserError, describe
-from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_json, write_yaml
-from rlhf.launch import ROOT, Placement, RankFailed
-from rlhf.pipeline_config import PipelineConfig
+from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_yaml
+from rlhf.launch import ROOT, RankFailed
 from rlhf.placement import describe as describe_placement
 from rlhf.plan import Plan, StagePlan
 from rlhf.recipes import PIPELINE_NAME
 from rlhf.run_evaluation import EVALUATION_NAME, evaluate
 from rlhf.stage import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
-from rlhf.step import StepFailed, as_flags, run_step
+from rlhf.step import StepFailed, run_step
 
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
 _MARKER_SECONDS = 60.0  # for the first node's completion marker to reach the others
@@ -58,7 +57,10 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
             if overwrite:
                 _start_anew(run)
         if plan.prepare is not None:
-            run = replace(run, plan=replan(_prepare(run)))
+            placement = plan.placement
+            if not placement.first:
+                _await(preparation.marker(run.output), minutes=30)
+            run = replace(run, plan=replan(preparation.prepare(run.output, plan.prepare, gpus=placement.gpus)))
         if plan.placement.first:
             _record(run)
         results = [_run_stage(run, index) for index in range(len(run.plan.stages))]
@@ -80,7 +82,7 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
 def _start_anew(run: Run) -> None:
     folders = [stage.config.output_dir for stage in run.plan.stages]
     if run.plan.pipeline.selected == [1, 2, 3]:
-        folders.append(run.output / "prepare")
+        folders.append(run.output / preparation.FOLDER)
     for folder in folders:
         if folder.is_dir():
             claim_folder(folder)
@@ -92,39 +94,6 @@ def _start_anew(run: Run) -> None:
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------
-
-
-def _prepare(run: Run) -> dict[str, Any]:
-    """What the recipe's preparation brings: values of pipeline settings, and of `evaluate:` under that key."""
-    settings = dict(run.plan.prepare or {})
-    folder, marker = run.output / "prepare", run.output / "prepare" / DONE_NAME
-    if not run.plan.placement.first:
-        _await(marker, minutes=30)
-    if marker.exists():
-        done = json.loads(marker.read_text(encoding="utf-8"))
-        if done["settings"] != settings:
-            raise ConfigError(
-                f"{folder} was prepared with other settings ({done['settings']}, now {settings}); "
-                "use the same ones, --overwrite to start anew, or another output folder"
-            )
-        say(f"prepare: finished before, {folder}")
-        return done["values"]
-    module = settings.pop("module")
-    claim_folder(folder)
-    say(f"prepare: {module}")
-    began = time.monotonic()
-    arguments = ["--output-dir", str(folder), *as_flags(settings)]
-    placement = Placement(ranks=1, gpus=run.plan.placement.gpus)
-    lines = run_step("prepare", folder, module, arguments, placement)
-    values = _json_line(lines) or _json_file(folder / "prepare.json")
-    unknown = [key for key in values if key not in PipelineConfig.model_fields and key != "evaluate"]
-    if not values or unknown:
-        said = f"names {', '.join(unknown)}, which are no settings of the pipeline" if unknown else "brought nothing"
-        raise ConfigError(f"prepare: {module} {said}; its last line must be a JSON object such as {{'actor_model': …}}")
-    seconds = time.monotonic() - began
-    write_json(marker, {"settings": run.plan.prepare, "values": values, "seconds": round(seconds, 3)})
-    say(f"prepare finished in {duration(seconds)}")
-    return values
 
 
 def _run_stage(run: Run, index: int) -> StageResult:
@@ -235,21 +204,6 @@ def _git_revision() -> str | None:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _json_line(lines: Sequence[str]) -> dict[str, Any]:
-    for line in reversed(lines):
-        if line.startswith("{"):
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            return value if isinstance(value, dict) else {}
-    return {}
-
-
-def _json_file(path: Path) -> dict[str, Any]:
-    return _json_line([path.read_text(encoding="utf-8").replace("\n", " ")]) if path.exists() else {}
 
 
 # --- the end ---------------------------------------------------------------------------------------------------------

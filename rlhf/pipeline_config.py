@@ -160,7 +160,7 @@ HELP_GROUPS = {
             "force",
             "price_per_gpu_hour",
         ),
-        *("dry_run", "debug", "help"),
+        *("price_per_gpu_hour", "dry_run", "debug", "help"),
     ],
     "Training": [
         *("dtype", "micro_batch_size", "lora_rank", "actor_zero_stage", "critic_zero_stage", "reference_zero_stage"),

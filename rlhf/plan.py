@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rlhf.config import build_leniently, parse_sets, targets
@@ -16,6 +17,7 @@ from rlhf.files import folder_problems
 from rlhf.launch import Placement
 from rlhf.pipeline_config import PipelineConfig
 from rlhf.placement import place
+from rlhf.preparation import prepared_before
 from rlhf.recipes import Request, StageSpec, choose_recipe, module_problems, read_recipe
 from rlhf.stage import CONFIG_NAME, refuse_differences, settings_problems
 from rlhf.stage_config import RunSettings
@@ -71,6 +73,11 @@ def make_plan(
     sets, wrong = parse_sets(request.sets, {**classes, **sections})
     problems += wrong
 
+    prepare, evaluate = (_section(key, recipe, sets) for key in ("prepare", "evaluate"))
+    if prepare is not None:
+        problems += module_problems(prepare)
+        if prepared is None and not request.overwrite:
+            prepared = _prepared_before(request, recipe, prepare, problems)
     brought = {key: value for key, value in (prepared or {}).items() if key != "evaluate"}
     layers = {"prepare": brought, "recipe": recipe.get("pipeline", {}), "flag": dict(request.flags)}
     values = {key: value for layer in layers.values() for key, value in layer.items()}
@@ -82,7 +89,7 @@ def make_plan(
     problems += folder_problems(pipeline.output_dir)
 
     stages: list[StagePlan] = []
-    pending = recipe.get("prepare") is not None and prepared is None
+    pending = prepare is not None and prepared is None
     for spec in specs:
         if spec.number not in pipeline.selected:
             continue
@@ -96,12 +103,9 @@ def make_plan(
         problems += settings_problems(config, spec.package, world_size=placement.world_size, gpus=placement.gpus)
         if not pending:
             problems += model_problems(inputs, config) + data_problems(config)
-        finished = not request.overwrite and _state(config, spec, problems)
+        finished = not request.overwrite and not pending and _state(config, spec, problems)
         stages.append(StagePlan(spec, config, {**sources, **dict.fromkeys(inputs.settings, "train.py")}, finished))
     problems += _unlike(stages)
-    prepare, evaluate = (_section(key, recipe, sets) for key in ("prepare", "evaluate"))
-    if prepare is not None:
-        problems += module_problems(prepare)
     if evaluate is not None:
         evaluate = {**(prepared or {}).get("evaluate", {}), **evaluate}
         problems += evaluation_problems(evaluate, pending=pending)
@@ -172,6 +176,18 @@ def _managed(spec: StageSpec) -> dict[str, str]:
     if spec.number == 3:
         managed |= {"actor_model": "use --sft-model", "reward_model": "use --reward-model"}
     return managed
+
+
+def _prepared_before(
+    request: Request, recipe: Mapping[str, Any], prepare: Mapping[str, Any], problems: list[str]
+) -> dict[str, Any] | None:
+    default = PipelineConfig.model_fields["output_dir"].default
+    output = request.flags.get("output_dir") or recipe.get("pipeline", {}).get("output_dir") or default
+    try:
+        return prepared_before(Path(output), prepare)
+    except UserError as error:
+        problems += error.problems
+        return None
 
 
 def _state(config: RunSettings, spec: StageSpec, problems: list[str]) -> bool:

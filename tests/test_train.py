@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 import train
 from rlhf import hardware
+from rlhf.errors import ConfigError
 from rlhf.files import claim_folder
 from rlhf.launch import ROOT
 from rlhf.pipeline_config import PipelineConfig
@@ -239,6 +240,26 @@ def test_what_a_preparation_brings_gives_way_to_flags(inputs: list[str], tmp_pat
     assert made["step3_ppo"].data_path == ["made.jsonl"]  # type: ignore[attr-defined]
     made = settings(plan(*inputs, "--recipe", "mine.yaml", prepared=prepared))
     assert made["step1_sft"].model == "model"  # type: ignore[attr-defined]
+
+
+def test_a_resumed_run_is_planned_with_what_its_preparation_brought(tmp_path: Path) -> None:
+    """The finished stage 1 was trained from the prepared model: planned without it, it looked like another run's."""
+    make_model(tmp_path / "made")
+    Path("mine.yaml").write_text("prepare: {module: json, size: 3}\n")
+    prepared: dict[str, object] = {"actor_model": "made", "data_path": ["made.jsonl"]}
+    first = settings(plan("--recipe", "mine.yaml", "--output-dir", "out", prepared=prepared))
+    for folder, name, value in (
+        ("out/prepare", "done.json", {"settings": {"module": "json", "size": 3}, "values": prepared}),
+        ("out/step1_sft", "done.json", {"seconds": 1, "metrics": {}, "models": {}}),
+        ("out/step1_sft", "config.yaml", first["step1_sft"].model_dump(mode="json")),  # type: ignore[attr-defined]
+    ):
+        claim_folder(Path(folder))
+        Path(folder, name).write_text(json.dumps(value))
+    Path("out/.rlhf.lock").touch()
+    again = plan("--recipe", "mine.yaml", "--output-dir", "out")
+    assert [stage.finished for stage in again.stages] == [True, False, False]  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"prepared with other settings \(module: json, size: 3; now .*size: 4\)"):
+        plan("--recipe", "mine.yaml", "--output-dir", "out", "--set", "prepare.size=4")
 
 
 def test_the_recipe_of_a_known_actor_is_taken_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
