@@ -227,8 +227,16 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
 
 def differences(old: Mapping[str, Any], new: Config) -> list[str]:
     """Fields in which `new` differs from the saved `old`, resumable ones aside: `"kl_coef: 0.05 → 0.1"`."""
-    fresh = new.model_dump(mode="json")
-    fields = type(new).model_fields
-    changed = [n for n, f in fields.items() if not is_resumable(f) and old.get(n, fresh[n]) != fresh[n]]
+    fresh, fields = new.model_dump(mode="json"), type(new).model_fields
+    before = {name: _as_saved(type(new), name, value) for name, value in old.items()}
+    changed = [n for n, f in fields.items() if not is_resumable(f) and before.get(n, fresh[n]) != fresh[n]]
     gone = [n for n in old if n not in fields]
-    return [f"{n}: {old[n]!r} → {fresh[n]!r}" for n in changed] + [f"{n}: no longer a setting" for n in gone]
+    return [f"{n}: {before[n]!r} → {fresh[n]!r}" for n in changed] + [f"{n}: no longer a setting" for n in gone]
+
+
+def _as_saved(config_class: type[Config], name: str, value: Any) -> Any:
+    """A value from YAML as the field has it: YAML 1.1 reads 1e-5 as text."""
+    if name not in config_class.model_fields:
+        return value
+    config, problems = build_leniently(config_class, {name: value}, where="")
+    return value if problems else config.model_dump(mode="json")[name]

@@ -100,7 +100,7 @@ def test_options_come_from_the_fields_and_only_given_ones_count() -> None:
 
 
 def test_differences_leave_out_what_may_change() -> None:
-    old = {**Small().model_dump(mode="json"), "log_every": 50, "epochs": 2, "gone": 1}
+    old = {**Small().model_dump(mode="json"), "log_every": 50, "epochs": 2, "learning_rate": "1e-5", "gone": 1}
     assert differences(old, Small()) == ["epochs: 2 → 1", "gone: no longer a setting"]
 
 
