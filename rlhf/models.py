@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from rlhf.engine import gathered
 from rlhf.errors import ConfigError, ModelError
 from rlhf.model_names import resolve
 from rlhf.template import Template, install_template
@@ -55,7 +56,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
     return tokenizer
 
 
-def _separate_pad(tokenizer: PreTrainedTokenizerBase, template: Template) -> None:
+def _separate_pad(tokenizer: Any, template: Template) -> None:
     """Give the tokenizer a pad token that neither ends a turn nor is written by the template."""
     used = {template.end_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in used:
@@ -94,7 +95,7 @@ def load_causal_lm(
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
     if tokenizer is not None:
-        fit_to_tokenizer(model, tokenizer)
+        fit_to_tokenizer(model, tokenizer, zero_config=zero_config)
     return model
 
 
@@ -159,17 +160,37 @@ def sharded_loading(zero_config: dict[str, Any] | None) -> Iterator[None]:
         del keep_alive
 
 
-def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs."""
+def fit_to_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, zero_config: dict[str, Any] | None = None
+) -> None:
+    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs.
+
+    `zero_config` as in loading: transformers must know that the weights are sharded.
+    """
     rows = embedding_rows(model)
     if len(tokenizer) > rows:
         target = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        model.resize_token_embeddings(target, mean_resizing=False)
+        with sharded_loading(zero_config):
+            model.resize_token_embeddings(target, mean_resizing=False)
+        _fill_new_rows(model, rows)
     model.config.pad_token_id = tokenizer.pad_token_id
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         generation.pad_token_id = tokenizer.pad_token_id
         generation.eos_token_id = Template(tokenizer).end_token_id
+
+
+def _fill_new_rows(model: PreTrainedModel, first: int) -> None:
+    """Rows of the embeddings from `first` on become the mean of those before (Hewitt 2021).
+
+    A random row's logit is near 0, which lies far above all others in some families (GPT-2's are near −100), so the
+    model would say nothing but the new tokens.
+    """
+    embeddings = [e for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None]
+    parameters = list({id(p): p for e in embeddings for p in e.parameters(recurse=False)}.values())
+    with gathered(parameters, modify=True), torch.no_grad():
+        for parameter in parameters:
+            parameter[first:] = parameter[:first].mean(dim=0)
 
 
 def embedding_rows(model: PreTrainedModel) -> int:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
+from rlhf.engine import gathered
 from rlhf.errors import ModelError
 from rlhf.models import backbone, fit_to_tokenizer, load_strict, unwrap
 
@@ -62,7 +63,7 @@ def load_scalar_model(
     )
     if not isinstance(getattr(model, HEAD, None), nn.Linear):
         raise ModelError(f"{name}: {type(model).__name__} has no linear head '{HEAD}'; choose another family")
-    fit_to_tokenizer(model, tokenizer)
+    fit_to_tokenizer(model, tokenizer, zero_config=zero_config)
     if new_head:
         draw_head(model, seed)
         model.config.score_mean = model.config.score_std = None
@@ -71,8 +72,6 @@ def load_scalar_model(
 
 def draw_head(model: PreTrainedModel, seed: int) -> None:
     """Weights of the head from a normal with std 1/√(D+1) (Huang et al. 2024), D as the head sees it."""
-    from rlhf.engine import gathered
-
     head: Any = model.get_submodule(HEAD)
     generator = torch.Generator().manual_seed(seed)
     with gathered([head.weight], modify=True), torch.no_grad():

@@ -62,16 +62,20 @@ def tiny_lm(family: str = "llama", seed: int = 0) -> hf.PreTrainedModel:
     return model.eval()
 
 
-def tiny_tokenizer() -> hf.PreTrainedTokenizerFast:
-    """A byte-level tokenizer without merges: every text is its bytes; pad, bos and eos are ids 0, 1, 2."""
+def tiny_tokenizer(pad: str | None = "<pad>") -> hf.PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: every text is its bytes; pad, bos and eos are ids 0, 1, 2.
+
+    With `pad` None or "</s>" it has no token of its own for padding, and bos and eos are ids 0 and 1.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    special = ["<pad>", "<s>", "</s>"] if pad == "<pad>" else ["<s>", "</s>"]
+    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     tokenizer.decoder = token_decoders.ByteLevel()  # type: ignore[assignment]
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
     return hf.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", model_max_length=128
+        tokenizer_object=tokenizer, pad_token=pad, bos_token="<s>", eos_token="</s>", model_max_length=128
     )
 
 
