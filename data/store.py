@@ -36,10 +36,10 @@ CODE = ("example.py", "sources.py", "shapes.py", "adapters.py", "hub.py", "store
 @dataclass
 class Store:
     """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, where
-    (its place in the source), prompt_key, chosen_key and row_key (64-bit hashes of what they name).
+    (its place in the source), and 64-bit hashes: prompt_key, chosen_key and rejected_key (with the prompt), row_key.
 
-    info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, silent_rows (that gave
-    nothing).
+    info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
+    their places), silent_rows (that gave nothing).
     """
 
     source: Source
@@ -51,6 +51,11 @@ class Store:
         """A column of numbers as an array, without Python objects."""
         chunks = self.dataset.data.column(name).chunks
         return np.concatenate([c.to_numpy(zero_copy_only=False) for c in chunks]) if chunks else np.zeros(0)
+
+    def batches(self, *columns: str) -> Iterator[Iterator[tuple[Any, ...]]]:
+        """The rows, a thousand at a time, as tuples of the columns' values."""
+        for batch in self.dataset.select_columns(list(columns)).iter(batch_size=ROWS_AT_ONCE):
+            yield zip(*(batch[name] for name in columns), strict=True)  # type: ignore[call-overload]
 
     def has(self, name: str) -> np.ndarray:
         """True where a text column is there."""
@@ -102,7 +107,8 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
     schema = pa.schema(
         {
             "prompt": text, "chosen": text, "rejected": text, "margin": pa.float32(), "demonstrates": pa.bool_(),
-            "text": text, "where": pa.string(), "prompt_key": key, "chosen_key": key, "row_key": key,
+            "text": text, "where": pa.string(),
+            "prompt_key": key, "chosen_key": key, "rejected_key": key, "row_key": key,
         }
     )  # fmt: skip
     reader = Reader(source, settings, held_out=held_out)
@@ -125,6 +131,7 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
             "bad": dict(reader.bad.most_common(20)),
             "bad_rows": reader.bad.total(),
             "silent_rows": reader.silent,
+            "first_bad": reader.problems,
         },
     )
 
@@ -142,6 +149,7 @@ def _record(where: str, example: Example) -> dict[str, Any]:
         "where": where,
         "prompt_key": prompt_key,
         "chosen_key": content_hash(key, example.chosen or ""),
+        "rejected_key": content_hash(key, example.rejected or ""),
         "row_key": content_hash(key, example.chosen or "", example.rejected or ""),
     }
 

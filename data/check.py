@@ -1,0 +1,77 @@
+"""python -m data.check: everything that can be said of the data without training on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from data.config import DataSettings
+from data.findings import PLACES, Finding, of_leakage, of_repeats, of_source
+from data.lengths import histogram, of_lengths, token_lengths
+from data.preflight import look_at
+from data.show import show_blend
+from data.stage_data import KINDS, divide, open_all
+from rlhf.command import Command
+from rlhf.config import build, given, options
+from rlhf.console import say
+from rlhf.errors import EXIT_DONE, EXIT_USER, DataError
+from rlhf.screen import clean, screen
+
+STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+@click.command("python -m data.check", cls=Command)
+@options(DataSettings)
+@click.option("--model", help="measure lengths with the tokenizer and template of this folder, hub name or alias")
+@click.option("--debug", is_flag=True, help="show tracebacks")
+def main(model: str | None, debug: bool, **flags: Any) -> int:
+    """Check the sources without training: broken rows, answers that teach nothing, repeats, leakage, lengths.
+
+    Ends with exit code 2 when a row would stop a run.
+    """
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"
+    settings = build(DataSettings, given(flags), where="")
+    if not settings.data_path:
+        raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
+    reading = settings.model_copy(update={"skip_bad_rows": True})  # to find all of them
+    if found := look_at([*settings.data_path, *settings.eval_data_path], reading):
+        raise DataError(*found)
+    stores, evaluation = open_all(reading)
+    show_blend([*stores, *evaluation], {s: divide(stores, evaluation, reading, stage=s) for s in KINDS}, settings)
+    findings = [finding for store in [*stores, *evaluation] for finding in of_source(store)]
+    findings += of_repeats(stores)
+    findings += of_leakage(stores, evaluation, settings)
+    if model:
+        from rlhf.models import load_tokenizer  # torch, transformers
+        from rlhf.template import Template
+
+        lengths = token_lengths(stores, Template(load_tokenizer(model)))
+        for name, tokens in lengths.items():
+            limit = settings.max_prompt_length if name == "prompt" else settings.max_response_length
+            say("\n".join(histogram(name, tokens, limit)))
+        findings += of_lengths(stores, lengths, settings)
+    else:
+        say("lengths in tokens are measured when --model is given")
+    return show(findings)
+
+
+def show(findings: Sequence[Finding]) -> int:
+    """Print the findings, the worst first; the exit code."""
+    from rich.text import Text
+
+    for level, style in STYLES.items():
+        for finding in [f for f in findings if f.level == level]:
+            screen().print(Text.assemble((f"{level:>7}  ", style), clean(finding.text)), soft_wrap=True)
+            for place in finding.places[:PLACES]:
+                screen().print(Text(f"         {clean(place)}", style="dim"), soft_wrap=True)
+    counts = {level: sum(f.level == level for f in findings) for level in STYLES}
+    say(", ".join(f"{count} {level}{'' if count == 1 else 's'}" for level, count in counts.items()))
+    return EXIT_USER if counts["error"] else EXIT_DONE
+
+
+if __name__ == "__main__":
+    main()

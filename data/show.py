@@ -1,0 +1,165 @@
+"""python -m data.show: what each stage would get. The blend as a table, then examples token by token:
+prompt, counted response tokens, end token, padding, and what was cut away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+
+from data import encode
+from data.config import DataSettings
+from data.preflight import problems
+from data.stage_data import KINDS, divide, limits, open_all
+from data.store import Store
+from rlhf.command import Command
+from rlhf.config import build, given, options
+from rlhf.console import say, table
+from rlhf.errors import DataError
+from rlhf.screen import clean, screen
+
+if TYPE_CHECKING:
+    from rlhf.template import Message, Template
+
+LOOK_AT = 400  # rows of each stage among which one that is cut and one that is dropped are looked for
+STYLES = {
+    "prompt": "cyan",
+    "counted": "bold green",
+    "chosen": "bold green",
+    "rejected": "bold yellow",
+    "end": "bold white on magenta",
+    "padding": "dim",
+    "cut": "strike red",
+    "dropped": "red",
+}
+Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
+
+
+@click.command("python -m data.show", cls=Command)
+@options(DataSettings)
+@click.option("--model", required=True, help="whose tokenizer and template are used: a folder, a hub name or an alias")
+@click.option("--stage", "stages", type=click.IntRange(1, 3), multiple=True, help="show this stage alone; repeatable")
+@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="examples of each stage")
+@click.option("--debug", is_flag=True, help="show tracebacks")
+def main(model: str, stages: tuple[int, ...], rows: int, debug: bool, **flags: Any) -> int:
+    """Show what each stage would get of the sources: the blend, then examples token by token."""
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"
+    settings = build(DataSettings, given(flags), where="")
+    if found := problems(settings):
+        raise DataError(*found)
+    stores, evaluation = open_all(settings)
+    divisions = {stage: divide(stores, evaluation, settings, stage=stage) for stage in KINDS}
+    show_blend([*stores, *evaluation], divisions, settings)
+
+    from rlhf.models import load_tokenizer  # torch, transformers
+    from rlhf.template import Template
+
+    template = Template(load_tokenizer(model))
+    for stage in stages or tuple(KINDS):
+        show_examples([*stores, *evaluation], divisions[stage][0], stage, template, settings, count=rows)
+    return 0
+
+
+def show_blend(stores: Sequence[Store], divisions: Division, settings: DataSettings) -> None:
+    """Which rows of which source each stage trains on and holds out."""
+    for store in stores:
+        say(f"{store.source.name}: {store.info['says']} ({store.info['rows']:,} rows)")
+    columns = ["source", "weight", "examples"]
+    for stage in divisions:
+        columns += [f"stage {stage}", "held out"]
+    lines: list[list[Any]] = []
+    for number, store in enumerate(stores):
+        weight = store.source.weight
+        line: list[Any] = [store.source.name, "all" if weight is None else f"{weight:g}", len(store.dataset)]
+        for train, held_out, _ in divisions.values():
+            line += [int((train[:, 0] == number).sum()), int((held_out[:, 0] == number).sum())]
+        lines.append(line)
+    table(f"Rows of each stage (split {settings.data_split}, seed {settings.data_seed})", columns, lines)
+    for stage, (_, _, duplicates) in divisions.items():
+        for what, count in duplicates.items():
+            if count:
+                say(f"stage {stage}: {what.replace('_', ' ')}: {count:,}")
+
+
+def show_examples(
+    stores: Sequence[Store],
+    rows: np.ndarray,
+    stage: int,
+    template: Template,
+    settings: DataSettings,
+    *,
+    count: int,
+) -> None:
+    """The first rows of a stage's blend; also one that is cut and one that is dropped, if there is one near."""
+    from rich.text import Text
+
+    shown = screen()
+    records = [_record(stores, source, row) for source, row in rows[: max(count, LOOK_AT)]]
+    if not records:
+        say(f"stage {stage} has no rows")
+        return
+    batch = {name: [record[name] for record in records] for name in records[0]}
+    encoder = encode.Encoder(template, limits(settings), KINDS[stage])
+    encoded = encoder(batch)
+    outcomes = encoded["outcome"]
+    picked = list(range(min(count, len(records))))
+    for bits in (encode.CUT_PROMPT | encode.CUT_RESPONSE, encode.DROPPED):
+        if not any(outcomes[i] & bits for i in picked):
+            picked += [i for i in range(len(records)) if outcomes[i] & bits][:1]
+    longest = max(encoded["length"][i] if not outcomes[i] & encode.DROPPED else 0 for i in picked)
+    for i in picked:
+        record, outcome = records[i], outcomes[i]
+        row = {name: values[i] for name, values in encoded.items()}
+        what = "; ".join(says for bit, says in encode.SAYS.items() if outcome & bit)
+        shown.rule(Text(clean(f"stage {stage} · {record['where']}{f' · {what}' if what else ''}")), align="left")
+        for label, text in parts(record, row, encoder, longest=longest):
+            line = Text.assemble((f"{label:>9}  ", "dim"), (clean(text), STYLES[label]))
+            shown.print(line, soft_wrap=True)
+
+
+def parts(
+    record: dict[str, Any], row: dict[str, Any], encoder: encode.Encoder, *, longest: int
+) -> list[tuple[str, str]]:
+    """A row as labelled pieces of text, in the order of its tokens; of a dropped row the question and responses."""
+    template, messages = encoder.template, json.loads(record["prompt"])
+    if row["outcome"] & encode.DROPPED:
+        texts = {"prompt": messages[-1]["content"], "chosen": record["chosen"], "rejected": record["rejected"]}
+        return [("dropped", f"{name}: {text}") for name, text in texts.items() if text is not None]
+    decode = template.tokenizer.decode
+    prompt_ids = row["prompt_ids"] if "prompt_ids" in row else row["input_ids"][: row["prompt_length"]]
+    found: list[tuple[str, str]] = []
+    if row["outcome"] & encode.CUT_PROMPT:
+        found.append(("cut", _cut_text(messages, encoder.shorten(messages)[0])))
+    found.append(("prompt", str(decode(prompt_ids))))
+    responses = {"counted": row["input_ids"][row["prompt_length"] :]} if "input_ids" in row else {}
+    responses |= {name: row[f"{name}_ids"] for name in ("chosen", "rejected") if f"{name}_ids" in row}
+    for label, ids in responses.items():
+        found += [(label, str(decode(ids[:-1]))), ("end", template.end_token)]
+        full = template.response_ids(record["chosen" if label == "counted" else label])
+        if len(full) > len(ids):
+            found.append(("cut", str(decode(full[len(ids) - 1 : -1]))))
+        if spare := longest - len(prompt_ids) - len(ids):
+            found.append(("padding", f"{spare} tokens, up to the longest row shown"))
+    return found
+
+
+def _cut_text(messages: Sequence[Message], kept: Sequence[Message]) -> str:
+    """The turns that a shortened prompt lost, and what its first remaining user turn lost."""
+    gone = [m for m in messages[: len(messages) - len(kept) + 1] if m["role"] != "system"]
+    whole, left = gone.pop()["content"], next(m["content"] for m in kept if m["role"] != "system")
+    lost = whole.removesuffix(left) if whole.endswith(left) else whole.removeprefix(left)
+    return "\n".join([m["content"] for m in gone] + [lost] * bool(lost))
+
+
+def _record(stores: Sequence[Store], source: int, row: int) -> dict[str, Any]:
+    return {**stores[source].dataset[int(row)], "source": int(source)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""`python -m data.show` and `python -m data.check`, as a user runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data import check, show
+from data.lengths import histogram
+from rlhf.errors import DataError
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture
+def run(tmp_path: Path, capfd, monkeypatch) -> Any:
+    """`run(check, "--data-path", …)` → (exit code, what was printed), with a tokenizer on disk at `run.model`."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(module: Any, *arguments: str) -> tuple[int, str]:
+        words = [str(tmp_path / "tokenizer") if a == "MODEL" else a for a in arguments]
+        code = module.main.main(words, standalone_mode=False)
+        return code, capfd.readouterr().out
+
+    return call
+
+
+def test_show_tells_prompt_counted_tokens_end_padding_and_cuts_apart(run, write, pairs) -> None:
+    rows = pairs(40)
+    rows[:] = [r | {"prompt": f"{'x' * (30 if i % 2 else 3)} {r['prompt']}", "chosen": "yes " * (i % 3 + 1)} for i, r in
+               enumerate(rows)]  # fmt: skip
+    path = write("a.jsonl", rows)
+    code, text = run(
+        show, "--data-path", path, "--model", "MODEL", "--stage", "2", "--rows", "4", "--max-prompt-length", "40",
+        "--max-response-length", "12",
+    )  # fmt: skip
+    assert code == 0
+    assert "Rows of each stage (split 2,4,4, seed 0)" in text
+    for piece in (
+        f"stage 2 · {path}, line ",
+        "   prompt  Human: xxx q ",
+        "   chosen   yes",
+        "      end  </s>",
+        " rejected   no ",
+        "  padding  ",
+        "tokens, up to the longest row shown",
+        "prompt cut to max_prompt_length",
+        "      cut  xxxx",
+        "response longer than max_response_length",
+        "  dropped  chosen: yes yes yes",
+    ):
+        assert piece in text, piece
+    assert "stage 1 ·" not in text
+
+
+def test_text_of_a_row_cannot_colour_or_move_the_terminal(run, write) -> None:
+    rows = [{"prompt": f"[red]q{i}[/red]\x1b[2J", "chosen": "[bold]a", "rejected": "b"} for i in range(30)]
+    _, text = run(show, "--data-path", write("a.jsonl", rows), "--model", "MODEL", "--stage", "1")
+    assert "[red]q" in text
+    assert "\x1b" not in text
+
+
+def test_check_finds_what_is_wrong_and_says_where(run, write, pairs) -> None:
+    rows: list[Any] = [
+        *pairs(200),
+        "{broken",
+        {"prompt": "q", "chosen": "a"},
+        {"prompt": "e", "chosen": " ", "rejected": "b"},
+        {"prompt": "s", "chosen": "same", "rejected": "same "},
+        {"prompt": "q 1?", "chosen": "yes 1", "rejected": "no 1"},  # line 2 once more
+        {"prompt": "q 5?", "chosen": "no 5", "rejected": "yes 5"},  # line 6 the other way round
+        {"prompt": "m", "chosen": "x" * 300, "rejected": "b"},
+    ]
+    path = write("a.jsonl", rows)
+    code, text = run(check, "--data-path", path, "--model", "MODEL")
+    assert code == 2
+    lines = text.splitlines()
+
+    def place_after(start: str) -> str:
+        return lines[next(i for i, line in enumerate(lines) if start in line) + 1].strip()
+
+    assert place_after("  error  ").startswith(f"{path}, line 20")
+    assert "1 × is not valid JSON: expecting property name enclosed in double quotes at column 2" in text
+    assert "1 × has no column 'rejected'" in text
+    assert place_after("1 chosen responses are empty") == f"{path}, line 203"
+    assert place_after("in 1 pairs chosen and rejected are the same") == f"{path}, line 204"
+    assert place_after("1 rows repeat another row") == f"{path}, line 2"
+    assert place_after("2 pairs contradict another pair") == f"{path}, line 6"
+    assert place_after("1 prompts have several different chosen responses") == f"{path}, line 6"
+    assert "chosen is the longer response in 99% of the pairs" in text
+    assert "1 of 205 chosen responses (0.5%) are longer than 256 tokens and are left out" in text
+    assert "tokens of chosen (205 measured; " in text
+    assert "257-511    █ 1  over the limit" in text
+    # "q 1?", "q 2?", … differ in digits alone
+    assert "prompts that are trained on are like one of another stage but for case, digits and punctuation" in text
+    assert lines[-1].startswith("2 errors, 3 warnings, ")
+
+
+def test_check_is_content_with_good_data(run, write) -> None:
+    import random
+
+    letters = random.Random(0)
+    words = ["".join(letters.choices("abcdefghij", k=9)) for _ in range(120)]
+    rows = [{"prompt": w, "chosen": w[:4], "rejected": w[4:8]} for w in words]
+    code, text = run(check, "--data-path", write("a.jsonl", rows))
+    assert code == 0
+    assert text.splitlines()[-2:] == [
+        "lengths in tokens are measured when --model is given",
+        "0 errors, 0 warnings, 0 notes",
+    ]
+
+
+def test_check_warns_of_an_instruction_that_is_cut_off(run, write) -> None:
+    rows = [{"prompt": f"Summarize the following text.\n{'y' * i}", "chosen": "a", "rejected": "b"} for i in range(80)]
+    _, text = run(check, "--data-path", write("a.jsonl", rows), "--model", "MODEL", "--max-prompt-length", "100")
+    assert "all prompts begin with “Summarize the following text.\nyy" not in text
+    assert "all prompts begin with “Summarize the following text.”, which keep_end cuts off" in text
+
+
+def test_two_sources_in_common_are_counted(run, write, pairs) -> None:
+    _, text = run(check, "--data-path", write("a.jsonl", pairs(60)), "--data-path", write("b.jsonl", pairs(20)))
+    assert "20 prompts are in more than one source" in text
+
+
+@pytest.mark.parametrize("module", [show, check])
+def test_a_missing_source_is_one_line(module: Any, run) -> None:
+    with pytest.raises(DataError, match=r"absent\.jsonl does not exist"):
+        run(module, "--data-path", "absent.jsonl", "--model", "MODEL")
+
+
+def test_a_histogram_breaks_at_the_limit() -> None:
+    assert histogram("prompt", np.array([1, 3, 3, 5, 6, 7, 40]), limit=5) == [
+        "tokens of prompt (7 measured; 50% 5, 90% 20, 99% 38, longest 40):",
+        "      0-1      ████████████████████ 1",
+        "      2-3      ████████████████████████████████████████ 2",
+        "      4-5      ████████████████████ 1",
+        "      6-7      ████████████████████████████████████████ 2  over the limit",
+        "     32-63     ████████████████████ 1  over the limit",
+    ]
