@@ -8,6 +8,7 @@ import socket
 import sys
 import warnings
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ def init(seed: int = 0) -> None:
 
         # DeepSpeed's shared-memory all-reduce on CPUs ignores `group=` and is then silently wrong.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        get_accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        accelerator: Any = get_accelerator()
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
@@ -77,7 +79,8 @@ def device() -> torch.device:
     """This rank's device; the one place that names it."""
     from deepspeed.accelerator import get_accelerator
 
-    return torch.device(get_accelerator().current_device_name())
+    accelerator: Any = get_accelerator()
+    return torch.device(accelerator.current_device_name())
 
 
 def barrier() -> None:

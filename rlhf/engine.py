@@ -34,7 +34,8 @@ class Step:
 def default_zero_stage() -> int:
     from deepspeed.accelerator import get_accelerator
 
-    return 1 if get_accelerator().device_name() == "cpu" else 2
+    accelerator: Any = get_accelerator()
+    return 1 if accelerator.device_name() == "cpu" else 2
 
 
 def train_config(

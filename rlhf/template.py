@@ -54,18 +54,20 @@ class Template:
         if not found:
             raise ModelError("the chat template does not write the content of an assistant turn")
         self.end_token_id = self._end_token(suffix)
-        self.strips = self._apply(
-            [*question, {"role": "assistant", "content": f" {_PROBE} "}], add_generation_prompt=False
-        ) == whole
+        self.strips = (
+            self._apply([*question, {"role": "assistant", "content": f" {_PROBE} "}], add_generation_prompt=False)
+            == whole
+        )
 
     def _end_token(self, suffix: str) -> int:
         special = set(self.tokenizer.all_special_ids)
         written = [i for i in self._ids(suffix) if i in special]
         if written:
             return written[0]
-        if self.tokenizer.eos_token_id is None:
+        end: Any = self.tokenizer.eos_token_id
+        if end is None:
             raise ModelError("the tokenizer has no EOS token and its chat template writes none after a turn")
-        return int(self.tokenizer.eos_token_id)
+        return int(end)
 
     @property
     def end_token(self) -> str:
@@ -92,11 +94,10 @@ class Template:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+        turns: Any = list(messages)
         try:
             return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=add_generation_prompt
-                )
+                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
             )
         except Exception as error:  # jinja raises its own family, templates raise whatever they like
             raise ModelError(f"the chat template cannot be rendered: {error}") from error
