@@ -46,7 +46,8 @@ class MetricsLog:
         kept = [] if resume_step is None or not path.exists() else [r for r in _rows(path) if r["step"] <= resume_step]
         write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._trackers = [_tracker(name, folder, config or {}) for name in trackers]
+        first = 0 if resume_step is None else resume_step + 1
+        self._trackers = [_tracker(name, folder, config or {}, first_step=first) for name in trackers]
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Write the figures of one step; every value is a number."""
@@ -116,13 +117,13 @@ def _number(value: Any) -> int | float:
     return float(value)  # torch and numpy scalars, too
 
 
-def _tracker(name: str, folder: Path, config: Mapping[str, Any]) -> Any:
+def _tracker(name: str, folder: Path, config: Mapping[str, Any], *, first_step: int) -> Any:
     # imports torch, so only here
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     flat = {k: v if isinstance(v, (int, float, str, bool)) else str(v) for k, v in config.items() if v is not None}
     if name == "tensorboard":
-        tracker: Any = TensorBoardTracker(run_name="tensorboard", logging_dir=str(folder))
+        tracker: Any = TensorBoardTracker("tensorboard", str(folder), purge_step=first_step)
     else:
         tracker = WandBTracker(run_name=f"{folder.parent.name}-{folder.name}", dir=str(folder))
     tracker.start()
