@@ -182,6 +182,26 @@ def test_no_rank_outlives_the_process_that_started_it(
         assert errors.count("error:") == 1
 
 
+def test_a_rank_behind_a_launcher_watches_the_process_that_wants_it(name: str, tmp_path: Path) -> None:
+    """Over several nodes the DeepSpeed launcher stands between, which outlives a SIGKILL of train.py."""
+    started = tmp_path / "started"
+    owner = subprocess.Popen(["sleep", "600"])
+    do = f"Path({str(started)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    rank = subprocess.Popen(
+        [sys.executable, "-m", name, "--output-dir", str(tmp_path / "out"), "--do", do],
+        env={**os.environ, "RLHF_OWNER": str(owner.pid)},
+    )
+    try:
+        wait_for(started)
+        assert rank.poll() is None
+        owner.kill()
+        owner.wait()
+        assert rank.wait(timeout=30) == -signal.SIGKILL
+    finally:
+        owner.kill()
+        rank.kill()
+
+
 def test_a_rank_that_ignores_the_signal_is_killed_after_a_grace(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
