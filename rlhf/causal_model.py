@@ -90,10 +90,10 @@ class CausalModel(nn.Module):
 
 def install_logprob_head(model: Any) -> None:
     """Turn the model's output embedding into a `LogprobHead`, in place, its weights untouched."""
-    head = model.get_output_embeddings()
+    head: Any = model.get_output_embeddings()
     if isinstance(head, LogprobHead):
         return
-    assert type(head) is nn.Linear, f"the output embedding is a {type(head).__name__}, not a plain linear layer"
+    assert head.__class__ is nn.Linear, f"the output embedding is a {type(head).__name__}, not a plain linear layer"
     head.__class__ = LogprobHead
     head.logit_scale, head.logit_cap = _scale_and_cap(model.config.get_text_config())
 

@@ -1,7 +1,7 @@
 """Attention of one-token queries over the sampler's cache, registered with transformers as `rlhf_decode`.
 
-The stock kernels are made for long queries; at length 1 two batched products and a softmax are far cheaper, above all in
-bf16 on CPUs. Longer queries (prompts) go to the stock kernel.
+The stock kernels are made for long queries; at length 1 two batched products and a softmax are far cheaper, above all
+in bf16 on CPUs. Longer queries (prompts) go to the stock kernel.
 
 B rows, H query heads, K key-value heads, G = H / K, S tokens of the cache, D head size.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward

@@ -49,7 +49,7 @@ class Generation:
 
 @dataclass
 class _Batch:
-    """The rows in the batch as it is now: their places in the request, which have finished, what the next step needs."""
+    """The rows in the batch as it is now: their places in the request, which have finished, what comes next."""
 
     row_B: Tensor  # on the CPU, as is `finished_B`
     finished_B: Tensor
@@ -205,9 +205,7 @@ class Sampler:
         if self.lean:
             bias = torch.zeros(mask_BS.shape, dtype=hidden_UD.dtype, device=device)
             bias = bias.masked_fill_(~mask_BS, float("-inf"))[:, None, None]
-        return _Batch(
-            torch.arange(len(prompts)), finished_B, hidden_UD[source_B.to(device)], lengths_B, mask_BS, bias
-        )
+        return _Batch(torch.arange(len(prompts)), finished_B, hidden_UD[source_B.to(device)], lengths_B, mask_BS, bias)
 
     def _read(self, prompts: list[tuple[int, ...]], first_row: int, longest: int) -> Tensor:
         """Prompts of one group into the cache's rows from `first_row`; hidden states of their last tokens [b, D]."""

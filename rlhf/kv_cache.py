@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -68,14 +67,15 @@ class SamplerCache(Cache):
     """
 
     def __init__(self, layers: int) -> None:
-        super().__init__(layers=[CacheLayer(self) for _ in range(layers)])
+        self.own: list[Any] = [CacheLayer(self) for _ in range(layers)]
+        super().__init__(layers=list(self.own))
         self.capacity = self.allocated_rows = 0
         self.start = self.shown = self.seen = 0
         self.prefilling = False
         self.rows = slice(0, 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
-        return self.layers[layer_idx].update(key_states, value_states)
+        return self.own[layer_idx].update(key_states, value_states)
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Room for `rows` × `capacity` tokens, all zeros; storage that is large enough is used again."""
@@ -84,26 +84,30 @@ class SamplerCache(Cache):
             self.release()
             self.allocated_rows, self.capacity = rows, capacity
             return
-        for layer in self.layers:
+        for layer in self.own:
             if layer.is_initialized:  # masked columns count with weight 0, and 0 × NaN would be NaN
-                layer.keys.zero_()  # type: ignore[union-attr]
-                layer.values.zero_()  # type: ignore[union-attr]
+                layer.keys.zero_()
+                layer.values.zero_()
 
     def release(self) -> None:
         """Give the storage back."""
-        for layer in self.layers:
+        for layer in self.own:
             layer.keys = layer.values = None
             layer.is_initialized = False
         self.capacity = self.allocated_rows = 0
 
     def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Rows of the first `columns` tokens into other rows; all are read before any is written."""
-        for layer in self.layers:
+        for layer in self.own:
             if layer.is_initialized:
-                layer.keys[targets, :, :, :columns] = layer.keys[sources, :, :, :columns]  # type: ignore[index]
-                layer.values[targets, :, :columns] = layer.values[sources, :, :columns]  # type: ignore[index]
+                layer.keys[targets, :, :, :columns] = layer.keys[sources, :, :, :columns]
+                layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
 
     def bytes(self) -> int:
         return sum(
-            t.numel() * t.element_size() for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values) if t is not None
+            t.numel() * t.element_size()
+            for layer in self.own
+            if layer.is_initialized
+            for t in (layer.keys, layer.values)
+            if t is not None
         )

@@ -74,7 +74,8 @@ def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     rest_B1 = points_B1 - torch.where(block_B1 > 0, ends.gather(1, before), 0.0)
     inside = blocks.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0].double().cumsum(dim=-1)
     token_B1 = torch.minimum(
-        torch.searchsorted(inside, rest_B1.clamp(min=0), right=True), torch.searchsorted(inside, inside[:, -1:].contiguous())
+        torch.searchsorted(inside, rest_B1.clamp(min=0), right=True),
+        torch.searchsorted(inside, inside[:, -1:].contiguous()),
     )
     return (block_B1 * BLOCK + token_B1)[:, 0]
 

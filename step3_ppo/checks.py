@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from data import preflight
-from rlhf.model_names import check_model, length_problems
+from rlhf.model_names import check_model, length_problems, read_config
 from step3_ppo.config import PPOConfig
+from step3_ppo.parallel_sizes import parallel_problems
 
 
 def problems(config: PPOConfig) -> list[str]:
@@ -17,4 +18,6 @@ def problems(config: PPOConfig) -> list[str]:
     ):
         wrong = check_model(name, flag=flag, kind=kind)
         found += wrong or length_problems(name, longest)
+        if not wrong and kind == "language":
+            found += parallel_problems(read_config(name), model=name, size=config.inference_tp_size)
     return found + preflight.problems(config)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from data.config import DataSettings, PretrainingMixSettings
 from rlhf.config import setting
-from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
+from rlhf.stage_config import BatchSettings, Dtype, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
 
 
 class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
@@ -35,6 +37,18 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     temperature: float = setting(1.0, "of the sampling; log-probabilities are those at this temperature", gt=0)
     top_p: float = setting(1.0, "sample from the smallest set with this mass", gt=0, le=1)
     top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
+
+    # the hybrid engine: how the actor generates
+    inference_tp_size: int = setting(
+        1, "ranks of a node over which the actor's inference copy is cut (tensor parallelism)", resumable=True, ge=1
+    )
+    inference_dtype: Dtype = setting(
+        "auto", "of the copy: auto is bf16 where the hardware computes in it", resumable=True
+    )
+    inference_copy: Literal["auto", "off"] = setting(
+        "auto", "off generates on the training weights: slower, without a copy's memory", resumable=True
+    )
+    release_inference_cache: bool = setting(True, "free copy and KV cache after each rollout", resumable=True)
 
     # rewards and advantages
     kl_coef: float = setting(0.05, "multiplies nats per token in the rewards", ge=0)
@@ -70,6 +84,12 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     force: bool = setting(False, "go on although the reward model fails the gate", resumable=True)
     kl_warning: float = setting(50.0, "warn of a KL above this, in nats per response", resumable=True, gt=0)
 
+    @field_validator("inference_copy", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        """YAML reads a bare `off` as false."""
+        return "off" if value is False else value
+
     def problems(self, world_size: int) -> list[str]:
         found = self.lora_problems("step3_ppo")
         size = self.rollout_batch_size
@@ -87,6 +107,18 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
                 f"step3_ppo.min_response_length={self.min_response_length} must be below "
                 f"max_response_length={self.max_response_length}"
             )
+        if world_size % self.inference_tp_size:
+            fitting = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+            found.append(
+                f"step3_ppo.inference_tp_size={self.inference_tp_size} does not divide the {world_size} ranks; "
+                f"try {', '.join(fitting)}"
+            )
+        if self.inference_copy == "off":
+            found += [
+                f"step3_ppo.{name} is set but inference_copy is off: it has no effect; drop one of them"
+                for name in ("inference_tp_size", "inference_dtype")
+                if self.changed(name)
+            ]
         if self.ptx_coef and not self.ptx_data:
             found.append(
                 "step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data a text file"

@@ -132,9 +132,7 @@ class GroupSampler:
         whole = self.sampler.generate(all_prompts, sampling, seed=seed, iteration=iteration, rows=all_rows)
         start = sum(len(part) for part, _ in parts[:index])
         mine = slice(start, start + len(prompts))
-        return Generation(
-            whole.ids_BR[mine], whole.mask_BR[mine], whole.logprobs_BR[mine], whole.stopped_B[mine]
-        )
+        return Generation(whole.ids_BR[mine], whole.mask_BR[mine], whole.logprobs_BR[mine], whole.stopped_B[mine])
 
 
 def inference_dtype_of(name: str, training: torch.dtype) -> torch.dtype:
@@ -150,7 +148,7 @@ def computes_in_bf16() -> bool:
     """Whether bf16 matrix products run in hardware, and so are faster than fp32."""
     from deepspeed.accelerator import get_accelerator
 
-    accelerator = get_accelerator()
+    accelerator: Any = get_accelerator()
     if accelerator.device_name() != "cpu":
         return bool(accelerator.is_bf16_supported())
     found = torch.cpu.get_capabilities()

@@ -1,4 +1,4 @@
-"""The actor's copy for generation: the same model in another layout, refreshed from the training weights module by module.
+"""The actor's copy for generation: the same model in another layout, refreshed from the training weights.
 
 The copy may be cut over ranks (tensor parallelism) and may be of another dtype. Its storage can be given back between
 rollouts. Whatever the ZeRO stage, at most one module of the training weights is whole at a time.
@@ -23,7 +23,9 @@ class InferenceCopy:
     """`lm` is a transformers model of the same class as the trained one, frozen, in eval mode; it holds values between
     `refresh` and `release`."""
 
-    def __init__(self, trained: Any, *, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, trained: Any, *, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None
+    ) -> None:
         self.trained, self.device = unwrap(trained), device
         config = copy.deepcopy(self.trained.config)
         with torch.device("meta"):

@@ -128,6 +128,7 @@ def run(config: PPOConfig) -> StageResult:
                 "ppo/stopped_early": float(totals.stopped_early),
                 "ppo/skipped_steps": _skipped(roles),
                 "time/generate": generated - began,
+                **roles.actor.hybrid.figures(),
                 "time/score": scored - generated,
                 "time/train": ended - scored,
                 "perf/tokens_per_second": tokens / (ended - began),

@@ -202,7 +202,14 @@ def _build_actor(config: PPOConfig, dtype: torch.dtype, tokenizer: Any, template
     )
     return Actor(
         engine=engine,
-        hybrid=HybridEngine(engine, pad_token_id=tokenizer.pad_token_id),
+        hybrid=HybridEngine(
+            engine,
+            pad_token_id=tokenizer.pad_token_id,
+            tensor_parallel=config.inference_tp_size,
+            inference_dtype=config.inference_dtype,
+            inference_copy=config.inference_copy,
+            release=config.release_inference_cache,
+        ),
         tokenizer=tokenizer,
         template=template,
         temperature=config.temperature,

@@ -28,8 +28,8 @@ _WHOLE = ("replicated", "sequence_parallel")
 
 @dataclass(frozen=True)
 class Family:
-    """Of a model type: layer names (with `*`) → "column", "row" or "thirds" (queries, keys and values side by side), and
-    per attention class the attributes that count heads or hidden sizes and shrink with the heads."""
+    """Of a model type: layer names (with `*`) → "column", "row" or "thirds" (queries, keys, values side by side), and
+    per attention class the attributes that count heads or sizes and shrink with the heads."""
 
     plan: dict[str, str]
     shrink: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -70,7 +70,9 @@ def family_of(config: Any) -> Family:
     plan = getattr(config, "base_model_tp_plan", None) or {}
     unknown = {style for style in plan.values() if style not in _STYLES and not style.startswith(_WHOLE)}
     if not plan or unknown:
-        why = f"its plan has layers cut by {', '.join(sorted(unknown))}" if unknown else "transformers has no plan for it"
+        why = (
+            f"its plan has layers cut by {', '.join(sorted(unknown))}" if unknown else "transformers has no plan for it"
+        )
         raise ConfigError(
             f"step3_ppo.inference_tp_size: a model of type {config.model_type} cannot be cut for tensor parallelism "
             f"({why}); use 1"
@@ -112,7 +114,7 @@ class ShardedLinear(nn.Module):
         return whole if self.style == "row" else self._outputs(whole)
 
     def _outputs(self, whole: Tensor) -> Tensor:
-        """This rank's share of the outputs: a third each of its queries, keys and values where they stand side by side."""
+        """This rank's share of the outputs: of queries, keys and values each, where they stand side by side."""
         parts = whole.chunk(3, dim=0) if self.style == "thirds" else (whole,)
         mine = [part.chunk(self.ranks, dim=0)[self.index] for part in parts]
         return mine[0] if len(mine) == 1 else torch.cat(mine)

@@ -22,7 +22,12 @@ def hf_greedy(model: Any, prompts: list[list[int]], new: int, *, stops: list[int
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     model.generation_config.eos_token_id = stops
     out = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=new, min_new_tokens=minimum, do_sample=False, pad_token_id=PAD
+        input_ids=ids,
+        attention_mask=mask,
+        max_new_tokens=new,
+        min_new_tokens=minimum,
+        do_sample=False,
+        pad_token_id=PAD,
     )
     responses = []
     for row in out[:, width:].tolist():
@@ -97,7 +102,7 @@ def test_random_numbers_depend_on_seed_iteration_row_and_position_alone() -> Non
     assert torch.equal(uniforms(1, 2, [7, 49], 13), table[[7, 49], :13])
     for other in (uniforms(2, 2, range(50), 40), uniforms(1, 3, range(50), 40)):
         assert not torch.isclose(table, other).any()
-    assert 0 <= float(table.min()) and float(table.max()) < 1
+    assert float(table.min()) >= 0 and float(table.max()) < 1
     assert abs(float(table.mean()) - 0.5) < 0.02
 
 

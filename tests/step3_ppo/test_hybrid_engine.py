@@ -54,9 +54,7 @@ def copied_logits(hybrid: HybridEngine) -> torch.Tensor:
 WITH_ADAPTERS = ("opt", "llama", "gpt2", "bloom")
 
 
-@pytest.mark.parametrize(
-    ("family", "lora"), [*((f, False) for f in FAMILIES), *((f, True) for f in WITH_ADAPTERS)]
-)
+@pytest.mark.parametrize(("family", "lora"), [*((f, False) for f in FAMILIES), *((f, True) for f in WITH_ADAPTERS)])
 def test_copy_and_trained_model_agree_after_each_round(one_rank: None, family: str, lora: bool) -> None:
     """Three rounds of train → refresh: logits and greedy tokens of the copy are the trained model's. ZeRO-3, so that
     each module is gathered; the copy is in fp32 like the training weights."""

@@ -48,9 +48,11 @@ def _responses(sampler: Any, sampling: Sampling) -> list[list[int]]:
     return roll_out(sampler, PROMPTS, sampling, messages=[""] * len(PROMPTS), seed=1, iteration=0).responses
 
 
-def _three_rounds(cases: list[tuple[str, int, bool]], tensor_parallel: int, dtype: str) -> list[tuple[str, float, bool]]:
-    """Of each (family, ZeRO stage, LoRA): the largest distance of logits from the trained model's over three rounds, and
-    whether the last round's greedy rollout was that of the whole model."""
+def _three_rounds(
+    cases: list[tuple[str, int, bool]], tensor_parallel: int, dtype: str
+) -> list[tuple[str, float, bool]]:
+    """Of each (family, ZeRO stage, LoRA): the largest distance of logits from the trained model's over three rounds,
+    and whether the last round's greedy rollout was that of the whole model."""
     results = []
     for family, zero_stage, lora in cases:
         train = engines.engine(zero_stage, model=_model(family, lora))
