@@ -49,7 +49,7 @@ def reward(output: Path, model: Path | str, pairs: str, **changes: Any) -> Stage
 def ppo(output: Path, actor: Path | str, reward_model: Path | str, pairs: str, **changes: Any) -> StageResult:
     values = {
         **BATCHES, "actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "iterations": 2, "rollout_batch_size": 8,
-        "ema_decay": 0.9, "force": True,
+        "ema_decay": 0.9, "force": True, "inference_dtype": "fp32",
     } | changes  # fmt: skip
     return step3_ppo.main.run(
         PPOConfig(
