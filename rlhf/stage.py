@@ -6,6 +6,7 @@ stage's `main.run(config)` → `done.json`, the completion marker, last. Imports
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -31,7 +32,7 @@ from rlhf.files import claim_folder, empty_folder, lock_folder, write_json, writ
 from rlhf.metrics import tracker_problems
 from rlhf.stage_config import BatchSettings, RunSettings, engine_problems
 
-CONFIG_NAME, DONE_NAME, LOG_NAME = "config.yaml", "done.json", "log.txt"
+CONFIG_NAME, DONE_NAME, LOG_NAME, SPENT_NAME = "config.yaml", "done.json", "log.txt", "spent.json"
 
 
 @dataclass
@@ -40,7 +41,7 @@ class StageResult:
 
     metrics: dict[str, float] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0
+    seconds: float = 0.0  # that it took, attempts that were stopped or failed included
 
 
 def stage_command(config_class: type[RunSettings], package: str, *, process_group: bool = True) -> click.Command:
@@ -145,7 +146,8 @@ def stage_problems(config: RunSettings, package: str, *, world_size: int) -> lis
 
 
 def _run(config: RunSettings, package: str, *, process_group: bool) -> None:
-    began = time.time()
+    began = time.monotonic()
+    before = _spent_before(config.output_dir)
     try:
         run: Callable[[Any], StageResult] = importlib.import_module(f"{package}.main").run
         if process_group:
@@ -154,12 +156,27 @@ def _run(config: RunSettings, package: str, *, process_group: bool) -> None:
         if process_group:
             importlib.import_module("rlhf.distributed").barrier()  # the marker says that every rank came to its end
     except BaseException as error:
+        if _is_main():
+            _note_spent(config.output_dir, before + time.monotonic() - began)
         if os.environ.get("RLHF_EVENTS") != "1" and not isinstance(error, UserError):
             with (config.output_dir / LOG_NAME).open("a", encoding="utf-8") as log:
                 traceback.print_exception(error, file=log)
         raise
     if _is_main():
-        _finish(config.output_dir, package, result, seconds=time.time() - began)
+        _finish(config.output_dir, package, result, seconds=before + time.monotonic() - began)
+
+
+def _spent_before(folder: Path) -> float:
+    """Seconds that earlier attempts took, as far as they could note it."""
+    try:
+        return float(json.loads((folder / SPENT_NAME).read_text(encoding="utf-8"))["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _note_spent(folder: Path, seconds: float) -> None:
+    with contextlib.suppress(OSError):  # a full disk, perhaps the very failure
+        write_json(folder / SPENT_NAME, {"seconds": round(seconds, 3)})
 
 
 def _join(seed: int) -> None:

@@ -84,7 +84,11 @@ def test_a_stage_that_failed_leaves_no_marker_and_runs_again(run: Run, tmp_path:
     assert "Traceback" in (tmp_path / "out" / "log.txt").read_text()
     assert read_result(tmp_path / "out") is None
     (tmp_path / "broken").unlink()
+    (tmp_path / "out" / "spent.json").write_text('{"seconds": 100.0}')
     assert run("--do", do).exit_code == 0
+    result = read_result(tmp_path / "out")
+    assert result is not None
+    assert result.seconds > 100  # what both attempts took, as one pays for both
     assert [row["step"] for row in read_metrics(tmp_path / "out" / "metrics.jsonl")] == [1, 2, 3]
 
 
