@@ -1,0 +1,246 @@
+"""What the benchmarks share: workers that run in turns, models, lengths, the machine's matrix peak, JSON and a picture.
+
+Each contender is a process of its own, so that its peak memory is its own and no cache of kernels is shared. The driver
+asks them in turns, so that whatever else the machine does strikes all alike; of each the fastest round counts. Imports
+torch only inside functions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MODELS = {
+    # name: hidden, layers, vocabulary, inner size, heads
+    "7.3M": (256, 4, 8192, 688, 4),
+    "58M": (512, 8, 32000, 1376, 8),
+}
+PAD, FIRST_CONTENT = 0, 3
+
+
+@dataclass
+class Setting:
+    """One comparison: a model (a name of MODELS or a folder), batch, prompt and response lengths, and whether responses
+    end by themselves at 40% of the maximum on average."""
+
+    model: str
+    batch: int
+    prompt: int
+    response: int
+    ends: bool
+
+    @property
+    def name(self) -> str:
+        return (
+            f"{Path(self.model).name} {self.batch}×({self.prompt}+{self.response}){' ends at 40%' if self.ends else ''}"
+        )
+
+
+def build_config(name: str) -> Any:
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    if name not in MODELS:
+        return transformers.AutoConfig.from_pretrained(name)
+    hidden, layers, vocabulary, inner, heads = MODELS[name]
+    return transformers.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=1024,
+        pad_token_id=PAD,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
+def build_model(name: str, dtype: str) -> Any:
+    import torch
+    import transformers
+
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    torch.manual_seed(0)
+    if name in MODELS:
+        model = transformers.AutoModelForCausalLM.from_config(build_config(name)).to(kind)
+    else:
+        transformers.logging.set_verbosity_error()
+        model = transformers.AutoModelForCausalLM.from_pretrained(name, dtype=kind)
+    return model.eval()
+
+
+def prompts_of(setting: Setting, vocabulary: int) -> list[list[int]]:
+    import random
+
+    draw = random.Random(0)
+    return [[draw.randrange(FIRST_CONTENT, vocabulary) for _ in range(setting.prompt)] for _ in range(setting.batch)]
+
+
+def stop_ids(setting: Setting, logits: Any) -> list[int]:
+    """Ids that end a response: none, or so many that the mean length is 40% of the maximum.
+
+    With chance h of a stop at each token the mean of the lengths, cut at R, is (1 − (1 − h)^R) / h. The ids are taken
+    at random until their probability, averaged over the prompts, is h.
+    """
+    if not setting.ends:
+        return []
+    low, high, target = 1e-4, 0.5, 0.4 * setting.response
+    for _ in range(60):
+        h = (low + high) / 2
+        low, high = (h, high) if (1 - (1 - h) ** setting.response) / h > target else (low, h)
+    import torch
+
+    mean = logits.float().softmax(dim=-1).mean(dim=0)
+    order = torch.randperm(len(mean), generator=torch.Generator().manual_seed(1))
+    order = order[order >= FIRST_CONTENT]
+    count = int((mean[order].cumsum(0) < low).sum()) + 1
+    return sorted(order[:count].tolist())
+
+
+# --- workers ---------------------------------------------------------------------------------------------------------
+
+
+def serve(round_of: Callable[[int], dict[str, float]]) -> None:
+    """A worker: for each line on stdin run one round and answer with its figures on the original stdout."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print is not an answer
+    print(json.dumps({"ready": True}), file=answers, flush=True)
+    for line in sys.stdin:
+        index = int(line)
+        cpu, wall = time.process_time(), time.monotonic()
+        figures = round_of(index)
+        figures |= {"cpu_seconds": time.process_time() - cpu, "wall_seconds": time.monotonic() - wall}
+        figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps(figures), file=answers, flush=True)
+
+
+class Worker:
+    """A contender in its own process; `python` may be another environment's."""
+
+    def __init__(self, script: str, arguments: dict[str, Any], *, threads: int, python: str = sys.executable) -> None:
+        self.label = arguments["variant"]
+        environment = os.environ | {
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            "PYTHONPATH": str(Path(__file__).resolve().parent.parent),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+            "CUDA_VISIBLE_DEVICES": "",
+            "DS_ACCELERATOR": "cpu",
+        }
+        self.process = subprocess.Popen(
+            [python, script, "--worker", json.dumps(arguments)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,
+            text=True,
+            env=environment,
+        )
+        self.rounds: list[dict[str, float]] = []
+
+    def answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.label}: the worker ended (run with BENCH_DEBUG=1 to see why)")
+        return json.loads(line)
+
+    def run(self, index: int) -> None:
+        assert self.process.stdin is not None
+        print(index, file=self.process.stdin, flush=True)
+        self.rounds.append(self.answer())
+
+    def close(self) -> dict[str, Any]:
+        """The fastest round by CPU time, and how far the others were."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        rounds = self.rounds[1:] or self.rounds  # the first warms up
+        best = min(rounds, key=lambda r: r["cpu_seconds"])
+        return {
+            "variant": self.label,
+            **best,
+            "median_cpu_seconds": statistics.median(r["cpu_seconds"] for r in rounds),
+            "peak_bytes": max(r["peak_bytes"] for r in self.rounds),
+            "rounds": len(rounds),
+        }
+
+
+def in_turns(workers: Sequence[Worker], rounds: int) -> list[dict[str, Any]]:
+    """One round of warming up and `rounds` that count, each worker in its turn."""
+    for worker in workers:
+        worker.answer()
+    for index in range(rounds + 1):
+        for worker in workers:
+            worker.run(index)
+    return [worker.close() for worker in workers]
+
+
+def gemm_peak(dtype: str, threads: int) -> float:
+    """Floating-point operations per second of a large matrix product on this machine now: the best of several sizes."""
+    import torch
+
+    torch.set_num_threads(threads)
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    best = 0.0
+    for size in (512, 1024, 2048):
+        a, b = torch.randn(size, size).to(kind), torch.randn(size, size).to(kind)
+        times = []
+        for _ in range(8):
+            began = time.process_time()
+            a @ b
+            times.append((time.process_time() - began) / threads)
+        best = max(best, 2 * size**3 / min(times[1:]))
+    return best
+
+
+def write_results(output: Path, results: dict[str, Any]) -> None:
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "results.json").write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+
+
+def picture(path: Path, title: str, groups: dict[str, list[tuple[str, float]]], unit: str) -> None:
+    """Horizontal bars as an SVG, one group per setting; needs nothing but text."""
+    bar, gap, left, width = 20, 14, 250, 560
+    rows = [(group, label, value) for group, bars in groups.items() for label, value in bars]
+    height = 50 + len(rows) * (bar + 4) + len(groups) * (gap + 18)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 120}" height="{height}" '
+        'font-family="sans-serif">',
+        f'<text x="10" y="24" font-size="16">{_escaped(title)}</text>',
+    ]
+    y = 40
+    for group, bars in groups.items():
+        largest = max(value for _, value in bars)
+        y += gap + 14
+        parts.append(f'<text x="10" y="{y}" font-size="13" font-weight="bold">{_escaped(group)}</text>')
+        y += 6
+        for label, value in bars:
+            colour = "#2a6f97" if label.startswith("ours") else "#b8b8b8"
+            length = width * value / largest
+            parts.append(f'<text x="{left - 8}" y="{y + 15}" font-size="12" text-anchor="end">{_escaped(label)}</text>')
+            parts.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar}" fill="{colour}"/>')
+            text = f"{value:.3g} {unit}"
+            parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 15}" font-size="12">{_escaped(text)}</text>')
+            y += bar + 4
+    parts.append("</svg>")
+    path.write_text("\n".join(parts) + "\n")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;")
+
+
+def describe(setting: Setting) -> dict[str, Any]:
+    return asdict(setting) | {"name": setting.name}

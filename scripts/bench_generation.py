@@ -1,0 +1,157 @@
+"""Generation against transformers' `generate`, in turns: same model, prompts and lengths.
+
+    python -m scripts.bench_generation --output bench/ [--real-model FOLDER] [--rounds 3] [--threads 1]
+
+Sampled at temperature 1. With "ends at 40%" responses stop at random tokens, so that their mean is 40% of the maximum:
+the lengths differ from contender to contender, their distribution does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from scripts.bench_common import (
+    Setting,
+    Worker,
+    build_model,
+    describe,
+    gemm_peak,
+    in_turns,
+    picture,
+    prompts_of,
+    serve,
+    stop_ids,
+    write_results,
+)
+
+OURS = ("ours bf16", "ours fp32")
+PEERS = ("HF dynamic bf16", "HF dynamic fp32", "HF static bf16", "HF static fp32")
+
+
+def worker(arguments: dict[str, Any]) -> None:
+    import torch
+
+    torch.set_num_threads(int(arguments["threads"]))
+    setting, variant = Setting(**arguments["setting"]), arguments["variant"]
+    dtype = variant.split()[-1]
+    model = build_model(setting.model, dtype)
+    vocabulary = model.config.vocab_size
+    prompts = prompts_of(setting, vocabulary)
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor(prompts), use_cache=False).logits[:, -1]
+    stops = stop_ids(setting, logits)
+
+    if variant.startswith("ours"):
+        from rlhf.generation import Sampler, Sampling
+        from step3_ppo.inference_copy import InferenceCopy
+
+        copy = InferenceCopy(model, dtype=next(model.parameters()).dtype, device=torch.device("cpu"), group=None)
+        copy.refresh()
+        del model
+        sampler = Sampler(copy.lm, pad_token_id=0)
+        sampling = Sampling(setting.response, stop_token_ids=tuple(stops))
+
+        def once(index: int) -> dict[str, float]:
+            return {"tokens": float(sampler.generate(prompts, sampling, iteration=index).mask_BR.sum())}
+
+    else:
+        ids = torch.tensor(prompts)
+        model.generation_config.eos_token_id = stops or None
+        options: dict[str, Any] = (
+            {"cache_implementation": "static", "disable_compile": True} if "static" in variant else {}
+        )
+
+        def once(index: int) -> dict[str, float]:
+            torch.manual_seed(index)
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=setting.response,
+                do_sample=True,
+                top_k=0,
+                pad_token_id=0,
+                **options,
+            )[:, setting.prompt :]
+            hit = torch.isin(out, torch.tensor(stops or [-1]))
+            return {"tokens": float((hit.int().cumsum(1) - hit.int() == 0).sum())}
+
+    serve(once)
+
+
+def flops(setting: Setting, tokens: float) -> float:
+    """Useful operations of a run: two per weight and token in linear layers; attention over what stands before."""
+    from scripts.bench_common import build_config
+
+    c = build_config(setting.model)
+    hidden, layers = c.hidden_size, c.num_hidden_layers
+    size = getattr(c, "head_dim", None) or hidden // c.num_attention_heads
+    attention = 2 * hidden * size * (c.num_attention_heads + c.num_key_value_heads)
+    block = layers * (attention + 3 * hidden * c.intermediate_size)
+    read = setting.batch * setting.prompt
+    linear = 2 * block * (read + tokens) + 2 * hidden * c.vocab_size * (tokens + setting.batch)
+    context = setting.prompt + tokens / setting.batch / 2
+    return linear + 4 * layers * c.num_attention_heads * size * (tokens * context + read * setting.prompt / 2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=Path("bench/generation"))
+    parser.add_argument("--real-model", help="folder of a real model, run at 16×(64+64)")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help="models whose name holds this text")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        worker(json.loads(options.worker))
+        return
+    settings = [
+        Setting(model, 16, length, length, ends)
+        for model, length in (("7.3M", 64), ("58M", 128), (options.real_model, 64))
+        if model and (not options.only or options.only in model)
+        for ends in (False, True)
+    ]
+    results: dict[str, Any] = {"threads": options.threads, "settings": []}
+    bars = {}
+    for setting in settings:
+        peaks = {dtype: gemm_peak(dtype, options.threads) for dtype in ("fp32", "bf16")}
+        arguments = {"setting": vars(setting), "threads": options.threads}
+        workers = [
+            Worker(__file__, {**arguments, "variant": variant}, threads=options.threads) for variant in (*OURS, *PEERS)
+        ]
+        found = in_turns(workers, options.rounds)
+        for one in found:
+            one["tokens_per_cpu_second"] = one["tokens"] / one["cpu_seconds"]
+            one["mean_length"] = one["tokens"] / setting.batch
+            dtype = one["variant"].split()[-1]
+            one["share_of_gemm_peak"] = (
+                flops(setting, one["tokens"]) / one["cpu_seconds"] * options.threads / (peaks[dtype] * options.threads)
+            )
+        best = {
+            side: min((f for f in found if f["variant"] in names), key=lambda f: f["cpu_seconds"])
+            for side, names in (("ours", OURS), ("peer", PEERS))
+        }
+        ratio = best["peer"]["cpu_seconds"] / best["ours"]["cpu_seconds"]
+        results["settings"].append(
+            describe(setting) | {"gemm_peak": peaks, "contenders": found, "ratio_of_fastest": ratio}
+        )
+        bars[setting.name] = [(one["variant"], one["cpu_seconds"]) for one in found]
+        print(f"\n{setting.name}: GEMM peak fp32 {peaks['fp32'] / 1e9:.0f}, bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s")
+        for one in found:
+            print(
+                f"  {one['variant']:16} {one['cpu_seconds']:7.3f} CPU-s {one['wall_seconds']:7.3f} s "
+                f"{one['tokens_per_cpu_second']:7.0f} tokens/CPU-s  mean length {one['mean_length']:5.1f}  "
+                f"{one['share_of_gemm_peak']:4.0%} of peak  {one['peak_bytes'] / 2**20:6.0f} MiB"
+            )
+        print(f"  {best['ours']['variant']} is {ratio:.2f}× as fast as {best['peer']['variant']}", flush=True)
+        write_results(options.output, results)
+    picture(options.output / "generation.svg", f"Generation, {options.threads} thread(s)", bars, "CPU-s")
+    print(f"\nwritten: {options.output}/results.json, generation.svg")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
