@@ -1,17 +1,24 @@
-"""Rollouts on disk: `rollouts/iteration-000010.jsonl`, one line per sequence, for people and `step3_ppo.show`."""
+"""Rollouts on disk: `rollouts/iteration-000010.jsonl`, one line per sequence, for people and `step3_ppo.show`.
+
+Imports no torch at module level: the viewer only reads.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlhf import distributed
 from rlhf.errors import DataError
 from rlhf.files import write_text
-from rlhf.template import Template
-from step3_ppo.experience import Experience
+
+if TYPE_CHECKING:
+    from rlhf.template import Template
+    from step3_ppo.experience import Experience
+
+
+FIELDS = {"prompt", "response", "stopped", "score", "final_score", "tokens", "kl", "value", "advantage"}
 
 
 class RolloutFiles:
@@ -22,6 +29,8 @@ class RolloutFiles:
 
     def write(self, experience: Experience, template: Template, *, iteration: int, last: bool) -> None:
         """Write an iteration (counted from 1) and remove the one that falls out of the last `keep`."""
+        from rlhf import distributed
+
         if not distributed.is_main() or not (self._stays(iteration) or self.keep or last):
             return
         rows = [json.dumps(row, ensure_ascii=False) for row in rollout_rows(experience, template)]
@@ -32,6 +41,8 @@ class RolloutFiles:
 
     def cut(self, *, after: int) -> None:
         """Remove what a resumed run will write again."""
+        from rlhf import distributed
+
         if distributed.is_main():
             for path in self.folder.glob("iteration-*.jsonl"):
                 if iteration_of(path) > after:
@@ -70,12 +81,19 @@ def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """The rows of one iteration's file. Raises DataError naming the file and line."""
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        # not splitlines(), which also cuts at separators that JSON leaves in its strings, such as U+2028
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is no file of rollouts: it is not UTF-8 text") from None
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            row["score"], row["kl"], row["prompt"]
-        except (ValueError, KeyError, TypeError):
+            missing = FIELDS - row.keys()
+        except (ValueError, AttributeError):
             raise DataError(f"{path}, line {number} is no row of a rollout") from None
+        if missing:
+            raise DataError(f"{path}, line {number} is no row of a rollout: it lacks {', '.join(sorted(missing))}")
         rows.append(row)
     return rows
 

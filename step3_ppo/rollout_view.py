@@ -1,0 +1,162 @@
+"""How a rollout is shown: tokens shaded by what was measured of them, iterations as a table, two of them side by side.
+
+Text of prompts and responses comes from models and data: it becomes rich's Text, never markup, and its control
+characters are dropped. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlhf.screen import clean, figure
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+Row = dict[str, Any]
+SHADES = {"kl": "KL, nats", "advantage": "advantage", "value": "value"}
+NARROWEST_BESIDE = 72  # columns below which two responses stand one under the other
+_MORE, _LESS = (190, 40, 40), (40, 80, 190)  # colours of values above and below 0
+_SHADED = 0.06  # of the scale: smaller values stay without colour
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """The rows of one iteration, each with its place in the rollout under `row` (from 1)."""
+
+    number: int
+    rows: list[Row]
+
+
+def kl_of(row: Row) -> float:
+    """Of the whole response, in nats."""
+    return sum(_known(row["kl"]))
+
+
+ORDERS: dict[str, Callable[[Row], float]] = {
+    "row": lambda row: -row["row"],
+    "score": lambda row: _or_worst(row["score"]),
+    "kl": kl_of,
+    "length": lambda row: len(row["tokens"]),
+}
+
+
+def ordered(rows: Iterable[Row], order: str, *, reverse: bool = False) -> list[Row]:
+    """Best or most first; by "row" as they were generated. `reverse` turns it round."""
+    found = sorted(rows, key=ORDERS[order], reverse=True)
+    return found[::-1] if reverse else found
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """What is said of a whole iteration."""
+    scores = _known(row["score"] for row in rows)
+    mean = sum(scores) / max(len(scores), 1)
+    return {
+        "score, mean": mean,
+        "score, std": math.sqrt(sum((s - mean) ** 2 for s in scores) / max(len(scores), 1)),
+        "KL, nats per response": sum(map(kl_of, rows)) / len(rows),
+        "tokens per response": sum(len(row["tokens"]) for row in rows) / len(rows),
+        "ended by themselves": sum(bool(row["stopped"]) for row in rows) / len(rows),
+    }
+
+
+def scale_of(rows: Iterable[Row], shade: str) -> float:
+    """The value that gets the full colour: 95% of tokens lie below it, so that an outlier does not pale the rest."""
+    sizes = sorted(abs(v) for row in rows for v in _known(row[shade]))
+    return max(sizes[int(0.95 * (len(sizes) - 1))], 1e-6) if sizes else 1.0
+
+
+def pairs(left: Iteration, right: Iteration, order: str, *, reverse: bool = False) -> list[tuple[Row, Row]]:
+    """Rows to be read side by side: those that answer the same prompt; where there are none, those of equal rank."""
+    there: dict[str, list[Row]] = {}
+    for row in ordered(right.rows, order, reverse=reverse):
+        there.setdefault(_prompt(row), []).append(row)
+    ranked = ordered(left.rows, order, reverse=reverse)
+    same = [(row, there[_prompt(row)].pop(0)) for row in ranked if there.get(_prompt(row))]
+    return same or list(zip(ranked, ordered(right.rows, order, reverse=reverse), strict=False))
+
+
+def _prompt(row: Row) -> str:
+    return "\n".join(f"{message['role']}: {message['content']}" for message in row["prompt"])
+
+
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
+
+
+def _or_worst(value: float | None) -> float:
+    return -math.inf if value is None else value
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+def headline(row: Row) -> str:
+    ended = "ended" if row["stopped"] else "cut at the limit"
+    final = row["final_score"]
+    return (
+        f"row {row['row']} · score {_number(row['score'])} ({_number(final)} as PPO saw it) · KL {figure(kl_of(row))} "
+        f"nats · {len(row['tokens'])} tokens, {ended}"
+    )
+
+
+def prompt_text(row: Row) -> Text:
+    from rich.text import Text
+
+    lines = [Text.assemble((f"{clean(m['role'])}: ", "dim"), (clean(m["content"]), "cyan")) for m in row["prompt"]]
+    return Text("\n").join(lines)
+
+
+def response_text(row: Row, shade: str, scale: float) -> Text:
+    """The response's tokens, each on a background as strong as its value, then how it ended."""
+    from rich.text import Text
+
+    text = Text()
+    tokens = row["tokens"][:-1] if row["stopped"] else row["tokens"]
+    for token, value in zip(tokens, row[shade], strict=False):
+        shown = clean(token).replace("\n", "↵\n")
+        text.append(shown, _style(value, scale))
+    if row["stopped"]:
+        text.append(f" {clean(row['tokens'][-1])} ", f"reverse {_style(row[shade][-1], scale)}".strip())
+    else:
+        text.append(" ✂ cut", "bold yellow")
+    return text
+
+
+def strongest(row: Row, shade: str, *, count: int = 3) -> str:
+    """The tokens with the largest values, as words: what the colours say, for pipes and for the colour-blind."""
+    found = sorted(
+        ((v, t) for v, t in zip(row[shade], row["tokens"], strict=False) if v is not None),
+        key=lambda item: -abs(item[0]),
+    )
+    named = ", ".join(f"{clean(token)!r} {value:+.3g}" for value, token in found[:count])
+    return f"most {SHADES[shade]}: {named}" if named else ""
+
+
+def legend(shade: str, scale: float) -> Text:
+    from rich.text import Text
+
+    text = Text(f"{SHADES[shade]}: ", "dim")
+    for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        text.append(f" {share * scale:+.2g} ", _style(share * scale, scale))
+    return text
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
+
+
+def _style(value: float | None, scale: float) -> str:
+    if value is None:
+        return "bold yellow"
+    strength = min(abs(value) / scale, 1.0)
+    if strength < _SHADED:
+        return ""
+    red, green, blue = (round(strength * part) for part in (_MORE if value > 0 else _LESS))
+    return f"white on rgb({red},{green},{blue})"
