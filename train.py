@@ -11,17 +11,19 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import click
 
 from rlhf.command import Command
 from rlhf.config import given, options
+from rlhf.console import say
 from rlhf.errors import EXIT_DONE
 from rlhf.pipeline_config import HELP_GROUPS, PipelineConfig
 from rlhf.plan import Plan, make_plan
-from rlhf.plan_text import continue_command, show_notes, show_plan
-from rlhf.recipes import Request, StageSpec, recipe_names
+from rlhf.plan_text import continue_command, show_plan
+from rlhf.recipes import Request, StageSpec, choose_recipe, recipe_names
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -74,6 +76,10 @@ def main(
     if debug:
         os.environ["RLHF_DEBUG"] = "1"
     request = Request(flags=given(flags), sets=sets, recipe=recipe, overwrite=overwrite)
+    name, why = choose_recipe(request)
+    if why:
+        say(why)
+    request = replace(request, recipe=name)
 
     def plan_with(prepared: Mapping[str, Any] | None = None) -> Plan:
         return make_plan(
@@ -88,7 +94,6 @@ def main(
     if dry_run:
         show_plan(plan)
         return EXIT_DONE
-    show_notes(plan)
     from rlhf.pipeline import run_pipeline
 
     again = continue_command(sys.argv[1:])

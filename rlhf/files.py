@@ -118,7 +118,7 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
 
     The lock goes with the process, however it ends, and forked children do not inherit it.
     """
-    if folder in _held:
+    if folder.resolve() in _held:
         return
     file = (folder / LOCK_NAME).open("r+", encoding="utf-8")
     deadline = time.monotonic() + wait
@@ -139,12 +139,12 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()
-    _held[folder] = file
+    _held[folder.resolve()] = file
 
 
 def release_folder(folder: Path) -> None:
     """Give a lock up before the process ends."""
-    file = _held.pop(folder, None)
+    file = _held.pop(folder.resolve(), None)
     if file is not None:
         file.close()
 

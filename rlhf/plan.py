@@ -18,7 +18,7 @@ from rlhf.launch import Placement
 from rlhf.pipeline_config import PipelineConfig
 from rlhf.placement import place
 from rlhf.preparation import prepared_before
-from rlhf.recipes import Request, StageSpec, choose_recipe, module_problems, read_recipe
+from rlhf.recipes import Request, StageSpec, module_problems, read_recipe
 from rlhf.stage import CONFIG_NAME, refuse_differences, settings_problems
 from rlhf.stage_config import RunSettings
 from rlhf.stage_inputs import is_finished, model_problems, stage_inputs
@@ -46,7 +46,6 @@ class Plan:
     pipeline: PipelineConfig
     given: dict[str, str]  # pipeline settings that were given, and from where
     recipe: str | None
-    notes: list[str]  # choices made for the user, to be said aloud
     placement: Placement
     stages: list[StagePlan]
     prepare: dict[str, Any] | None
@@ -65,9 +64,7 @@ def make_plan(
     """Raises ConfigError with all problems. `prepared`: the result of the recipe's preparation, once it has run; before
     that, what it will bring (models, data) is not missed."""
     problems: list[str] = []
-    notes: list[str] = []
-    name = choose_recipe(request, notes)
-    recipe = read_recipe(name, specs, problems)
+    recipe = read_recipe(request.recipe, specs, problems)
     classes = {spec.package: spec.config_class for spec in specs}
     sections = {key: None for key in ("prepare", "evaluate") if recipe.get(key) is not None}
     sets, wrong = parse_sets(request.sets, {**classes, **sections})
@@ -112,7 +109,7 @@ def make_plan(
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     base = pipeline.actor_model or next((getattr(s.config, "model", "") for s in stages if s.spec.number == 1), "")
-    return Plan(pipeline, given, name, notes, placement, stages, prepare, evaluate, base)
+    return Plan(pipeline, given, request.recipe, placement, stages, prepare, evaluate, base)
 
 
 def _section(key: str, recipe: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -18,15 +18,8 @@ from rlhf.stage import CONFIG_NAME
 from rlhf.stage_config import BatchSettings
 
 
-def show_notes(plan: Plan) -> None:
-    """Choices that were made for the user."""
-    for note in plan.notes:
-        say(note)
-
-
 def show_plan(plan: Plan) -> None:
     """The plan in full; nothing is written or started."""
-    show_notes(plan)
     say(f"ranks: {describe(plan.placement)}")
     if plan.prepare is not None:
         say(f"prepare: python -m {plan.prepare['module']}, which brings what is still empty below")

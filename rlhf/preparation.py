@@ -43,6 +43,12 @@ def prepared_before(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]
     return values
 
 
+def seconds(output: Path) -> float:
+    """How long the preparation took; 0 when it has not run."""
+    path = marker(output)
+    return float(json.loads(path.read_text(encoding="utf-8")).get("seconds", 0.0)) if path.exists() else 0.0
+
+
 def prepare(output: Path, settings: Mapping[str, Any], *, gpus: bool) -> dict[str, Any]:
     """Values of pipeline settings that the module brings, and of `evaluate:` under that key; run if it has not before.
 
@@ -65,9 +71,9 @@ def prepare(output: Path, settings: Mapping[str, Any], *, gpus: bool) -> dict[st
     if not values or unknown:
         said = f"names {', '.join(unknown)}, which are no settings of the pipeline" if unknown else "brought nothing"
         raise ConfigError(f"prepare: {module} {said}; its last line must be a JSON object such as {{'actor_model': …}}")
-    seconds = time.monotonic() - began
-    write_json(marker(output), {"settings": dict(settings), "values": values, "seconds": round(seconds, 3)})
-    say(f"prepare finished in {duration(seconds)}")
+    spent = time.monotonic() - began
+    write_json(marker(output), {"settings": dict(settings), "values": values, "seconds": round(spent, 3)})
+    say(f"prepare finished in {duration(spent)}")
     return values
 
 

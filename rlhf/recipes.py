@@ -42,25 +42,21 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def choose_recipe(request: Request, notes: list[str]) -> str | None:
-    """The recipe asked for; else the demo where no model and no data are named; else the one named as the actor."""
+def choose_recipe(request: Request) -> tuple[str | None, str]:
+    """The recipe to take, and what to say about it when it was not asked for: the one that the output folder was begun
+    with; the demo where no model and no data are named; the one that is made for the actor."""
     if request.recipe is not None:
-        return None if request.recipe == "none" else request.recipe
+        return None if request.recipe == "none" else request.recipe, ""
     output = Path(request.flags.get("output_dir", PipelineConfig.model_fields["output_dir"].default))
-    before = output / PIPELINE_NAME
-    if before.exists() and not request.overwrite:  # the run that is resumed knows
-        known = read_yaml(before).get("run", {}).get("recipe")
-        if known:
-            notes.append(f"recipe {known}, as this output folder was begun with")
-        return known
+    if (output / PIPELINE_NAME).exists() and not request.overwrite:
+        known = read_yaml(output / PIPELINE_NAME).get("run", {}).get("recipe")
+        return known, f"recipe {known}, as {output} was begun with" if known else ""
     if not any(request.flags.get(key) for key in _MODEL_FLAGS) and not any("model=" in item for item in request.sets):
-        notes.append("no model and no data are named: this is the demo (--recipe demo)")
-        return "demo"
+        return "demo", "no model and no data are named: this is the demo (--recipe demo)"
     alias = str(request.flags.get("actor_model", "")).lower()
     if alias in recipe_names():
-        notes.append(f"recipe {alias}, which is made for this actor; --recipe none takes the built-in defaults")
-        return alias
-    return None
+        return alias, f"recipe {alias}, which is made for this actor; --recipe none takes the built-in defaults"
+    return None, ""
 
 
 def read_recipe(name: str | None, specs: Iterable[StageSpec], problems: list[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from rlhf.errors import ConfigError
 from rlhf.files import claim_folder
 from rlhf.launch import ROOT
 from rlhf.pipeline_config import PipelineConfig
-from rlhf.recipes import Request, StageSpec
+from rlhf.recipes import Request, StageSpec, choose_recipe
 from rlhf.stage import read_result
 from tests.fakes import make_model, make_stage
 
@@ -262,14 +262,25 @@ def test_a_resumed_run_is_planned_with_what_its_preparation_brought(tmp_path: Pa
         plan("--recipe", "mine.yaml", "--output-dir", "out", "--set", "prepare.size=4")
 
 
-def test_the_recipe_of_a_known_actor_is_taken_aloud(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlhf.stage_inputs.check_model", lambda name, flag, kind: [])
-    monkeypatch.setattr("rlhf.stage_inputs.length_problems", lambda name, longest: [])
-    made = plan("--actor-model", "opt-13b")
-    assert made.recipe == "opt-13b"  # type: ignore[attr-defined]
-    assert "recipe opt-13b" in made.notes[0]  # type: ignore[attr-defined]
-    assert "--recipe none" in made.notes[0]  # type: ignore[attr-defined]
-    assert plan("--actor-model", "opt-13b", "--recipe", "none").recipe is None  # type: ignore[attr-defined]
+def test_the_recipe_of_a_known_actor_is_taken_aloud(inputs: list[str]) -> None:
+    """Also when the plan fails: its problems may come from a recipe that nobody asked for."""
+    name, why = choose_recipe(Request(flags={"actor_model": "OPT-13B"}))
+    assert name == "opt-13b"
+    assert "--recipe none" in why
+    failed = run("--actor-model", "opt-13b", "--num-gpus", "99")
+    assert failed.exit_code == 2
+    assert why in failed.stdout
+    assert choose_recipe(Request(flags={"actor_model": "opt-13b"}, recipe="none")) == (None, "")
+    assert choose_recipe(Request(flags={"actor_model": "model"})) == (None, "")
+
+
+def test_without_models_and_data_it_is_the_demo_and_a_resumed_run_knows_its_recipe(tmp_path: Path) -> None:
+    assert choose_recipe(Request(flags={"num_gpus": 2}))[0] == "demo"
+    assert choose_recipe(Request(flags={"data_path": ["x.jsonl"]}))[0] is None
+    Path("out").mkdir()
+    Path("out/pipeline.yaml").write_text("run: {recipe: opt-1.3b}\n")
+    assert choose_recipe(Request(flags={"output_dir": Path("out")}))[0] == "opt-1.3b"
+    assert choose_recipe(Request(flags={"output_dir": Path("out")}, overwrite=True))[0] == "demo"
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(inputs: list[str]) -> None:
@@ -297,7 +308,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     )
     monkeypatch.setattr(train, "STAGES", specs)
     monkeypatch.setattr(train, "data_problems", lambda config: [])
-    monkeypatch.setattr("rlhf.pipeline._report", lambda run: None)
+    monkeypatch.setattr("rlhf.closing._report", lambda output: None)
     make_model(tmp_path / "model")
 
     def invoke(*words: str) -> Result:
