@@ -15,7 +15,7 @@ from rlhf.pipeline_config import PipelineConfig
 from rlhf.placement import describe
 from rlhf.plan import Plan, StagePlan
 from rlhf.stage import CONFIG_NAME
-from rlhf.stage_config import BatchSettings
+from rlhf.stage_config import BatchSettings, several
 
 
 def show_plan(plan: Plan) -> None:
@@ -28,14 +28,20 @@ def show_plan(plan: Plan) -> None:
     if plan.evaluate is not None:
         say(f"\nevaluate: {_listed(plan.evaluate)}")
     rows = [[f"--{name.replace('_', '-')}", *_option(plan, name)] for name in PipelineConfig.model_fields]
-    table("\nOptions", ["option", "value", "from", "stands for"], [row for row in rows if row[1] != ""])
-    settings = [
-        [f"{stage.spec.package}.{name}", _text(getattr(stage.config, name)), source]
-        for stage in plan.stages
-        for name, source in stage.sources.items()
-        if stage.config.changed(name)
-    ]
-    table("Settings that differ from their defaults", ["setting", "value", "from"], settings)
+    say("")
+    table("Options", ["option", "value", "from", "stands for"], [row for row in rows if row[1] != ""])
+    table("Settings of stages that differ from their defaults", ["setting", "stages", "value", "from"], _changed(plan))
+
+
+def _changed(plan: Plan) -> list[list[str]]:
+    """Each setting once for all the stages in which it has the same value from the same source."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for stage in plan.stages:
+        for name, source in stage.sources.items():
+            if stage.config.changed(name) and name != "output_dir":
+                key = (name, _text(getattr(stage.config, name)), source)
+                rows.setdefault(key, []).append(str(stage.spec.number))
+    return [[name, " ".join(numbers), value, source] for (name, value, source), numbers in rows.items()]
 
 
 def _show_stage(plan: Plan, stage: StagePlan) -> None:
@@ -46,11 +52,22 @@ def _show_stage(plan: Plan, stage: StagePlan) -> None:
         if value is not None:
             say(f"    {name}: {resolve(value) if value else '(from prepare)'}")
     if isinstance(config, BatchSettings):
-        say(f"    {config.batch_algebra(plan.placement.world_size)}")
+        say(f"    {_rollout_algebra(config)}{config.batch_algebra(plan.placement.world_size)}")
     say(f"    dtype: {_dtype(plan, getattr(config, 'dtype', 'auto'))}, {_zero(plan, config)}")
     words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)], plan.placement)
     times = f"{plan.placement.ranks} × " if plan.placement.nodes == 1 and plan.placement.ranks > 1 else ""
     say(f"    {times}{shown(words)}")
+
+
+def _rollout_algebra(config: Any) -> str:
+    """`rollout_batch_size 64 = 32 prompts × 2 responses, 2 steps of `, for a stage that has rollouts."""
+    size = getattr(config, "rollout_batch_size", None)
+    if size is None:
+        return ""
+    each = config.responses_per_prompt
+    steps = config.ppo_epochs * -(-size // config.mini_batch_size)
+    parts = f"{several(size // each, 'prompt')} × {several(each, 'response')}"
+    return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of "
 
 
 def _dtype(plan: Plan, name: str) -> str:

@@ -54,8 +54,8 @@ class BatchSettings(Config):
         count = -(-rows // size)
         sign = "=" if world_size * count * size == self.mini_batch_size else "fills"
         return (
-            f"mini_batch_size {self.mini_batch_size} {sign} {_several(world_size, 'rank')} × "
-            f"{_several(count, 'micro-batch')} × {_several(size, 'row')}"
+            f"mini_batch_size {self.mini_batch_size} {sign} {several(world_size, 'rank')} × "
+            f"{several(count, 'micro-batch')} × {several(size, 'row')}"
         )
 
 
@@ -125,6 +125,7 @@ def engine_problems(config: Config, stage: str, *, gpus: bool, bf16: bool) -> li
     return found
 
 
-def _several(count: int, noun: str) -> str:
+def several(count: int, noun: str) -> str:
+    """`1 rank`, `2 ranks`, `3 micro-batches`."""
     plural = noun + ("es" if noun.endswith("ch") else "s")
     return f"{count} {noun if count == 1 else plural}"

@@ -290,7 +290,9 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(inputs: list[str]) -> None
     assert "2 × python -m step1_sft --config out/step1_sft/config.yaml" in shown.stdout
     assert "mini_batch_size 32 = 2 ranks × 4 micro-batches × 4 rows" in shown.stdout
     assert "dtype: fp32, ZeRO 1" in shown.stdout
-    assert re.search(r"step3_ppo\.kl_coef\W+0\.1\W+--set", shown.stdout)
+    assert "rollout_batch_size 64 = 64 prompts × 1 response; 1 step of mini_batch_size 64 = 2 ranks ×" in shown.stdout
+    assert re.search(r"kl_coef\W+3\W+0\.1\W+--set", shown.stdout)
+    assert re.search(r"max_steps\W+1 2 3\W+7\W+flag", shown.stdout)
     assert re.search(r"--max-steps\W+7\W+flag", shown.stdout)
     assert not Path("out").exists()
 
