@@ -98,10 +98,9 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
             ("responses_per_prompt", self.responses_per_prompt),
         ):
             if size % divisor:
-                fitting = [str(n) for n in range(1, size + 1) if size % n == 0 and n >= divisor // 2][:3]
-                found.append(
-                    f"step3_ppo.{name}={divisor} does not divide rollout_batch_size={size}; try {', '.join(fitting)}"
-                )
+                nearest = sorted((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - divisor))[:3]
+                fitting = ", ".join(map(str, sorted(nearest)))
+                found.append(f"step3_ppo.{name}={divisor} does not divide rollout_batch_size={size}; try {fitting}")
         if self.min_response_length >= self.max_response_length:
             found.append(
                 f"step3_ppo.min_response_length={self.min_response_length} must be below "
