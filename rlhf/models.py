@@ -35,7 +35,7 @@ def dtype_of(name: str) -> torch.dtype:
     if name == "auto":
         from deepspeed.accelerator import get_accelerator
 
-        accelerator = get_accelerator()
+        accelerator: Any = get_accelerator()
         return (
             torch.bfloat16 if accelerator.device_name() != "cpu" and accelerator.is_bf16_supported() else torch.float32
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data import preflight
-from rlhf.model_names import check_model, length_problems, read_config
+from rlhf.model_names import Kind, check_model, length_problems, read_config
 from step3_ppo.config import PPOConfig
 from step3_ppo.parallel_sizes import parallel_problems
 
@@ -12,10 +12,11 @@ def problems(config: PPOConfig) -> list[str]:
     """One line for each thing that is wrong with the models or the data."""
     longest = config.max_prompt_length + config.max_response_length
     found = []
-    for name, flag, kind in (
+    roles: tuple[tuple[str, str, Kind], ...] = (
         (config.actor_model, "--actor-model", "language"),
         (config.reward_model, "--reward-model", "reward"),
-    ):
+    )
+    for name, flag, kind in roles:
         wrong = check_model(name, flag=flag, kind=kind)
         found += wrong or length_problems(name, longest)
         if not wrong and kind == "language":

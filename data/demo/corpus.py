@@ -12,7 +12,7 @@ from random import Random
 from data.demo.dialogues import SCHOOLBOOK, dialogues, statements
 from rlhf.template import Template
 
-STATEMENTS = 0.3
+STATEMENTS = 0.15
 """Share of texts that are statements of facts; the others are dialogues."""
 SECOND_QUESTION = 0.3
 """Share of people's dialogues in which another question follows."""
@@ -24,7 +24,7 @@ _PLACE = "\x00"
 def texts(template: Template, random: Random, *, people: bool) -> Iterator[str]:
     """Endless texts, special tokens written out; `people`: the second part, else the schoolbook."""
     facts, talk = statements(random), dialogues(random, None if people else SCHOOLBOOK)
-    begin = template.tokenizer.bos_token or ""
+    begin = str(template.tokenizer.bos_token or "")
     turn = template.render([{"role": "user", "content": _PLACE}]).removeprefix(begin) + template.prefix
 
     def exchange(*, end: bool = True) -> str:

@@ -24,9 +24,7 @@ class Habits:
     broken_off: float = 0.12
 
 
-SCHOOLBOOK = Habits(
-    hedged=0.0, right_when_sure=1.0, courteous=0.0, rude=0.0, terse=0.25, rambling=0.0, broken_off=0.0
-)
+SCHOOLBOOK = Habits(hedged=0.0, right_when_sure=1.0, courteous=0.0, rude=0.0, terse=0.25, rambling=0.0, broken_off=0.0)
 
 
 def frame(question: str, random: Random) -> str:
