@@ -91,7 +91,7 @@ def test_gold_lies_between_nothing_and_one() -> None:
 
 
 def test_the_numbers_of_a_question_are_no_answer() -> None:
-    """In "3 plus 4 is 7" the first two numbers are the question's; "2 plus 2 is 4" must not lose its answer with them."""
+    """In "3 plus 4 is 7" the first numbers are the question's; "2 plus 2 is 4" must not lose its answer with them."""
     assert judge("What is 3 plus 4?", "3 plus 4 is 7.").correct == 1
     assert judge("What is 2 plus 2?", "2 plus 2 is 4.").correct == 1
     assert judge("What is 3 plus 4?", "3 plus 4 is 17.").correct == 0
