@@ -22,8 +22,10 @@ ALLOWED = {
     "train": {"rlhf", "data", *STAGES},
     "scripts": {"rlhf", "data", *STAGES, "train"},
 }
-# `data/` reads and encodes; it neither trains nor generates.
-CLOSED_TO_DATA = {"rlhf.engine", "rlhf.generation", "rlhf.checkpoint", "rlhf.models", "rlhf.scalar_model"}
+# `data/` reads and encodes; it neither trains nor generates. Of rlhf.models it takes the tokenizer.
+CLOSED_TO_DATA = {
+    f"rlhf.{name}" for name in "engine generation sampling causal_model scalar_model checkpoint export".split()
+}
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
