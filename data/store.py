@@ -138,7 +138,8 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
 
 def _record(where: str, example: Example) -> dict[str, Any]:
     prompt_key = content_hash(example.text) if example.text is not None else prompt_hash(example.prompt)
-    key = str(prompt_key)
+    chosen_key = content_hash(str(prompt_key), example.chosen or "")
+    rejected_key = content_hash(str(prompt_key), example.rejected or "")
     return {
         "prompt": prompt_json(example.prompt) if example.text is None else None,
         "chosen": example.chosen,
@@ -148,9 +149,9 @@ def _record(where: str, example: Example) -> dict[str, Any]:
         "text": example.text,
         "where": where,
         "prompt_key": prompt_key,
-        "chosen_key": content_hash(key, example.chosen or ""),
-        "rejected_key": content_hash(key, example.rejected or ""),
-        "row_key": content_hash(key, example.chosen or "", example.rejected or ""),
+        "chosen_key": chosen_key,
+        "rejected_key": rejected_key,
+        "row_key": (chosen_key * 0x9E3779B97F4A7C15 + rejected_key) % 2**64,  # odd, so both of them count
     }
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data.batches import StepSampler, deal
 
@@ -38,3 +40,18 @@ def test_every_rank_gets_the_same_number_of_micro_batches(count: int, world_size
     assert len(dealt[0]) >= 1
     assert sorted(row for d in dealt for micro in d for row in micro) == list(range(count))
     assert max((len(micro) for d in dealt for micro in d), default=0) <= 3
+
+
+@given(st.integers(1, 70), st.integers(1, 20), st.integers(0, 9), st.integers(0, 40), st.booleans())
+def test_a_step_is_the_same_on_any_number_of_ranks(count: int, size: int, seed: int, step: int, sort: bool) -> None:
+    """What a step computes must not depend on ranks and micro-batches: it is dealt out, never drawn per rank."""
+    rows = StepSampler(count, size, seed).rows(step)
+    assert len(rows) == len(set(rows)) <= size
+    lengths = [(row * 37) % 11 for row in rows] if sort else None
+    for world_size, micro_batch_size in ((1, 1), (1, 3), (2, 2), (3, 1), (5, 4)):
+        dealt = [
+            deal(rows, rank=r, world_size=world_size, micro_batch_size=micro_batch_size, lengths=lengths)
+            for r in range(world_size)
+        ]
+        assert sorted(row for micros in dealt for micro in micros for row in micro) == sorted(rows)
+        assert len({len(micros) for micros in dealt}) == 1

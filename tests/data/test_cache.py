@@ -107,11 +107,12 @@ def test_two_ranks_at_once_build_once_and_agree(tmp_path: Path, write, settings,
 
 
 def test_several_processes_tokenise_to_the_same_rows(write, settings, pairs, template, tmp_path: Path) -> None:
+    """Demonstrations, because with the longest of the kinds' names the shards' fingerprints were once too long."""
     path = write("a.jsonl", pairs(4000, "a question of some length"))
-    whole = {"data_split": "0,1,0", "max_eval_samples": 10}
-    one = stage_data.preferences(settings(path, **whole), template)
+    whole = {"data_split": "1,0,0", "max_eval_samples": 10}
+    one = stage_data.demonstrations(settings(path, **whole), template)
     other = settings(path, num_proc=2, **whole).model_copy(update={"data_cache_dir": tmp_path / "other"})
-    two = stage_data.preferences(other, template)
+    two = stage_data.demonstrations(other, template)
     assert len(two.train) > 3500
     assert [two.train[i] for i in range(0, len(two.train), 97)] == [one.train[i] for i in range(0, len(one.train), 97)]
     assert two.report["train"] == one.report["train"]

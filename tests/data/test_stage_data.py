@@ -142,3 +142,68 @@ def test_when_length_drops_everything_the_reason_is_named(write, settings, pairs
 def test_settings_are_needed(settings: Callable[..., DataSettings], template: Template) -> None:
     with pytest.raises(DataError, match="--data-path"):
         stage_data.prompts(settings(), template)
+
+
+def test_losing_many_rows_warns(write, settings, template: Template, capsys) -> None:
+    rows = [{"prompt": f"q {i}", "chosen": "a" * (30 if i % 4 == 0 else 3), "rejected": "b"} for i in range(400)]
+    path = write("a.jsonl", rows)
+    data = stage_data.preferences(settings(path, max_response_length=10), template)
+    out, err = capsys.readouterr()
+    dropped = data.report["train"]["dropped"]["response longer than max_response_length"]
+    assert f"train rows left out: {dropped} × response longer than max_response_length" in out
+    assert f"warning: stage 2 loses {dropped} of {dropped + len(data.train)} train rows (" in err
+    stage_data.preferences(settings(path, max_response_length=40), template)
+    assert "loses" not in capsys.readouterr().err
+
+
+def test_the_shape_and_the_blend_are_said_aloud(write, settings, pairs, template: Template, capsys) -> None:
+    path = write("a.jsonl", [*pairs(60), {"prompt": "bad", "chosen": 3, "rejected": "x"}])
+    stage_data.demonstrations(settings(f"{path}:2", skip_bad_rows=True), template)
+    out, err = capsys.readouterr()
+    assert f"{path}: preference pairs: prompt, chosen, rejected (61 rows)" in out
+    assert "Data of stage 1 (split 2,4,4)" in out
+    assert f"{path}: 1 bad rows were left out (1 × chosen is a number, not text)" in err
+
+
+def test_a_source_of_one_stage_serves_that_stage_alone(write, settings, pairs, template: Template) -> None:
+    """Demonstrations and prompts beside pairs: stage 2 sees the pairs, and a prompt stays in its stage."""
+    some = write("a.jsonl", pairs(90))
+    answers = write("b.jsonl", [{"prompt": f"d {i}", "completion": "y"} for i in range(90)])
+    asked = write("c.jsonl", [{"prompt": f"p {i}"} for i in range(90)])
+    stages = [build(settings(some, answers, asked), template) for build in STAGES]
+    trained = [[s["train"] + s["held_out"] for s in stage.report["sources"]] for stage in stages]
+    assert trained[0][2] == trained[1][1] == trained[1][2] == 0
+    assert all(n > 0 for n in (*trained[0][:2], trained[1][0], *trained[2]))
+
+
+def test_packed_training_rows_hold_every_demonstration(write, settings, pairs, template: Template) -> None:
+    from data.packing import PackedRows
+
+    path = write("a.jsonl", pairs(80))
+    plain = stage_data.demonstrations(settings(path, data_split="1,0,0"), template)
+    data = stage_data.demonstrations(settings(path, data_split="1,0,0"), template, packing=True)
+    assert isinstance(data.train, PackedRows)
+    assert len(data.train) < len(plain.train) / 4
+    assert data.report["train"]["packs"] == len(data.train)
+    assert data.train.lengths.tolist() == [row["length"] for row in data.train]
+    whole = {tuple(row["input_ids"]) for row in plain.train}
+    members = []
+    for row in data.train:
+        ids = row["input_ids"]
+        for length in row["lengths"]:
+            members.append(tuple(ids[:length]))
+            ids = ids[length:]
+    assert set(members) == whole
+    assert len(members) == len(plain.train)
+    assert len(data.held_out) == len(plain.held_out)
+
+
+def test_a_tokenizer_without_an_end_is_refused() -> None:
+    from rlhf.errors import ModelError
+    from rlhf.template import install_template
+    from tests.tiny import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no EOS token"):
+        install_template(tokenizer)
