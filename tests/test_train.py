@@ -364,16 +364,18 @@ def test_a_failure_names_its_cause_and_the_command_that_continues(
 
 
 def test_other_settings_are_refused_with_the_difference_and_overwrite_starts_anew(pipeline: Invoke) -> None:
-    assert pipeline("--set", "{1}.steps=2").exit_code == 0
+    two_stages = ("--stages", "1,2")
+    assert pipeline(*two_stages, "--set", "{1}.steps=2").exit_code == 0
     one = pipeline.packages[0]  # type: ignore[attr-defined]
-    refused = pipeline("--set", "{1}.steps=4", "--set", "{3}.steps=5")
+    refused = pipeline(*two_stages, "--set", "{1}.steps=4", "--set", "{2}.steps=5")
     assert refused.exit_code == 2
     lines = refused.stderr.splitlines()
     assert len(lines) == 2
     assert f"out/{one} holds a run of {one} with other settings (steps: 2 → 4)" in lines[0]
     assert "(steps: 3 → 5)" in lines[1]
-    assert pipeline("--set", "{1}.steps=2", "--num-gpus", "2", "--set", "{2}.note=may change").exit_code == 0
-    anew = pipeline("--set", "{1}.steps=4", "--overwrite")
+    allowed = pipeline(*two_stages, "--set", "{1}.steps=2", "--num-gpus", "2", "--set", "{2}.note=may change")
+    assert allowed.exit_code == 0, allowed.output
+    anew = pipeline("--stages", "1", "--set", "{1}.steps=4", "--overwrite")
     assert anew.exit_code == 0, anew.output
     result = read_result(Path("out", one))
     assert result is not None
@@ -420,9 +422,9 @@ def test_a_preparation_that_brings_nothing_is_a_mistake(pipeline: Invoke, tmp_pa
 
 def test_the_record_of_a_run_is_a_recipe(pipeline: Invoke) -> None:
     """Another run with the same settings, elsewhere: --recipe out/pipeline.yaml."""
-    assert pipeline("--set", "{1}.steps=2").exit_code == 0
+    assert pipeline("--stages", "1", "--set", "{1}.steps=2").exit_code == 0
     one = pipeline.packages[0]  # type: ignore[attr-defined]
-    again = run("--recipe", "out/pipeline.yaml", "--output-dir", "other")
+    again = run("--stages", "1", "--recipe", "out/pipeline.yaml", "--output-dir", "other")
     assert again.exit_code == 0, again.output
     result = read_result(Path("other", one))
     assert result is not None
