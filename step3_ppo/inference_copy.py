@@ -16,15 +16,23 @@ from torch import Tensor, nn
 
 from rlhf.engine import gathered
 from rlhf.models import unwrap
+from step3_ppo.packed_linear import PackedLinear, can_pack, pack_layers
 from step3_ppo.tensor_parallel import ShardedLinear, shard
 
 
 class InferenceCopy:
     """`lm` is a transformers model of the same class as the trained one, frozen, in eval mode; it holds values between
-    `refresh` and `release`."""
+    `refresh` and `release`. `packed`: on a CPU, weights are kept in the order of its kernels (not when cut over ranks).
+    """
 
     def __init__(
-        self, trained: Any, *, dtype: torch.dtype, device: torch.device, group: dist.ProcessGroup | None
+        self,
+        trained: Any,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+        packed: bool = True,
     ) -> None:
         self.trained, self.device = unwrap(trained), device
         config = copy.deepcopy(self.trained.config)
@@ -32,13 +40,14 @@ class InferenceCopy:
             self.lm = type(self.trained)(config).to(dtype)
             if group is not None:
                 shard(self.lm, group)
-        self.lm.tie_weights()
+        if packed and group is None and can_pack(dtype, device):
+            pack_layers(self.lm, dtype)
+        else:
+            self.lm.tie_weights()
         self.lm.eval().requires_grad_(False)
         self._copy_buffers()
-        self._slots = _places(self.lm)
-        self._shapes = {id(parameter): parameter.shape for parameter in self._slots}
         self.is_held = False
-        self._materialise()
+        self._storage = self._materialise()
 
     def _copy_buffers(self) -> None:
         """Rotary frequencies, masks and the like: not part of a checkpoint and never trained."""
@@ -54,16 +63,16 @@ class InferenceCopy:
                 if isinstance(value, Tensor) and value.is_meta and key.startswith("original_"):
                     setattr(module, key, getattr(module, key.removeprefix("original_")).clone())
 
-    def _materialise(self) -> None:
-        """Replace parameters on the meta device by real ones that as yet hold nothing; tied ones stay one."""
-        slots: list[tuple[nn.Parameter, torch.Size]] = []
-        for parameter, places in self._slots.items():
+    def _materialise(self) -> list[tuple[nn.Parameter, torch.Size]]:
+        """Replace parameters on the meta device by real ones that as yet hold nothing (tied ones stay one), and say
+        which there are and of which shape."""
+        storage = []
+        for parameter, places in _places(self.lm).items():
             real = nn.Parameter(parameter.new_empty(0, device=self.device), requires_grad=False)
             for module, key in places:
                 module._parameters[key] = real
-            slots.append((real, parameter.shape))
-        self._storage = slots
-        del self._slots, self._shapes
+            storage.append((real, parameter.shape))
+        return storage
 
     def refresh(self) -> None:
         """Copy the training weights, with the adapters' deltas added on the way. All ranks take part."""
@@ -76,18 +85,24 @@ class InferenceCopy:
             for name, module in self.lm.named_modules():
                 own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in done]
                 done.update(id(p) for _, p in own)
-                if own:
+                if own or isinstance(module, PackedLinear):
                     _copy_module(self.trained.get_submodule(name), module, own)
 
     def release(self) -> None:
         """Give the weights' memory back."""
+        for layer in self._packed():
+            layer.release()
         for parameter, _ in self._storage:
             parameter.data = parameter.data.new_empty(0)
         self.is_held = False
 
     def bytes(self) -> int:
-        """Memory of the copy on this rank while it is held."""
-        return sum(shape.numel() * p.element_size() for p, shape in self._storage)
+        """Memory of the copy's weights on this rank while they are held."""
+        plain = sum(shape.numel() * p.element_size() for p, shape in self._storage)
+        return plain + sum(layer.bytes() for layer in self._packed())
+
+    def _packed(self) -> list[PackedLinear]:
+        return [module for module in self.lm.modules() if isinstance(module, PackedLinear)]
 
 
 def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Parameter]]) -> None:
@@ -95,16 +110,25 @@ def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Paramet
     adapted = hasattr(source, "lora_A") and hasattr(source, "base_layer")
     holder = source.base_layer if adapted else source
     factors = [p for name, p in source.named_parameters() if "lora_" in name] if adapted else []
-    with gathered([getattr(holder, key) for key, _ in own] + factors):
+    packed = isinstance(target, PackedLinear)
+    keys = [key for key, _ in own] + (["weight"] if packed else [])
+    with gathered([getattr(holder, key) for key in keys] + factors):
+        if packed:
+            target.pack(_with_adapters(source, holder.weight.detach(), adapted))  # type: ignore[operator]
         for key, parameter in own:
             value = getattr(holder, key).detach()
-            if adapted and key == "weight":
-                for adapter in source.active_adapters:
-                    value = value.float() + source.get_delta_weight(adapter).float()
+            if key == "weight":
+                value = _with_adapters(source, value, adapted)
             if isinstance(target, ShardedLinear):
                 value = target.take_weight(value) if key == "weight" else target.take_bias(value)
             assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
             parameter.data.copy_(value)
+
+
+def _with_adapters(source: Any, weight: Tensor, adapted: bool) -> Tensor:
+    for adapter in source.active_adapters if adapted else ():
+        weight = weight.float() + source.get_delta_weight(adapter).float()
+    return weight
 
 
 def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
