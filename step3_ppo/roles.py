@@ -26,6 +26,7 @@ from rlhf.template import Template
 from rlhf.tensors import pad_right
 from step3_ppo.config import PPOConfig
 from step3_ppo.hybrid_engine import HybridEngine
+from step3_ppo.reward_function import Scorer
 from step3_ppo.rollout import Rollout, SequenceBatch
 
 
@@ -125,16 +126,24 @@ class RewardModel:
 class Roles:
     actor: Actor
     critic: Critic
-    reward: RewardModel
+    reward: Scorer
 
 
-def build_roles(config: PPOConfig, *, optimizer_steps: int) -> Roles:
-    """Load the four roles; `optimizer_steps` is the length of the learning rate schedules."""
+def build_roles(config: PPOConfig, *, optimizer_steps: int, reward: Scorer | None = None) -> Roles:
+    """Load the four roles; `optimizer_steps` is the length of the learning rate schedules. A `reward` of your own (a
+    `RewardFunction`, say) takes the reward model's place: then `config.reward_model` is only what a critic starts from.
+    """
     dtype = dtype_of(config.dtype)
     tokenizer = load_tokenizer(config.actor_model, trust_remote_code=config.trust_remote_code)
-    reward_tokenizer = load_tokenizer(config.reward_model, trust_remote_code=config.trust_remote_code)
-    template, reward_template = Template(tokenizer), Template(reward_tokenizer)
-    same = _same_tokens(template, reward_template)
+    if reward is not None and not config.reward_model and config.critic_from == "reward":
+        raise ConfigError(
+            "step3_ppo.critic_from=reward: with a reward function there is no reward model that the critic could start "
+            "from; use critic_from=actor"
+        )
+    template, same = Template(tokenizer), True
+    if config.reward_model:
+        of_reward = load_tokenizer(config.reward_model, trust_remote_code=config.trust_remote_code)
+        same = _same_tokens(template, Template(of_reward))
     if not same and config.critic_from == "reward":
         raise ConfigError(
             "step3_ppo.critic_from=reward: actor and reward model have different tokenizers or templates, and a critic "
@@ -142,31 +151,36 @@ def build_roles(config: PPOConfig, *, optimizer_steps: int) -> Roles:
         )
     actor = _build_actor(config, dtype, tokenizer, template, optimizer_steps)
     critic = _build_critic(config, dtype, tokenizer, optimizer_steps)
+    scorer = _load_reward_model(config, dtype, same_tokenizer=same) if reward is None else reward
+    tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
+    console.say(
+        f"roles: actor {_size(actor.engine.module)}; reference "
+        f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; critic "
+        f"{_size(critic.engine.module)}; {tokens if reward is None else 'a reward of your own'}"
+    )
+    return Roles(actor, critic, scorer)
+
+
+def _load_reward_model(config: PPOConfig, dtype: torch.dtype, *, same_tokenizer: bool) -> RewardModel:
+    tokenizer = load_tokenizer(config.reward_model, trust_remote_code=config.trust_remote_code)
     model = load_scalar_model(
         config.reward_model,
-        tokenizer=reward_tokenizer,
+        tokenizer=tokenizer,
         dtype=dtype,
         zero_config=zero3_config(config.reward_zero_stage, dtype),
         no_dropout=True,
         trust_remote_code=config.trust_remote_code,
     )
     mean, std = score_affine(model.config)
-    reward = RewardModel(
+    return RewardModel(
         model=build_frozen(ScalarModel(model), zero_stage=config.reward_zero_stage, dtype=dtype),
-        template=reward_template,
-        pad_token_id=reward_tokenizer.pad_token_id,
+        template=Template(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
         score_mean=mean,
         score_std=std,
-        same_tokenizer=same,
+        same_tokenizer=same_tokenizer,
         max_length=config.max_prompt_length + config.max_response_length,
     )
-    console.say(
-        f"roles: actor {_size(actor.engine.module)}; reference "
-        f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; critic "
-        f"{_size(critic.engine.module)}; tokenizers "
-        f"{'agree' if same else 'differ: scores are computed on rendered text'}"
-    )
-    return Roles(actor, critic, reward)
 
 
 def _build_actor(config: PPOConfig, dtype: torch.dtype, tokenizer: Any, template: Template, steps: int) -> Actor:

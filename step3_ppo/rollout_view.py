@@ -58,11 +58,11 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     scores = _known(row["score"] for row in rows)
     mean = sum(scores) / max(len(scores), 1)
     return {
-        "score, mean": mean,
-        "score, std": math.sqrt(sum((s - mean) ** 2 for s in scores) / max(len(scores), 1)),
-        "KL, nats per response": sum(map(kl_of, rows)) / len(rows),
+        "mean score": mean,
+        "standard deviation": math.sqrt(sum((s - mean) ** 2 for s in scores) / max(len(scores), 1)),
+        "nats of KL per response": sum(map(kl_of, rows)) / len(rows),
         "tokens per response": sum(len(row["tokens"]) for row in rows) / len(rows),
-        "ended by themselves": sum(bool(row["stopped"]) for row in rows) / len(rows),
+        "share that ended": sum(bool(row["stopped"]) for row in rows) / len(rows),
     }
 
 
@@ -119,8 +119,9 @@ def response_text(row: Row, shade: str, scale: float) -> Text:
 
     text = Text()
     tokens = row["tokens"][:-1] if row["stopped"] else row["tokens"]
-    for token, value in zip(tokens, row[shade], strict=False):
+    for place, (token, value) in enumerate(zip(tokens, row[shade], strict=False)):
         shown = clean(token).replace("\n", "↵\n")
+        shown = shown.lstrip(" ") if place == 0 else shown  # the template's, between prompt and response
         text.append(shown, _style(value, scale))
     if row["stopped"]:
         text.append(f" {clean(row['tokens'][-1])} ", f"reverse {_style(row[shade][-1], scale)}".strip())

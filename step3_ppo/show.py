@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from rlhf.command import Command
-from rlhf.console import say, table
+from rlhf.console import table
 from rlhf.errors import ConfigError, DataError
 from rlhf.screen import figure, interactive, screen
 from step3_ppo.rollout_files import iteration_of, read_rollouts
@@ -217,7 +217,8 @@ def _next(names: list[str], name: str) -> str:
 def show_head(iterations: Sequence[Iteration], view: View, scale: float) -> None:
     if len(iterations) == 1:
         found = ", ".join(f"{name} {figure(value)}" for name, value in summary(iterations[0].rows).items())
-        say(f"iteration {iterations[0].number}: {len(iterations[0].rows)} responses; {found}")
+        text = f"iteration {iterations[0].number}: {len(iterations[0].rows)} responses; {found}"
+        screen().print(text, markup=False, highlight=False)
     else:
         left, right = (summary(iteration.rows) for iteration in iterations)
         columns = ["", *(f"iteration {iteration.number}" for iteration in iterations), "change"]

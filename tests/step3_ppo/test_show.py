@@ -71,7 +71,7 @@ def test_the_last_iteration_is_shown_by_itself(view: Show) -> None:
     done = view()
     assert done.exit_code == 0, done.stderr
     assert prompts(done.stdout) == ["Where is Rome?", "What is 3+3?"]
-    assert "iteration 12: 2 responses; score, mean 3" in done.stdout
+    assert "iteration 12: 2 responses; mean score 3" in done.stdout
     assert "row 1 · score 4.000 (4.000 as PPO saw it) · KL 1 nats · 3 tokens, ended" in done.stdout
 
 
@@ -108,7 +108,7 @@ def test_text_is_not_markup_and_moves_no_cursor(view: Show) -> None:
     """The model wrote rich's markup and a terminal's escape sequence; both are shown as they are."""
     shown = view("--iteration", 1).stdout
     assert "user: Say [bold]hello[/bold]" in shown
-    assert " [red]oh[31m↵" in shown
+    assert "\n[red]oh[31m↵" in shown
     assert "\x1b" not in shown
 
 
@@ -145,9 +145,9 @@ def test_two_iterations_side_by_side_meet_at_the_prompt(view: Show) -> None:
     shown = view("--iteration", 1, "--compare", 12).stdout
     assert prompts(shown) == ["Where is Rome?"]
     assert "the same prompt" in shown
-    both = next(line for line in shown.splitlines() if " Italy" in line)
+    both = next(line for line in shown.splitlines() if "Italy" in line)
     assert both.count("Italy") == 2  # the responses stand in one line
-    means = next(line for line in shown.splitlines() if "score, mean" in line)
+    means = next(line for line in shown.splitlines() if "mean score" in line)
     assert [cell.strip() for cell in means.split("│")[2:5]] == ["1.167", "3", "1.833"]
 
 
@@ -168,9 +168,9 @@ def test_without_a_common_prompt_equal_ranks_are_compared() -> None:
 
 def test_the_summary_is_of_the_rows_that_have_a_score() -> None:
     found = summary([*FIRST, row("", ["x"], None, [0.0], stopped=False)])
-    assert found["score, mean"] == pytest.approx((1.0 - 0.5 + 3.0) / 3)
-    assert found["KL, nats per response"] == pytest.approx((-0.1 + 2.25) / 4)
-    assert found["ended by themselves"] == 0.5
+    assert found["mean score"] == pytest.approx((1.0 - 0.5 + 3.0) / 3)
+    assert found["nats of KL per response"] == pytest.approx((-0.1 + 2.25) / 4)
+    assert found["share that ended"] == 0.5
 
 
 def test_the_list_names_what_is_there(view: Show) -> None:

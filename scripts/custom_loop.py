@@ -1,0 +1,58 @@
+"""PPO with a reward of your own, by the pieces that stage 3 is made of. Copy it and change what you like.
+
+python -m scripts.custom_loop MODEL PROMPTS.txt OUTPUT: here the actor learns to use many different words. One prompt a
+line. With several ranks each must be given the same prompts; every rank calls everything.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rlhf import console, distributed
+from rlhf.export import export
+from rlhf.generation import Sampling
+from rlhf.template import Message
+from step3_ppo.config import PPOConfig
+from step3_ppo.experience import figures, make_experience
+from step3_ppo.optimise import optimise
+from step3_ppo.reward_function import RewardFunction
+from step3_ppo.roles import Roles, build_roles
+from step3_ppo.rollout import roll_out
+
+
+def reward(prompt: list[Message], response: str) -> float:
+    """How many different words there are; it could as well run the answer's code, or ask another program."""
+    return len(set(response.lower().split())) / 10
+
+
+def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Message], str], float]) -> Roles:
+    """`config.iterations` rounds; the trained actor is in `roles.actor`."""
+    distributed.init(config.seed)
+    iterations, size = config.iterations or 1, config.rollout_batch_size
+    steps = iterations * config.ppo_epochs * -(-size // config.mini_batch_size)
+    roles = build_roles(config, optimizer_steps=steps, reward=RewardFunction(reward))
+    template, done = roles.actor.template, 0
+    sampling = Sampling(
+        config.max_response_length, temperature=config.temperature, stop_token_ids=(template.end_token_id,)
+    )
+    for iteration in range(iterations):
+        texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
+        messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
+        ids, written = [template.prompt_ids(m) for m in messages], [json.dumps(m) for m in messages]
+        with roles.actor.hybrid.generating() as sampler:
+            rollout = roll_out(sampler, ids, sampling, messages=written, seed=config.seed, iteration=iteration)
+        experience = make_experience(rollout, roles, config, kl_coef=config.kl_coef)
+        done += optimise(experience, roles, config, iteration=iteration, first_step=done).steps
+        found = figures(experience)
+        console.say(f"iteration {iteration + 1}: score {found['ppo/scores_mean']:.3f}, KL {found['ppo/kl']:.2f}")
+    return roles
+
+
+if __name__ == "__main__":
+    model, lines, output = sys.argv[1:]
+    settings = PPOConfig(actor_model=model, critic_from="actor", iterations=100, actor_learning_rate=1e-5)
+    actor = train(settings, Path(lines).read_text(encoding="utf-8").splitlines(), reward).actor
+    export(actor.engine.module.lm, Path(output), tokenizer=actor.tokenizer)
