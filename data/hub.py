@@ -18,6 +18,7 @@ SPLITS = {
     "openai/summarize_from_feedback": ("train", "validation"),
 }
 CONFIG_IS_FOLDER = {"Anthropic/hh-rlhf"}  # helpful-base, harmless-base, …
+CONVERTED = "refs/convert/parquet"
 HELD_OUT_SPLITS = ("test", "validation", "eval", "dev")
 
 
@@ -42,7 +43,7 @@ def hub_splits(hub: HubName) -> tuple[str, str | None]:
         return SPLITS[hub.name]
     import datasets
 
-    names = _reach(hub, lambda: datasets.get_dataset_split_names(hub.name, **_options(hub, "config_name")))
+    names = _reach(hub, lambda **options: datasets.get_dataset_split_names(hub.name, **options), "config_name")
     train = "train" if "train" in names else names[0]
     return train, next((n for n in HELD_OUT_SPLITS if n in names and n != train), None)
 
@@ -67,22 +68,27 @@ def _hub(source: Source) -> HubName:
     return source.hub
 
 
-def _options(hub: HubName, config_key: str) -> dict[str, Any]:
-    config = hub.config or CONFIGS.get(hub.name)
-    return {"data_dir" if hub.name in CONFIG_IS_FOLDER else config_key: config, "revision": hub.revision}
-
-
 @lru_cache(maxsize=8)
 def _load(hub: HubName, held_out: bool) -> Any:
     import datasets
 
     split = hub_splits(hub)[1 if held_out else 0]
-    return _reach(hub, lambda: datasets.load_dataset(hub.name, split=split, **_options(hub, "name")))
+    return _reach(hub, lambda **options: datasets.load_dataset(hub.name, split=split, **options), "name")
 
 
-def _reach(hub: HubName, load: Callable[[], Any]) -> Any:
+def _reach(hub: HubName, load: Callable[..., Any], config_key: str) -> Any:
+    """`load(**options)`, `config_key` being what it calls a configuration. Repositories that still hold a loading
+    script, which `datasets` 4 refuses, are read from the tables that the hub itself made of them, a folder per
+    configuration."""
+    config = hub.config or CONFIGS.get(hub.name)
     try:
-        return load()
+        key = "data_dir" if hub.name in CONFIG_IS_FOLDER else config_key
+        try:
+            return load(**{key: config, "revision": hub.revision})
+        except RuntimeError as error:
+            if "scripts are no longer supported" not in str(error) or hub.revision:
+                raise
+            return load(data_dir=config, revision=CONVERTED)
     except Exception as error:  # the hub client, the network and each format raise their own
         raise DataError(_no_dataset(hub, error)) from error
 

@@ -75,7 +75,6 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         "hub": source.hub.name if source.hub else "",
         "columns": settings.columns,
         "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter.is_file() else ""],
-        "skip": settings.skip_bad_rows,
     }
     folder = build_once(
         settings.data_cache_dir or default_folder(),
@@ -85,7 +84,13 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    if info["bad_rows"] and not settings.skip_bad_rows:  # read earlier, by one who skipped them
+        raise DataError(*info["first_bad"], mend_or_skip(source, f"{info['bad_rows']:,}"))
     return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, info)
+
+
+def mend_or_skip(source: Source, count: str) -> str:
+    return f"{source.name}: rows that cannot be used: {count}; mend them, or give --skip-bad-rows to leave them out"
 
 
 def open_stores(sources: Sequence[Source], settings: SourceSettings, *, held_out: bool = False) -> list[Store]:
@@ -192,11 +197,7 @@ class Reader:
                 break
         if self.problems and not self.settings.skip_bad_rows:
             count = f"{len(self.problems)}{' or more' if len(self.problems) >= SHOWN else ''}"
-            raise DataError(
-                *self.problems,
-                f"{self.source.name}: rows that cannot be used: {count}; mend them, or give --skip-bad-rows to leave "
-                "them out",
-            )
+            raise DataError(*self.problems, mend_or_skip(self.source, count))
         if not self.kept:
             raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
 

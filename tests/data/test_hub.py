@@ -93,3 +93,20 @@ def test_what_is_asked_of_the_hub(name: HubName, asked: tuple[str, str, dict[str
 def test_a_dataset_that_cannot_be_had_is_one_line(fake_hub, settings, template) -> None:
     with pytest.raises(DataError, match=r"neither a file or folder here nor a hub dataset .*Couldn't reach"):
         stage_data.preferences(settings("Dahoas/rm-static"), template)
+
+
+def test_a_repository_with_a_loading_script_is_read_from_the_hubs_own_tables(fake_hub, monkeypatch) -> None:
+    """datasets 4 refuses scripts; openai/summarize_from_feedback and openai/webgpt_comparisons still have one."""
+    fake_hub("openai/summarize_from_feedback", {"train": [{"a": 1}]})
+    load = datasets.load_dataset
+
+    def refuse_scripts(path: str, **options: Any) -> Any:
+        if options.get("revision") != "refs/convert/parquet":
+            raise RuntimeError("Dataset scripts are no longer supported, but found summarize_from_feedback.py")
+        return load(path, **options)
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse_scripts)
+    hub._load(HubName("openai/summarize_from_feedback"), False)
+    assert fake_hub.asked == [
+        ("openai/summarize_from_feedback#train", {"data_dir": "comparisons", "revision": "refs/convert/parquet"})
+    ]

@@ -35,7 +35,7 @@ def test_show_tells_prompt_counted_tokens_end_padding_and_cuts_apart(run, write,
                enumerate(rows)]  # fmt: skip
     path = write("a.jsonl", rows)
     code, text = run(
-        show, "--data-path", path, "--model", "MODEL", "--stage", "2", "--rows", "4", "--max-prompt-length", "40",
+        show, "--data-path", path, "--model", "MODEL", "--stage", "2", "--rows", "40", "--max-prompt-length", "40",
         "--max-response-length", "12",
     )  # fmt: skip
     assert code == 0

@@ -207,3 +207,10 @@ def test_a_tokenizer_without_an_end_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(ModelError, match="no EOS token"):
         install_template(tokenizer)
+
+
+def test_bad_rows_stop_a_run_even_when_an_earlier_one_skipped_them(write, settings, pairs, template: Template) -> None:
+    path = write("a.jsonl", [*pairs(60), "{"])
+    stage_data.preferences(settings(path, skip_bad_rows=True), template)
+    with pytest.raises(DataError, match=r"line 61: is not valid JSON"):
+        stage_data.preferences(settings(path), template)
