@@ -35,9 +35,8 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
     steps = iterations * config.ppo_epochs * -(-size // config.mini_batch_size)
     roles = build_roles(config, optimizer_steps=steps, reward=RewardFunction(reward))
     template, done = roles.actor.template, 0
-    sampling = Sampling(
-        config.max_response_length, temperature=config.temperature, stop_token_ids=(template.end_token_id,)
-    )
+    end = (template.end_token_id,)
+    sampling = Sampling(config.max_response_length, temperature=config.temperature, stop_token_ids=end)
     for iteration in range(iterations):
         texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
         messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
@@ -52,7 +51,9 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
 
 
 if __name__ == "__main__":
-    model, lines, output = sys.argv[1:]
-    settings = PPOConfig(actor_model=model, critic_from="actor", iterations=100, actor_learning_rate=1e-5)
-    actor = train(settings, Path(lines).read_text(encoding="utf-8").splitlines(), reward).actor
-    export(actor.engine.module.lm, Path(output), tokenizer=actor.tokenizer)
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
+    settings = PPOConfig(actor_model=sys.argv[1], critic_from="actor", iterations=100, actor_learning_rate=1e-5)
+    actor = train(settings, Path(sys.argv[2]).read_text(encoding="utf-8").splitlines(), reward).actor
+    export(actor.engine.module.lm, Path(sys.argv[3]), tokenizer=actor.tokenizer)
+    distributed.shutdown(0)
