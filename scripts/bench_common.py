@@ -139,15 +139,20 @@ class Worker:
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
         }
+        self.rounds: list[dict[str, float]] = []
+        self.command, self.environment = [python, script, "--worker", json.dumps(arguments)], environment
+
+    def start(self) -> None:
+        """Start the process and wait until it has built its models."""
         self.process = subprocess.Popen(
-            [python, script, "--worker", json.dumps(arguments)],
+            self.command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if not os.environ.get("BENCH_DEBUG") else None,
             text=True,
-            env=environment,
+            env=self.environment,
         )
-        self.rounds: list[dict[str, float]] = []
+        self.answer()
 
     def answer(self) -> dict[str, float]:
         assert self.process.stdout is not None
@@ -180,7 +185,7 @@ class Worker:
 def in_turns(workers: Sequence[Worker], rounds: int) -> list[dict[str, Any]]:
     """One round of warming up and `rounds` that count, each worker in its turn."""
     for worker in workers:
-        worker.answer()
+        worker.start()
     for index in range(rounds + 1):
         for worker in workers:
             worker.run(index)
