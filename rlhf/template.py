@@ -60,7 +60,8 @@ class Template:
         )
 
     def _end_token(self, suffix: str) -> int:
-        special = set(self.tokenizer.all_special_ids)
+        added: Any = self.tokenizer.added_tokens_decoder  # id → AddedToken; not all special ones have a role
+        special = {*self.tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
         written = [i for i in self._ids(suffix) if i in special]
         if written:
             return written[0]
