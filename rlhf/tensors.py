@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from rlhf.logprob_function import TargetLogprobs
+
 IGNORE_INDEX = -100
 CHUNK_TOKENS = 512
 SumOverRanks = Callable[..., list[float]]
@@ -90,6 +92,49 @@ def chunked_logprobs(
     logits of `forbidden_ids` are −∞ (the end token below the minimum length). Without `with_entropy` it is zeros.
     """
 
+    if cap:
+        return _by_checkpoint(
+            hidden_ND,
+            targets_N,
+            weight_VD,
+            bias_V,
+            temperature=temperature,
+            scale=scale,
+            cap=cap,
+            forbidden_N=forbidden_N if len(forbidden_ids) else None,
+            forbidden_ids=forbidden_ids,
+            with_entropy=with_entropy,
+            chunk=chunk,
+        )
+    return TargetLogprobs.apply(  # type: ignore[return-value]
+        hidden_ND,
+        weight_VD,
+        bias_V,
+        targets_N,
+        scale / temperature,
+        forbidden_N if len(forbidden_ids) else None,
+        torch.tensor(list(forbidden_ids), dtype=torch.long, device=hidden_ND.device),
+        with_entropy,
+        chunk,
+    )
+
+
+def _by_checkpoint(
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    *,
+    temperature: float,
+    scale: float,
+    cap: float,
+    forbidden_N: Tensor | None,
+    forbidden_ids: Sequence[int],
+    with_entropy: bool,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """The same where a soft cap stands between logits and softmax: torch differentiates each chunk, computed again."""
+
     def scores(hidden: Tensor, targets: Tensor, forbidden: Tensor | None) -> tuple[Tensor, Tensor]:
         logits = logits_from_hidden(hidden, weight_VD, bias_V, scale, cap) / temperature
         if forbidden is not None:
@@ -108,7 +153,7 @@ def chunked_logprobs(
     parts = []
     for start in range(0, max(len(targets_N), 1), chunk):  # one chunk even of nothing: its backward must exist
         rows = slice(start, start + chunk)
-        forbidden = forbidden_N[rows] if forbidden_N is not None and len(forbidden_ids) else None
+        forbidden = forbidden_N[rows] if forbidden_N is not None else None
         arguments = (hidden_ND[rows], targets_N[rows], forbidden)
         parts.append(checkpoint(scores, *arguments, use_reentrant=False) if needs_grad else scores(*arguments))
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])

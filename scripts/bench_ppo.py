@@ -4,7 +4,7 @@
     python -m scripts.bench_ppo --output bench/ --trl-python trl/bin/python [--rounds 3] [--threads 1]
 
 Same model, prompts, lengths, batch and epochs: one epoch, one optimiser step of actor and critic an iteration. TRL
-always generates to the full length and cuts afterwards, so its iteration costs the same whatever the responses' lengths.
+always generates to the full length and cuts afterwards, so its iteration costs the same whatever the lengths.
 All contenders are alive at once: `--peers "TRL bf16"` and `--ours` name fewer where memory is short.
 """
 
