@@ -9,11 +9,11 @@ from typing import Any
 import click
 
 from data.config import DataSettings
+from data.divide import KINDS, divide, open_all
 from data.findings import PLACES, Finding, of_leakage, of_repeats, of_source
 from data.lengths import histogram, of_lengths, token_lengths
 from data.preflight import look_at
 from data.show import show_blend
-from data.stage_data import KINDS, divide, open_all
 from rlhf.command import Command
 from rlhf.config import build, given, options
 from rlhf.console import say

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
+from data.example import Example
 from data.shapes import Shape, parse_columns
 from data.sources import parse
 from data.store import Reader, unmapped
@@ -13,16 +14,21 @@ from rlhf.errors import UserError
 LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 
 
-def problems(settings: SourceSettings) -> list[str]:
-    """One line for each thing that is wrong with the sources that `settings` name. Hub datasets are asked for, not
-    loaded."""
+NEEDS = {1: "prompt and chosen", 2: "chosen and rejected", 3: "a prompt"}  # of a stage's rows
+
+
+def problems(settings: SourceSettings, *, stage: int | None = None) -> list[str]:
+    """One line for each thing that is wrong with the sources that `settings` name, as the data of `stage` where one is
+    meant. Hub datasets are asked for, not loaded."""
     found: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
             found.append(
                 "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet) or a hub dataset"
             )
-        found += look_at([*settings.data_path, *settings.eval_data_path], settings)
+        found += look_at([*settings.data_path, *settings.eval_data_path], settings, stage=stage)
+        if stage is not None and not settings.shares[stage - 1]:
+            found.append(f"data_split={settings.data_split} leaves stage {stage} no rows; give it a share, or skip it")
     if isinstance(settings, PretrainingMixSettings):
         found += look_at(settings.ptx_data, settings.reading())
     if (
@@ -34,8 +40,9 @@ def problems(settings: SourceSettings) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def look_at(specs: Sequence[str], settings: SourceSettings) -> list[str]:
+def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None = None) -> list[str]:
     """What is wrong with sources, as far as their first rows show."""
+    usable = False
     found: list[str] = []
     shapes: list[Shape] = []
     weights: list[float] = []
@@ -53,13 +60,23 @@ def look_at(specs: Sequence[str], settings: SourceSettings) -> list[str]:
                 found += filter(None, [unreachable(source.hub)])
                 continue
             reader = Reader(source, settings, limit=LOOK_AT)
-            for _ in reader:
-                pass
+            for _, example in reader:
+                usable = usable or _serves(example, stage)
             shapes.append(reader.shape)
         except UserError as error:
             found += error.problems
+    if stage is not None and specs and len(shapes) == len(specs) and not usable:
+        found.append(f"stage {stage} needs rows with {NEEDS[stage]}; the sources have none")
     if weights and len(weights) == len(specs) and not sum(weights):
         found.append("the weights of all sources are 0; one must be above it")
     if settings.columns and shapes and len(shapes) == len(specs) and not any(s.mapped for s in shapes):
         found.append(unmapped(settings.columns))
     return found
+
+
+def _serves(example: Example, stage: int | None) -> bool:
+    if stage == 1:
+        return example.chosen is not None
+    if stage == 2:
+        return example.rejected is not None
+    return bool(example.prompt)

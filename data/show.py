@@ -14,8 +14,9 @@ import numpy as np
 
 from data import encode
 from data.config import DataSettings
+from data.divide import KINDS, divide, open_all
 from data.preflight import problems
-from data.stage_data import KINDS, divide, limits, open_all
+from data.stage_data import limits
 from data.store import Store
 from rlhf.command import Command
 from rlhf.config import build, given, options

@@ -12,7 +12,6 @@ time: one builds, the others wait. Nothing here needs a process group.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import encode
-from data.blend import HELD_OUT_SALT, blend, first_of_each, is_held_out, mix, stage_of
+from data.blend import blend
 from data.config import DataSettings, PretrainingMixSettings
+from data.divide import KINDS, divide, open_all, weights, without_repeats
 from data.packing import PackedRows
 from data.report import announce, announce_pretraining
 from data.rows import Rows
-from data.sources import has_held_out, parse
+from data.sources import parse
 from data.store import Store, open_stores
 from data.tokens import encoded
 from rlhf.console import say
@@ -35,9 +35,6 @@ from rlhf.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-KINDS: dict[int, encode.Kind] = {1: "demonstrations", 2: "preferences", 3: "prompts"}
 
 
 @dataclass
@@ -78,12 +75,12 @@ def prompts(settings: DataSettings, template: Template) -> StageData:
 def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Blocks of `ptx_length` ids of plain text, for the pretraining mix."""
     stores = open_stores([parse(spec) for spec in settings.ptx_data], settings.reading())
-    texts = _without_repeats([s.has("text") for s in stores], [s.column("row_key") for s in stores])
+    texts = without_repeats([s.has("text") for s in stores], [s.column("row_key") for s in stores])
     offered = [np.flatnonzero(t) for t in texts]
     if not any(len(rows) for rows in offered):
         raise DataError("ptx_data has no plain text: it needs a column 'text' (or --ptx-column NAME)")
     table = blend(
-        offered, [s.column("row_key")[r] for s, r in zip(stores, offered, strict=True)], _weights(stores),
+        offered, [s.column("row_key")[r] for s, r in zip(stores, offered, strict=True)], weights(stores),
         seed=settings.data_seed,
     )  # fmt: skip
     dataset, report = encoded(stores, table, encode.TextEncoder(tokenizer, settings.ptx_length), settings)
@@ -160,95 +157,3 @@ def limits(settings: DataSettings) -> encode.Limits:
         settings.prompt_truncation,
         settings.response_truncation,
     )
-
-
-def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
-    """The sources to train on, and those that are held out: `eval_data_path`, else the splits that sources have."""
-    sources = [parse(spec) for spec in settings.data_path]
-    stores = open_stores(sources, settings)
-    if settings.eval_data_path:
-        return stores, open_stores([parse(spec) for spec in settings.eval_data_path], settings)
-    return stores, open_stores([s for s in sources if has_held_out(s)], settings, held_out=True)
-
-
-def divide(
-    stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings, *, stage: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """(source, row) of a stage's training and of its held-out rows, and the counts of what occurs more than once.
-
-    A prompt is held out when it is in `evaluation`; in a source without a split of its own also by its hash.
-    """
-    kind, seed = KINDS[stage], settings.data_seed
-    everything = [*stores, *evaluation]
-    aside = np.unique(np.concatenate([s.column("prompt_key") for s in evaluation] or [np.zeros(0, np.uint64)]))
-    train, held_out, repeated, kept_out = [], [], 0, 0
-    content_column = {"demonstrations": "chosen_key", "preferences": "row_key", "prompts": "prompt_key"}[kind]
-    content = [s.column(content_column) for s in everything]
-    for number, store in enumerate(everything):
-        keys, usable = store.column("prompt_key"), _usable(store, kind)
-        if number >= len(stores):
-            train.append(np.zeros(len(keys), dtype=bool))
-            held_out.append(usable)
-            continue
-        usable &= stage_of(keys, settings.shares, seed=seed) == stage
-        known = np.isin(keys, aside)
-        own = bool(settings.eval_data_path) or has_held_out(store.source)
-        kept_out += int((usable & known).sum())
-        usable &= ~known
-        by_hash = np.zeros(len(keys), dtype=bool) if own else is_held_out(keys, settings.eval_ratio, seed=seed)
-        train.append(usable & ~by_hash)
-        held_out.append(usable & by_hash)
-    if not any(mask.any() for mask in held_out):
-        _hold_out_some(train, held_out, [s.column("prompt_key") for s in everything], seed=seed)
-    parts = []
-    for masks, limit in ((train, settings.max_samples), (held_out, settings.max_eval_samples)):
-        fresh = _without_repeats(masks, content)
-        repeated += int(sum(m.sum() - f.sum() for m, f in zip(masks, fresh, strict=True)))
-        offered = [np.flatnonzero(f) for f in fresh]
-        row_keys = [s.column("row_key")[r] for s, r in zip(everything, offered, strict=True)]
-        weights = _weights(everything) if masks is train else None
-        parts.append(blend(offered, row_keys, weights, seed=seed, limit=limit))
-    prompts_of = [np.unique(s.column("prompt_key")) for s in stores]
-    duplicates = {
-        "prompts_in_several_sources": sum(map(len, prompts_of)) - len(np.unique(np.concatenate(prompts_of))),
-        "repeated_rows_left_out": repeated,
-        "training_rows_left_out_as_held_out": kept_out,
-    }
-    return parts[0], parts[1], duplicates
-
-
-def _hold_out_some(
-    train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], keys: Sequence[np.ndarray], *, seed: int
-) -> None:
-    """Where a small set has no held-out prompt by chance, move the two that a larger ratio would hold out first (one of
-    fewer than eight) from `train` to `held_out`."""
-    prompts = np.unique(np.concatenate([k[t] for k, t in zip(keys, train, strict=True)]))
-    prompts = prompts[np.argsort(mix(prompts, seed=seed, salt=HELD_OUT_SALT))]
-    chosen = prompts[: min(2, max(1, len(prompts) // 4))] if len(prompts) > 1 else prompts[:0]
-    for t, h, k in zip(train, held_out, keys, strict=True):
-        h |= t & np.isin(k, chosen)
-        t &= ~h
-
-
-def _without_repeats(masks: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The masks, False where an earlier row under them (of this or an earlier source) has the same content."""
-    under = np.flatnonzero(np.concatenate(masks))
-    fresh = np.zeros(sum(map(len, masks)), dtype=bool)
-    fresh[under[first_of_each(np.concatenate(content)[under])]] = True
-    return np.split(fresh, np.cumsum([len(m) for m in masks])[:-1])
-
-
-def _usable(store: Store, kind: encode.Kind) -> np.ndarray:
-    """True where a row has what the stage needs."""
-    usable = store.has("prompt")
-    if kind == "demonstrations":
-        usable &= store.has("chosen") & store.column("demonstrates").astype(bool)
-    elif kind == "preferences":
-        usable &= store.has("chosen") & store.has("rejected")
-    return usable
-
-
-def _weights(stores: Sequence[Store]) -> list[float] | None:
-    """None when no source has a weight: then every row is used. A source without one among others counts 1."""
-    given = [s.source.weight for s in stores]
-    return None if all(w is None for w in given) else [1.0 if w is None else w for w in given]

@@ -41,6 +41,18 @@ def test_settings_that_cannot_be(write, settings, tmp_path: Path) -> None:
     assert "is a file; name a folder" in found
 
 
+def test_data_that_a_stage_cannot_use_is_refused_before_it_starts(write, settings) -> None:
+    answers = write("a.jsonl", [{"prompt": "q", "completion": "a"}])
+    assert problems(settings(answers), stage=1) == problems(settings(answers), stage=3) == []
+    assert problems(settings(answers), stage=2) == [
+        "stage 2 needs rows with chosen and rejected; the sources have none"
+    ]
+    assert problems(settings(answers, data_split="1,0,1"), stage=1) == []
+    assert problems(settings(answers, data_split="0,1,1"), stage=1) == [
+        "data_split=0,1,1 leaves stage 1 no rows; give it a share, or skip it"
+    ]
+
+
 def test_the_pretraining_mix_has_its_own_column(write, tmp_path: Path) -> None:
     path = write("a.jsonl", [{"body": "Once."}])
     assert "fit no known shape" in problems(PretrainingMixSettings(ptx_data=[path]))[0]

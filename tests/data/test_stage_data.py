@@ -87,6 +87,15 @@ def test_eval_data_path_is_held_out_of_training(write, settings, pairs, template
     assert sum(s.report["duplicates"]["training_rows_left_out_as_held_out"] for s in stages) == 30
 
 
+def test_a_weight_of_held_out_rows_does_not_change_the_blend(write, settings, pairs, template: Template) -> None:
+    """It used to turn "every row of every source" into equal shares."""
+    first, second = write("a.jsonl", pairs(100)), write("b.jsonl", pairs(20, "other"))
+    held_out = write("c.jsonl", pairs(9, "third"))
+    values = {"data_split": "0,1,0", "eval_data_path": [f"{held_out}:2"]}
+    data = stage_data.preferences(settings(first, second, **values), template)
+    assert [s["train"] for s in data.report["sources"]] == [100, 20, 0]
+
+
 def test_the_report_counts_sources_weights_and_repeats(write, settings, pairs, template: Template) -> None:
     first, second = write("a.jsonl", pairs(100)), write("b.jsonl", [*pairs(10), *pairs(90, "other")])
     data = stage_data.preferences(settings(f"{first}:3", f"{second}:1", eval_ratio=0.2), template)
