@@ -16,4 +16,4 @@ def problems(config: SFTConfig) -> list[str]:
         found += length_problems(config.model, longest)
         problem = packing_problem(read_config(config.model).get("model_type", "")) if config.packing else None
         found += [problem] if problem else []
-    return found + preflight.problems(config)
+    return found + preflight.problems(config, stage=1)

@@ -11,4 +11,4 @@ def problems(config: RewardConfig) -> list[str]:
     """One line for each thing that is wrong with the model or the data."""
     found = check_model(config.model, flag="--model")
     longest = config.max_prompt_length + config.max_response_length
-    return (found or length_problems(config.model, longest)) + preflight.problems(config)
+    return (found or length_problems(config.model, longest)) + preflight.problems(config, stage=2)

@@ -21,4 +21,4 @@ def problems(config: PPOConfig) -> list[str]:
         found += wrong or length_problems(name, longest)
         if not wrong and kind == "language":
             found += parallel_problems(read_config(name), model=name, size=config.inference_tp_size)
-    return found + preflight.problems(config)
+    return found + preflight.problems(config, stage=3)
