@@ -89,9 +89,13 @@ class LoraSettings(Config):
     lora_learning_rate: float = setting(1e-4, "takes the place of the learning rate when lora_rank > 0", gt=0)
 
     def lora_problems(self, stage: str) -> list[str]:
-        if self.lora_rank == 0 and self.changed("lora_learning_rate"):
-            return [f"{stage}.lora_learning_rate is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"]
-        return []
+        if self.lora_rank:
+            return []
+        return [
+            f"{stage}.{name} is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"
+            for name in LoraSettings.model_fields
+            if self.changed(name)
+        ]
 
 
 def engine_problems(config: Config, stage: str, *, gpus: bool, bf16: bool) -> list[str]:

@@ -118,9 +118,14 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
                 for name in ("inference_tp_size", "inference_dtype")
                 if self.changed(name)
             ]
-        if self.ptx_coef and not self.ptx_data:
+        found += [
+            f"step3_ppo.{name} is set but ptx_data is empty: it has no effect; give --ptx-data a text file"
+            for name in ("ptx_coef", "ptx_length")
+            if self.changed(name) and getattr(self, name) and not self.ptx_data
+        ]
+        if self.changed("adaptive_kl_horizon") and self.adaptive_kl_target is None:
             found.append(
-                "step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data a text file"
+                "step3_ppo.adaptive_kl_horizon is set but kl_coef is fixed: it has no effect; set adaptive_kl_target"
             )
         if self.changed("ema_decay") and not self.ema:
             found.append("step3_ppo.ema_decay is set but ema is off: it has no effect; drop it or use --ema")

@@ -1,0 +1,101 @@
+"""What is wrong between stage 3's settings: one line each, with a way out; and no option stays silent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from step1_sft.config import SFTConfig
+from step2_reward.config import RewardConfig
+from step3_ppo.config import PPOConfig
+
+
+@pytest.mark.parametrize(
+    "values, line",
+    [
+        (
+            {"mini_batch_size": 6, "rollout_batch_size": 32},
+            "step3_ppo.mini_batch_size=6 does not divide rollout_batch_size=32; try 2, 4, 8",
+        ),
+        (
+            {"mini_batch_size": 64, "rollout_batch_size": 32},
+            "step3_ppo.mini_batch_size=64 does not divide rollout_batch_size=32; try ",
+        ),
+        (
+            {"responses_per_prompt": 5},
+            "step3_ppo.responses_per_prompt=5 does not divide rollout_batch_size=64; try ",
+        ),
+        (
+            {"min_response_length": 8, "max_response_length": 8},
+            "step3_ppo.min_response_length=8 must be below max_response_length=8",
+        ),
+        ({"inference_tp_size": 3}, "step3_ppo.inference_tp_size=3 does not divide the 4 ranks; try 1, 2, 4"),
+        (
+            {"inference_copy": "off", "inference_dtype": "bf16"},
+            "step3_ppo.inference_dtype is set but inference_copy is off: it has no effect",
+        ),
+        ({"ptx_coef": 1.0}, "step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data"),
+        ({"ptx_length": 64}, "step3_ppo.ptx_length is set but ptx_data is empty: it has no effect; give --ptx-data"),
+        ({"ema": False, "ema_decay": 0.9}, "step3_ppo.ema_decay is set but ema is off: it has no effect"),
+        (
+            {"adaptive_kl_horizon": 500},
+            "step3_ppo.adaptive_kl_horizon is set but kl_coef is fixed: it has no effect; set adaptive_kl_target",
+        ),
+        (
+            {"lora_learning_rate": 1e-3},
+            "step3_ppo.lora_learning_rate is set but lora_rank is 0: it has no effect; set step3_ppo.lora_rank",
+        ),
+    ],
+)
+def test_settings_at_odds_are_one_line_with_a_way_out(values: dict[str, Any], line: str) -> None:
+    (problem,) = PPOConfig(**values).problems(4)
+    assert problem.startswith(line)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"inference_tp_size": 2},
+        {"inference_copy": "off"},
+        {"ptx_data": ["a.txt"], "ptx_coef": 1.0, "ptx_length": 64},
+        {"ptx_coef": 0.0},  # off, said aloud
+        {"ema": False},
+        {"ema_decay": 0.9},
+        {"adaptive_kl_target": 6.0, "adaptive_kl_horizon": 500},
+        {"lora_rank": 8, "lora_learning_rate": 1e-3, "lora_alpha": 16.0},
+        {"rollout_batch_size": 32, "mini_batch_size": 8, "responses_per_prompt": 4},
+    ],
+)
+def test_settings_that_go_together_have_no_problems(values: dict[str, Any]) -> None:
+    assert PPOConfig(**values).problems(4) == []
+
+
+def test_all_problems_come_together() -> None:
+    config = PPOConfig(mini_batch_size=6, ptx_coef=1.0, ema=False, ema_decay=0.9, lora_alpha=4.0)
+    assert len(config.problems(1)) == 4
+
+
+@pytest.mark.parametrize("config_class, stage", [(SFTConfig, "step1_sft"), (RewardConfig, "step2_reward")])
+@pytest.mark.parametrize(
+    "name, value",
+    [("lora_alpha", 8.0), ("lora_dropout", 0.1), ("lora_target_modules", ["q_proj"]), ("lora_learning_rate", 1.0)],
+)
+def test_adapters_settings_without_adapters_are_said(config_class: Any, stage: str, name: str, value: Any) -> None:
+    assert config_class(**{name: value}).problems(1) == [
+        f"{stage}.{name} is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"
+    ]
+    assert config_class(**{name: value}, lora_rank=4).problems(1) == []
+
+
+@pytest.mark.parametrize(
+    "values", [{"gamma": 0.0}, {"gae_lambda": 1.5}, {"temperature": 0.0}, {"cliprange": 0.0}, {"ema_decay": 1.0}]
+)
+def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(values))):
+        PPOConfig(**values)
+
+
+def test_yaml_reads_off_as_false() -> None:
+    assert PPOConfig(inference_copy=False).inference_copy == "off"  # type: ignore[arg-type]
