@@ -221,7 +221,9 @@ def build_frozen(model: nn.Module, *, zero_stage: int, dtype: torch.dtype) -> An
     """A model that is only run: sharded over ranks at ZeRO-3, else simply on the device. Callable like the model."""
     model.requires_grad_(False).eval()
     if zero_stage != 3:
-        return model.to(device=distributed.device(), dtype=dtype)
+        # no dtype here: it would round buffers, too, and rotary frequencies are fp32 in a bf16 model
+        assert all(p.dtype == dtype for p in model.parameters()), f"load the model in {dtype}"
+        return model.to(device=distributed.device())
     import deepspeed
 
     engine: Any = deepspeed.initialize(model=model, config=frozen_config(zero_stage=3, dtype=dtype))[0]  # type: ignore[arg-type]
