@@ -7,21 +7,23 @@ import torch
 
 from rlhf.causal_model import CausalModel
 from rlhf.engine import TrainEngine, build_frozen, zero3_config
-from rlhf.models import load_causal_lm
+from rlhf.models import load_causal_lm, load_tokenizer
 from rlhf.stage_config import OptimizerSettings
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.tiny import save_tiny
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_a_frozen_bf16_model_scores_as_the_trained_one_bit_by_bit(tmp_path, zero_stage):
-    """The reference was cast to bf16 with its buffers, so its rotary frequencies were rounded and log-probabilities of a
-    135M model were off by 0.2: the KL of the very first rollout was not 0."""
+    """The reference was cast to bf16 with its buffers, so its rotary frequencies were rounded and log-probabilities of
+    a 135M model were off by 0.2: the KL of the very first rollout was not 0."""
     folder = str(save_tiny(tmp_path / "llama", "llama"))
 
     def load(stage: int) -> CausalModel:
         zero = zero3_config(stage, torch.bfloat16)
         return CausalModel(
-            load_causal_lm(folder, tokenizer=tiny_tokenizer(), dtype=torch.bfloat16, zero_config=zero, no_dropout=True)
+            load_causal_lm(
+                folder, tokenizer=load_tokenizer(folder), dtype=torch.bfloat16, zero_config=zero, no_dropout=True
+            )
         )
 
     trained = TrainEngine(
