@@ -11,6 +11,8 @@ from rlhf.models import load_causal_lm, load_tokenizer
 from rlhf.stage_config import OptimizerSettings
 from tests.tiny import save_tiny
 
+pytestmark = pytest.mark.usefixtures("one_rank")
+
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_a_frozen_bf16_model_scores_as_the_trained_one_bit_by_bit(tmp_path, zero_stage):
