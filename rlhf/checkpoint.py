@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from rlhf import console, distributed
 from rlhf.engine import TrainEngine
 from rlhf.engine_state import Extra, Reader, read_engine, write_engine
-from rlhf.errors import EXIT_USER, TrainingError, UserError, describe
+from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, describe
 from rlhf.files import sync_folder, write_json
 from rlhf.interrupt import Interrupts
 
@@ -45,10 +45,13 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a stage: `step-00000120/` and so on, the last `keep` and the best of them."""
+    """The folder `checkpoints/` of a stage: `step-00000120/` and so on, the last `keep` and the best of them.
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    `sources` are fingerprints of the data that the run reads: on other data it is not gone on with.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, sources: Sequence[str] = ()) -> None:
+        self.folder, self.keep, self.sources = folder, keep, list(sources)
 
     def save(
         self,
@@ -79,7 +82,8 @@ class Checkpoints:
         self._agree(final, temporary, write)
         files = {name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()}
         finite = score if score is not None and math.isfinite(score) else None
-        value = {"step": step, "ranks": world, "score": finite, "state": state, "engines": told, "files": files}
+        value = {"step": step, "ranks": world, "score": finite, "state": state, "engines": told}
+        value |= {"sources": self.sources, "files": files}
         self._agree(final, temporary, lambda: self._publish(final, temporary, value) if rank == 0 else None)
 
     def _agree(self, final: Path, temporary: Path, action: Callable[[], None]) -> None:
@@ -112,13 +116,19 @@ class Checkpoints:
         self._prune(newest=final)
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, the same on every rank; a damaged one is named and skipped."""
+        """The newest complete checkpoint, the same on every rank; a damaged one is named and skipped. Raises DataError
+        when the run was begun with other data."""
         chosen = self._newest_sound() if distributed.is_main() else None
         name = distributed.gather_objects(chosen)[0]
         if name is None:
             return None
         folder = self.folder / name
         value = _read_state(folder)
+        if value.get("sources", self.sources) != self.sources:
+            raise DataError(
+                f"{folder} was written by a run whose data files held something else; put the old ones back to go on, "
+                "or start anew with --overwrite"
+            )
         return Checkpoint(folder, int(value["step"]), value["state"], value["engines"])
 
     def _newest_sound(self) -> str | None:

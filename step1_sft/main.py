@@ -63,7 +63,8 @@ def run(config: SFTConfig) -> StageResult:
         where="step1_sft",
     )
     pad = tokenizer.pad_token_id
-    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints)
+    sources = [source["fingerprint"] for source in data.report["sources"]]
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints, sources=sources)
     resumed = checkpoints.latest()
     if resumed is None:
         start, before = 0, perplexity(engine, data.held_out, config, pad)

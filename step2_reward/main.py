@@ -66,7 +66,8 @@ def run(config: RewardConfig) -> StageResult:
         where="step2_reward",
     )
     pad = tokenizer.pad_token_id
-    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints)
+    sources = [source["fingerprint"] for source in data.report["sources"]]
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints, sources=sources)
     resumed = checkpoints.latest()
     if resumed is None:
         start, (figures, spread) = 0, evaluate(engine, data.held_out, config, pad)

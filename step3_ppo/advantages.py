@@ -5,6 +5,7 @@ B sequences, R response tokens. `response_mask_BR` is True on the tokens that co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -81,6 +82,6 @@ class KLController:
     horizon: int = 10_000
 
     def update(self, kl_per_sequence: float, sequences: int) -> None:
-        if self.target is not None:
+        if self.target is not None and math.isfinite(kl_per_sequence):  # a NaN would stay for ever
             error = min(max(kl_per_sequence / self.target - 1, -0.2), 0.2)
             self.kl_coef *= 1 + error * sequences / self.horizon

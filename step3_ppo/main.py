@@ -66,7 +66,8 @@ def run(config: PPOConfig) -> StageResult:
             "top_p or top_k cuts mass away: log-probabilities are those of the whole distribution, so KL is off"
         )
 
-    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints)
+    sources = [source["fingerprint"] for source in data.report["sources"]]
+    checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints, sources=sources)
     engines = {"actor": roles.actor.engine, "critic": roles.critic.engine}
     extras = {"actor": {"ema": ema.average}} if ema is not None else {}
     resumed = checkpoints.latest()

@@ -4,6 +4,7 @@ models, bit for bit, and to float noise on another number of ranks."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import step3_ppo.main
-from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, Terminated, describe
+from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, describe
 from rlhf.metrics import FILE_NAME, MetricsLog
 from step3_ppo.rollout import Rollout
 from tests import stages
@@ -272,6 +273,20 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(
     assert f"checkpoint {newest.parent} is damaged" in said.err
     assert "resumed after step 2 of 4" in said.out
     assert_same(tmp_path)
+
+
+def test_a_run_does_not_go_on_with_other_data(inputs: Inputs, tmp_path: Path) -> None:
+    """The file was edited between: steps 3 and 4 would take rows of another order, and nobody would know."""
+    changing = tmp_path / "pairs.jsonl"
+    mine = dataclasses.replace(inputs, pairs=stages.write_pairs(changing))
+    with pytest.raises(Killed), at_row(DIES_AFTER, _die):
+        run("sft", tmp_path / "cut", mine, 1, False)
+    before = changing.read_text()
+    stages.write_pairs(changing, count=60)
+    with pytest.raises(DataError, match="put the old ones back to go on"):
+        run("sft", tmp_path / "cut", mine, 1, False)
+    changing.write_text(before)
+    run("sft", tmp_path / "cut", mine, 1, False)
 
 
 def test_a_stage_that_died_after_its_last_step_only_exports(

@@ -205,3 +205,10 @@ def test_padding_width_changes_nothing() -> None:
     result = _whole_pipeline(wide[0], wide[1], scores, wide_mask)
     torch.testing.assert_close(result[:, :3], narrow)
     assert result[:, 3:].abs().sum() == 0
+
+
+def test_a_kl_that_is_no_number_leaves_the_controller_where_it_was() -> None:
+    """The iteration's steps are skipped, and the next one needs a coefficient that is a number."""
+    controller = KLController(0.05, target=3.0, horizon=100)
+    controller.update(float("nan"), 10)
+    assert controller.kl_coef == 0.05
