@@ -253,3 +253,31 @@ def test_a_tokenizer_without_a_pad_of_its_own_gets_one(
     actor: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "ppo/actor")
     assert actor.get_input_embeddings().weight.shape[0] == 320
     torch.testing.assert_close(stages.outputs(actor), seen["actor"], rtol=1e-5, atol=1e-5)
+
+
+def test_all_of_ppo_at_once(inputs: Folders, tmp_path: Path) -> None:
+    """Every option on, in a run to its end; and the figures that the conventions promise, under their names."""
+    text = tmp_path / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": f"Sentence {i} of plain text. " * 3}) + "\n" for i in range(12)))
+    stages.ppo(
+        tmp_path / "ppo", inputs["base"], inputs["reward"], str(inputs["pairs"]), iterations=3, mini_batch_size=4,
+        responses_per_prompt=2, ppo_epochs=2, rollout_micro_batch_size=3, temperature=0.8, min_response_length=2,
+        adaptive_kl_target=1.0, adaptive_kl_horizon=100, whiten_rewards=True, entropy_coef=0.01, early_stop_kl=10.0,
+        critic_warmup_iterations=1, missing_eos_penalty=0.5, gamma=0.99, ptx_data=[str(text)], ptx_coef=2.0,
+        ptx_length=32, activation_checkpointing=True, **PPO,
+    )  # fmt: skip
+    rows = read_metrics(tmp_path / "ppo/metrics.jsonl")
+    assert len(rows) == 3
+    promised = (
+        "scores_mean kl kl_coef entropy actor_loss critic_loss ptx_loss clipfrac approx_kl explained_variance "
+        "response_length eos_rate advantages_std grad_norm_actor grad_norm_critic"
+    )
+    for name in promised.split():
+        assert math.isfinite(rows[-1][f"ppo/{name}"]), name
+    assert "ppo/actor_loss" not in rows[0]  # the critic warms up alone
+    assert rows[1]["ppo/kl"] == pytest.approx(0.0, abs=1e-4)  # so the actor has not moved yet
+    assert abs(rows[2]["ppo/kl"]) > 1e-4
+    # KL 0 is 100% below the target: 1 − 0.2 · 8 / 100
+    assert rows[1]["ppo/kl_coef"] == pytest.approx(rows[0]["ppo/kl_coef"] * 0.984)
+    assert rows[-1]["ppo/response_length"] >= 2
+    assert {"time/generate", "time/score", "time/train", "perf/tokens_per_second"} <= rows[-1].keys()
