@@ -36,8 +36,8 @@ class Interrupts:
 
 @contextmanager
 def noted() -> Iterator[Interrupts]:
-    """While inside, the signals are noted instead of ending the process. Only the main thread can do that; elsewhere
-    (in a test, a notebook) signals keep what they do."""
+    """While inside, the signals are noted instead of ending the process; one that came after the last step ends it on
+    leaving. Only the main thread can do that; elsewhere (in a notebook's thread, say) signals keep what they do."""
     interrupts = Interrupts()
     try:
         before = {number: signal.signal(number, interrupts.note) for number in _SIGNALS}
@@ -48,3 +48,5 @@ def noted() -> Iterator[Interrupts]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    if interrupts.received:
+        interrupts.end(interrupts.received)

@@ -81,6 +81,29 @@ def after_seconds(stage: Path, seconds: float) -> Callable[[], bool]:
     return passed
 
 
+def later(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
+    """`stop`, and so many seconds after it."""
+    reached: list[float] = []
+
+    def passed() -> bool:
+        if not reached and stop():
+            reached.append(time.monotonic())
+        return bool(reached) and time.monotonic() - reached[0] >= seconds
+
+    return passed
+
+
+def moment(chance: random.Random, whole: Path, stage: Path) -> tuple[Callable[[], bool], str]:
+    """A random moment of a stage, and its name. One in four is anywhere in its time, where loading takes its share; the
+    others are within a second of a random step: between two checkpoints, while one is written, while models are."""
+    seconds, steps = _seconds(whole), last_step(whole)
+    if chance.random() < 0.25:
+        drawn = chance.uniform(0.0, seconds)
+        return after_seconds(stage, drawn), f"{drawn:.1f} s of {seconds:.1f}"
+    step, delay = chance.randint(0, steps), chance.uniform(0.0, 1.0)
+    return later(after_step(stage, step), delay), f"step {step} of {steps}, {delay:.2f} s later"
+
+
 def differences(whole: Path, other: Path) -> Iterator[str]:
     """Where a stage's metrics (those of the clock aside), rollouts and models are not those of an uninterrupted run."""
     left, right = _metrics(whole), _metrics(other)
@@ -121,20 +144,20 @@ def main(times: int, seed: int, output_dir: Path, arguments: Sequence[str]) -> i
     chance = random.Random(seed)
     whole = output_dir / "whole"
     _finish(arguments, whole)
-    seconds = {stage: _seconds(whole / stage) for stage in STAGES if (whole / stage).exists()}
+    stages = [stage for stage in STAGES if (whole / stage).exists()]
     rows: list[list[object]] = []
     failed = 0
     for number in range(1, times + 1):
         run = output_dir / f"killed-{number:02}"
-        for stage, length in seconds.items():
-            moment = chance.uniform(0.0, length)
-            code, said = train(arguments, run, stop=after_seconds(run / stage, moment))
+        for stage in stages:
+            stop, when = moment(chance, whole / stage, run / stage)
+            code, said = train(arguments, run, stop=stop)
             if code not in (-9, EXIT_DONE):
                 raise NotAsPlanned(f"{run.name}, {stage}: exit code {code}\n{said[-2000:]}")
             where = "it was already finished" if code == EXIT_DONE else _where(run / stage)
-            rows.append([run.name, stage, f"{moment:.1f} s of {length:.1f}", where])
+            rows.append([run.name, stage, when, where])
         _finish(arguments, run)
-        found = [f"{stage}: {text}" for stage in seconds for text in differences(whole / stage, run / stage)]
+        found = [f"{stage}: {text}" for stage in stages for text in differences(whole / stage, run / stage)]
         failed += bool(found)
         rows.append([run.name, "whole run", "resumed to its end", "; ".join(found) or "identical"])
         console.say(f"{run.name}: {rows[-1][-1]}")

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import step3_ppo.main
+from rlhf.checkpoint import Checkpoints
 from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, describe
 from rlhf.metrics import FILE_NAME, MetricsLog
 from step3_ppo.rollout import Rollout
@@ -234,6 +235,21 @@ def test_a_second_signal_ends_at_once(inputs: Inputs, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), at_row(3, twice):
         run("sft", tmp_path, inputs, 1, False)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_a_signal_during_the_last_checkpoint_is_not_lost(inputs: Inputs, tmp_path: Path) -> None:
+    """No step follows that would notice it, and exporting a large model takes minutes."""
+    save = Checkpoints.save
+
+    def saved(self: Checkpoints, step: int, *args: Any, **options: Any) -> None:
+        save(self, step, *args, **options)
+        if step == TOTAL:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Terminated), mock.patch.object(Checkpoints, "save", saved):
+        run("sft", tmp_path, inputs, 1, False)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir())[-1] == f"step-{TOTAL:08}"
+    assert not (tmp_path / "model").exists()
 
 
 def _signal_to_rank_one(folder: str, inputs: Inputs) -> tuple[str, list[str]]:
