@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS_AT_ONCE = 1000
+PR_SET_PDEATHSIG = 1
 READ = ["prompt", "chosen", "rejected", "margin", "text", "where"]
 CODE = ("example.py", "encode.py", "tokens.py", "../rlhf/template.py")
 
@@ -62,20 +68,46 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
     joined = concatenate_datasets([s.dataset.select_columns(READ) for s in stores])
     joined = joined.add_column("source", np.repeat(np.arange(len(stores), dtype=np.int32), sizes))
     chosen = joined.select(np.cumsum([0, *sizes])[table[:, 0]] + table[:, 1])
-    rows = chosen.map(
-        encoder,
-        batched=True,
-        batch_size=ROWS_AT_ONCE,
-        remove_columns=joined.column_names,
-        features=features,
-        num_proc=num_proc if num_proc > 1 and len(chosen) > ROWS_AT_ONCE else None,
-        cache_file_name=str(folder / "rows.arrow"),
-        load_from_cache_file=False,
-        new_fingerprint="of-this-folder",  # names the shards' caches, which are not used
-    )
+    with _children_die_with_us():
+        rows = chosen.map(
+            encoder,
+            batched=True,
+            batch_size=ROWS_AT_ONCE,
+            remove_columns=joined.column_names,
+            features=features,
+            num_proc=num_proc if num_proc > 1 and len(chosen) > ROWS_AT_ONCE else None,
+            cache_file_name=str(folder / "rows.arrow"),
+            load_from_cache_file=False,
+            new_fingerprint="of-this-folder",  # names the shards' caches, which are not used
+        )
     if not list(folder.glob("rows*.arrow")):  # `map` writes nothing for no rows
         _write_empty(folder / "rows.arrow", features)
     write_json(folder / "info.json", _report(rows))
+
+
+class _Guard:
+    """Whether processes that are forked now end when this one does, and whether that was set up."""
+
+    on = ready = False
+
+
+@contextmanager
+def _children_die_with_us() -> Iterator[None]:
+    """The workers and the queue's server that `datasets` forks would outlive a killed rank, waiting for ever."""
+    if not _Guard.ready and sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+
+        def after_fork() -> None:
+            if _Guard.on:
+                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+        os.register_at_fork(after_in_child=after_fork)
+        _Guard.ready = True
+    _Guard.on = True
+    try:
+        yield
+    finally:
+        _Guard.on = False
 
 
 def _write_empty(path: Path, features: Any) -> None:

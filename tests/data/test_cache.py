@@ -6,6 +6,7 @@ import errno
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,44 @@ def test_several_processes_tokenise_to_the_same_rows(write, settings, pairs, tem
     assert len(two.train) > 3500
     assert [two.train[i] for i in range(0, len(two.train), 97)] == [one.train[i] for i in range(0, len(one.train), 97)]
     assert two.report["train"] == one.report["train"]
+
+
+def _stalling_rank(settings: Any, template: Any, pids: Path) -> None:
+    def stall(self: Any, batch: Any) -> Any:
+        (pids / str(os.getpid())).touch()
+        time.sleep(600)
+
+    encode.Encoder.__call__ = stall  # type: ignore[method-assign]
+    stage_data.demonstrations(settings, template)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
+def test_no_worker_outlives_a_killed_rank(write, settings, pairs, template, tmp_path: Path) -> None:
+    """The pool's processes used to wait for ever for a parent that was gone, each with the memory of a rank."""
+    path, pids = write("a.jsonl", pairs(1500)), tmp_path / "pids"
+    pids.mkdir()
+    mine = settings(path, num_proc=2, data_split="1,0,0")
+    rank = fork.Process(target=_stalling_rank, args=(mine, template, pids))
+    rank.start()
+    deadline = time.monotonic() + 60
+    while len(list(pids.iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert rank.pid
+    children = Path(f"/proc/{rank.pid}/task/{rank.pid}/children").read_text().split()
+    assert {p.name for p in pids.iterdir()} < set(children)  # the workers, and the server of their queue
+    os.kill(rank.pid, signal.SIGKILL)
+    rank.join(60)
+    while any(_alive(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path: Path) -> None:
