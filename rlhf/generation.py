@@ -71,7 +71,8 @@ class Sampler:
 
     `synced`: the ranks call the model equally often, which ZeRO-3's gathers need; a rank that is done keeps stepping
     until the others are. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks
-    that generate together. The cache stays allocated until `release()`.
+    that generate together. The cache stays allocated until `release()`; where it would need more than `cache_bytes`,
+    prompts are taken in groups of like length, one after the other (not when `synced`).
     """
 
     def __init__(
@@ -83,11 +84,12 @@ class Sampler:
         compaction: bool = True,
         agree: Callable[[Tensor], Tensor] | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
+        cache_bytes: int | None = None,
     ) -> None:
         self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
         self.backbone = backbone(self.lm)
         self.pad_token_id, self.synced, self.compaction, self.agree = pad_token_id, synced, compaction, agree
-        self.prefill_tokens = prefill_tokens
+        self.prefill_tokens, self.cache_bytes = prefill_tokens, cache_bytes
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.lean = is_served(self.lm)
         self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
@@ -116,16 +118,42 @@ class Sampler:
         logprobs_BR = torch.zeros((count, width))
         stopped_B = torch.zeros(count, dtype=torch.bool)
         uniforms_BR = uniforms(seed, iteration, range(count) if rows is None else rows, width)
-        for position, alive, tokens, logprobs, stopped in self._steps(prompts, sampling, uniforms_BR):
-            ids_BR[alive, position], logprobs_BR[alive, position] = tokens, logprobs
-            mask_BR[alive, position] = True
-            stopped_B[alive[stopped]] = True
+        for group in self._groups(prompts, width):
+            own = [prompts[i] for i in group.tolist()]
+            for position, places, tokens, logprobs, stopped in self._steps(own, sampling, uniforms_BR[group]):
+                alive = group[places]
+                ids_BR[alive, position], logprobs_BR[alive, position] = tokens, logprobs
+                mask_BR[alive, position] = True
+                stopped_B[alive[stopped]] = True
         return Generation(ids_BR, mask_BR, logprobs_BR, stopped_B)
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, *, seed: int = 0) -> Iterator[int]:
         """The response's ids one by one, the stop token included."""
         for _, _, tokens, _, _ in self._steps([prompt], sampling, uniforms(seed, 0, [0], sampling.max_new_tokens)):
             yield int(tokens[0])
+
+    def _groups(self, prompts: Sequence[Sequence[int]], width: int) -> list[Tensor]:
+        """Places of the prompts that go through the model together: all, or as many as the cache has room for."""
+        everything = torch.arange(len(prompts))
+        if self.synced or self.cache_bytes is None or not prompts:
+            return [everything]
+        lengths = torch.tensor([len(p) for p in prompts])
+        order = lengths.argsort(descending=True, stable=True)
+        groups, start = [], 0
+        while start < len(order):
+            capacity = round_up(int(lengths[order[start]]) + width, SHOWN_STEP)
+            size = max(self.cache_bytes // (capacity * self.bytes_per_token()), 1)
+            groups.append(order[start : start + size])
+            start += size
+        return groups if len(groups) > 1 else [everything]
+
+    def bytes_per_token(self) -> int:
+        """What a token of a row takes in the cache (of the whole model, were it not cut over ranks)."""
+        c = self.lm.config.get_text_config()
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        itemsize = next(self.lm.parameters()).dtype.itemsize
+        return 2 * int(c.num_hidden_layers) * int(heads) * int(size) * itemsize
 
     def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor) -> Iterator[Drawn]:
         if not prompts:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 MODELS = {
     # name: hidden, layers, vocabulary, inner size, heads
@@ -111,10 +111,15 @@ def stop_ids(setting: Setting, logits: Any) -> list[int]:
 # --- workers ---------------------------------------------------------------------------------------------------------
 
 
-def serve(round_of: Callable[[int], dict[str, float]]) -> None:
-    """A worker: for each line on stdin run one round and answer with its figures on the original stdout."""
+def claim_stdout() -> TextIO:
+    """The worker's line to the driver; whatever else prints goes to stderr from now on."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print is not an answer
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(round_of: Callable[[int], dict[str, float]], answers: TextIO) -> None:
+    """A worker: for each line on stdin run one round and answer with its figures."""
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         index = int(line)
@@ -204,7 +209,7 @@ def gemm_peak(dtype: str, threads: int) -> float:
         times = []
         for _ in range(8):
             began = time.process_time()
-            a @ b
+            torch.mm(a, b)
             times.append((time.process_time() - began) / threads)
         best = max(best, 2 * size**3 / min(times[1:]))
     return best

@@ -18,6 +18,7 @@ from scripts.bench_common import (
     Setting,
     Worker,
     build_model,
+    claim_stdout,
     describe,
     gemm_peak,
     in_turns,
@@ -35,6 +36,7 @@ PEERS = ("HF dynamic bf16", "HF dynamic fp32", "HF static bf16", "HF static fp32
 def worker(arguments: dict[str, Any]) -> None:
     import torch
 
+    answers = claim_stdout()
     torch.set_num_threads(int(arguments["threads"]))
     setting, variant = Setting(**arguments["setting"]), arguments["variant"]
     dtype = variant.split()[-1]
@@ -79,7 +81,7 @@ def worker(arguments: dict[str, Any]) -> None:
             hit = torch.isin(out, torch.tensor(stops or [-1]))
             return {"tokens": float((hit.int().cumsum(1) - hit.int() == 0).sum())}
 
-    serve(once)
+    serve(once, answers)
 
 
 def flops(setting: Setting, tokens: float) -> float:

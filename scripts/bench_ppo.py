@@ -115,7 +115,7 @@ def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wai
     import torch
     import transformers
     from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+    from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[import-not-found]
 
     from scripts.bench_common import Setting, prompts_of
 
@@ -185,15 +185,14 @@ def worker(arguments: dict[str, Any]) -> None:
 
     import torch
 
-    from scripts.bench_common import serve
+    from scripts.bench_common import claim_stdout, serve
 
+    answers = claim_stdout()
     torch.set_num_threads(int(arguments["threads"]))
     folder = Path(arguments["folder"])
     if arguments["variant"].startswith("ours"):
-        serve(ours(arguments, folder))
+        serve(ours(arguments, folder), answers)
         return
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     print(json.dumps({"ready": True}), file=answers, flush=True)
     clock = [0.0, 0.0]
 

@@ -45,8 +45,10 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     inference_dtype: Dtype = setting(
         "auto", "of the copy: auto is bf16 where the hardware computes in it", resumable=True
     )
-    inference_copy: Literal["auto", "off"] = setting(
-        "auto", "off generates on the training weights: slower, without a copy's memory", resumable=True
+    inference_copy: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "auto copies where layout or dtype differ from training's; off generates on the training weights",
+        resumable=True,
     )
     release_inference_cache: bool = setting(True, "free copy and KV cache after each rollout", resumable=True)
 
@@ -87,8 +89,8 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     @field_validator("inference_copy", mode="before")
     @classmethod
     def _yaml_off(cls, value: object) -> object:
-        """YAML reads a bare `off` as false."""
-        return "off" if value is False else value
+        """YAML reads a bare `on` or `off` as true or false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     def problems(self, world_size: int) -> list[str]:
         found = self.lora_problems("step3_ppo")

@@ -26,14 +26,18 @@ from rlhf.lora import is_adapted
 from rlhf.models import dtype_of
 from step3_ppo.inference_copy import InferenceCopy
 
+# Of the memory that is free after the refresh, what the KV cache may take; the rest is for activations.
+CACHE_SHARE = 0.6
+
 
 class HybridEngine:
     """An actor that is trained through `train` and sampled from inside `generating()`.
 
     `tensor_parallel`: over how many ranks (neighbours on one node) the copy is cut. `inference_dtype`: "auto" is bf16
-    where the hardware computes in it, else the training dtype. `inference_copy` "off" generates on the training module
-    itself: no second copy, and under ZeRO-3 weights are gathered layer by layer for every token. `release`: leaving
-    `generating()` frees the copy and the KV cache.
+    where the hardware computes in it, else the training dtype. `inference_copy`: "auto" makes a copy where it would
+    differ from the training weights; "on" always (on a CPU its layout is faster); "off" never, so that the training
+    module generates, under ZeRO-3 by gathering weights layer by layer for every token. `release`: leaving `generating()`
+    frees the copy and the KV cache.
     """
 
     def __init__(
@@ -43,7 +47,7 @@ class HybridEngine:
         pad_token_id: int,
         tensor_parallel: int = 1,
         inference_dtype: str = "auto",
-        inference_copy: Literal["auto", "off"] = "auto",
+        inference_copy: Literal["auto", "on", "off"] = "auto",
         release: bool = True,
     ) -> None:
         self.train, self.release = train, release
@@ -53,7 +57,7 @@ class HybridEngine:
         self.group = tensor_parallel_group(tensor_parallel)
         same = tensor_parallel == 1 and train.zero_stage <= 2 and dtype == train.dtype and not is_adapted(lm)
         self.copy: InferenceCopy | None = None
-        if inference_copy != "off" and not same:
+        if inference_copy == "on" or (inference_copy == "auto" and not same):
             self.copy = InferenceCopy(lm, dtype=dtype, device=distributed.device(), group=self.group)
         model = train.module if self.copy is None else self.copy.lm
         sampler = Sampler(
@@ -81,6 +85,7 @@ class HybridEngine:
         began = time.monotonic()
         if self.copy is not None:
             self.copy.refresh()
+        self._sampler.cache_bytes = cache_budget()
         refreshed = time.monotonic()
         try:
             yield self.sampler
@@ -138,6 +143,21 @@ class GroupSampler:
         return Generation(whole.ids_BR[mine], whole.mask_BR[mine], whole.logprobs_BR[mine], whole.stopped_B[mine])
 
 
+def cache_budget() -> int:
+    """Bytes that the KV cache may take on each rank: a share of what is free, the same on all ranks."""
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator: Any = get_accelerator()
+    free = float(accelerator.available_memory())
+    if accelerator.device_name() == "cpu":  # ranks of a node share it
+        free /= _ranks_of_a_node()
+    return int(-distributed.max_over_ranks(-free) * CACHE_SHARE)
+
+
+def _ranks_of_a_node() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or distributed.world_size())
+
+
 def _return_to_system() -> None:
     """Hand freed memory on from the C library to the system: glibc would keep it, unused, for itself."""
     if distributed.device().type == "cpu" and sys.platform == "linux":
@@ -173,7 +193,7 @@ def tensor_parallel_group(size: int) -> dist.ProcessGroup | None:
     if size == 1:
         return None
     world = distributed.world_size()
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world)
+    local = _ranks_of_a_node()
     if world % size or local % size:
         fitting = [str(n) for n in range(1, local + 1) if world % n == 0 and local % n == 0]
         raise ConfigError(

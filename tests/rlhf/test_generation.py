@@ -160,3 +160,37 @@ def test_nothing_to_generate() -> None:
     generation = sampler.generate([], Sampling(4))
     assert generation.ids_BR.shape == (0, 4)
     assert generation.responses() == []
+
+
+@pytest.mark.parametrize("family", ["llama", "bloom"])
+def test_a_small_cache_splits_the_batch_by_length(family: str) -> None:
+    """Room for two rows at a time: the same samples, rows in their places, the cache no larger than allowed."""
+    model = tiny_lm(family)
+    sampling = Sampling(max_new_tokens=12, stop_token_ids=(7, 19, 45, 100))
+    expected = Sampler(model, pad_token_id=PAD).generate(PROMPTS, sampling, seed=5)
+    sampler = Sampler(model, pad_token_id=PAD)
+    sampler.cache_bytes = 2 * 32 * sampler.bytes_per_token()
+    found = sampler.generate(PROMPTS, sampling, seed=5)
+    assert found.responses() == expected.responses()
+    assert found.stopped_B.tolist() == expected.stopped_B.tolist()
+    assert 0 < sampler.cache.bytes() <= sampler.cache_bytes
+    sampler.release()
+    assert sampler.cache.bytes() == 0
+
+
+def test_equal_prompts_are_read_once_and_sampled_apart() -> None:
+    """Several responses to a prompt share its prefill; the rest is as if each row had its own."""
+    model = tiny_lm("llama")
+    prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[0], PROMPTS[2]]
+    sampling = Sampling(max_new_tokens=12, stop_token_ids=(7, 19))
+    read: list[int] = []
+    handle = model.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(len(args[0])))
+    found = Sampler(model, pad_token_id=PAD).generate(prompts, sampling, seed=8).responses()
+    handle.remove()
+    assert read[0] == 2, "two distinct prompts"
+    for row, prompt in enumerate(prompts):
+        alone = Sampler(model, pad_token_id=PAD).generate([prompt], sampling, seed=8, rows=[row])
+        assert alone.responses() == [found[row]]
+    assert found[0] != found[2] != found[3]
+    few = Sampler(model, pad_token_id=PAD, prefill_tokens=4).generate(prompts, sampling, seed=8)
+    assert few.responses() == found, "prompts read in smaller groups"
