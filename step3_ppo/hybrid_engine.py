@@ -36,8 +36,8 @@ class HybridEngine:
     `tensor_parallel`: over how many ranks (neighbours on one node) the copy is cut. `inference_dtype`: "auto" is bf16
     where the hardware computes in it, else the training dtype. `inference_copy`: "auto" makes a copy where it would
     differ from the training weights; "on" always (on a CPU its layout is faster); "off" never, so that the training
-    module generates, under ZeRO-3 by gathering weights layer by layer for every token. `release`: leaving `generating()`
-    frees the copy and the KV cache.
+    module generates, under ZeRO-3 by gathering weights layer by layer for every token. `release`: leaving
+    `generating()` frees the copy and the KV cache.
     """
 
     def __init__(
