@@ -36,8 +36,9 @@ class Finding:
 def of_source(store: Store) -> list[Finding]:
     """Rows that cannot be used, answers that teach nothing, and what tells chosen from rejected by itself."""
     name, info = store.source.name, store.info
+    level: Level = "warning" if info["known"] else "error"
     found = [
-        Finding("error", f"{name}: {count:,} × {what}", tuple(p for p in info["first_bad"] if what[:60] in p))
+        Finding(level, f"{name}: {count:,} × {what}", tuple(p for p in info["first_bad"] if what[:60] in p))
         for what, count in info["bad"].items()
     ]
     if info["silent_rows"]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.adapters import adapter_for
+from data.adapters import KNOWN, adapter_for
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
 from data.example import Example, RowError, content_hash, prompt_hash, prompt_json
@@ -39,7 +39,7 @@ class Store:
     (its place in the source), and 64-bit hashes: prompt_key, chosen_key and rejected_key (with the prompt), row_key.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
-    their places), silent_rows (that gave nothing).
+    their places), silent_rows (that gave nothing), known (a known hub dataset).
     """
 
     source: Source
@@ -84,7 +84,7 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-    if info["bad_rows"] and not settings.skip_bad_rows:  # read earlier, by one who skipped them
+    if info["bad_rows"] and not (settings.skip_bad_rows or info["known"]):  # read by one who skipped them
         raise DataError(*info["first_bad"], mend_or_skip(source, f"{info['bad_rows']:,}"))
     return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, info)
 
@@ -132,6 +132,7 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
             "source": source.name,
             "says": reader.shape.says,
             "mapped": reader.shape.mapped,
+            "known": reader.known,
             "rows": reader.read,
             "bad": dict(reader.bad.most_common(20)),
             "bad_rows": reader.bad.total(),
@@ -193,13 +194,22 @@ class Reader:
                 self.kept += len(examples)
                 self.silent += not examples
                 yield from ((where, example) for example in examples)
-            if len(self.problems) >= SHOWN and not self.settings.skip_bad_rows:
+            if len(self.problems) >= SHOWN and not self.lenient:
                 break
-        if self.problems and not self.settings.skip_bad_rows:
+        if self.problems and not self.lenient:
             count = f"{len(self.problems)}{' or more' if len(self.problems) >= SHOWN else ''}"
             raise DataError(*self.problems, mend_or_skip(self.source, count))
         if not self.kept:
             raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
+
+    @property
+    def known(self) -> bool:
+        return self.source.hub is not None and self.shape in KNOWN.values()
+
+    @property
+    def lenient(self) -> bool:
+        """Bad rows are left out on request, and those of a known hub dataset, which the user cannot mend."""
+        return self.settings.skip_bad_rows or self.known
 
     def _recognise(self, source_rows: Iterator[Placed]) -> Iterable[Placed]:
         """Sets `shape` by the first row that can be read; that row is given out again with the others."""

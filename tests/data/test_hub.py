@@ -66,6 +66,17 @@ def test_a_datasets_own_test_split_is_what_is_held_out(fake_hub, settings, templ
     assert decoded.endswith("?\n\nAssistant:")
 
 
+def test_bad_rows_of_a_known_dataset_are_counted_because_nobody_can_mend_them(fake_hub, settings, template) -> None:
+    empty = {"prompt": "\n\nHuman: \n\nAssistant:", "response": "y", "chosen": "y", "rejected": "n"}
+    fake_hub("Dahoas/rm-static", {"train": [*transcripts(60, "q"), empty]})
+    fake_hub("someone/else", {"train": [*transcripts(60, "q"), empty]})
+    for _ in range(2):  # read, and from the cache
+        data = stage_data.preferences(settings("Dahoas/rm-static", data_split="0,1,0"), template)
+        assert data.report["sources"][0]["bad"] == {"prompt is empty": 1}
+    with pytest.raises(DataError, match="someone/else, row 61: prompt is empty"):
+        stage_data.preferences(settings("someone/else", data_split="0,1,0"), template)
+
+
 def test_a_named_split_is_all_there_is_and_a_part_of_it_is_held_out(fake_hub, settings, template) -> None:
     fake_hub("someone/pairs", {"train": transcripts(9, "train"), "extra": transcripts(60, "extra")})
     data = stage_data.preferences(settings("someone/pairs@main#extra", data_split="0,1,0"), template)
