@@ -33,7 +33,8 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
         modules_to_save=None,
     )
     try:
-        wrapped = get_peft_model(model, config)
+        # in the model's own dtype: peft would make them fp32, and ZeRO-3 cannot hold both; masters are fp32 in any case
+        wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError:
         hints = nearest(targets[0], names)
         raise ConfigError(f"lora_target_modules={','.join(targets)} matches no module of the model{hints}") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -18,6 +19,13 @@ from rlhf.models import backbone, fit_to_tokenizer, load_strict, unwrap
 HEAD = "score"
 
 
+class ScalarHead(nn.Linear):
+    """A head whose output is fp32 whatever the weights are: bf16's 8 bits would tie scores that differ."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden.float(), self.weight.float())
+
+
 class ScalarModel(nn.Module):
     """`model` (a transformers sequence classifier with one label, or one with adapters) behind a forward that returns
     the head's output at every position."""
@@ -25,6 +33,9 @@ class ScalarModel(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        head: Any = unwrap(model).get_submodule(HEAD)
+        assert isinstance(head, nn.Linear) and head.bias is None, "the head is a linear layer without bias"
+        head.__class__ = ScalarHead
 
     @property
     def config(self) -> Any:
@@ -34,7 +45,7 @@ class ScalarModel(nn.Module):
         """Scalars [B, T] in fp32. Rows are padded on the right, so causal attention needs no mask."""
         hidden_BTD = backbone(self.model)(input_ids=input_ids_BT, use_cache=False)[0]
         head: Any = unwrap(self.model).get_submodule(HEAD)
-        return head(hidden_BTD).float()[..., 0]
+        return head(hidden_BTD)[..., 0]
 
 
 def load_scalar_model(

@@ -255,6 +255,20 @@ def test_a_tokenizer_without_a_pad_of_its_own_gets_one(
     torch.testing.assert_close(stages.outputs(actor), seen["actor"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_adapters_in_bf16(zero_stage: int, inputs: Folders, tmp_path: Path) -> None:
+    """What large models use. peft made fp32 adapters on bf16 weights, and ZeRO-3 failed on the reward model's bf16 head
+    beside them."""
+    values: dict[str, Any] = {"dtype": "bf16", "lora_rank": 2, "lora_learning_rate": 0.02}
+    all_stages(tmp_path, inputs, zero_stage, **values)
+    first, last = read_metrics(tmp_path / "ppo/metrics.jsonl")
+    assert abs(first["ppo/kl_k1"]) < 2e-2
+    assert last["ppo/kl"] != 0.0
+    for folder in EXPORTS:
+        assert load_file(tmp_path / folder / "model.safetensors").popitem()[1].dtype == torch.bfloat16
+        assert json.loads((tmp_path / folder / "config.json").read_text())["dtype"] == "bfloat16"
+
+
 def test_all_of_ppo_at_once(inputs: Folders, tmp_path: Path) -> None:
     """Every option on, in a run to its end; and the figures that the conventions promise, under their names."""
     text = tmp_path / "text.jsonl"

@@ -242,6 +242,16 @@ def test_scalars_are_transformers_own_at_every_prefix(family: str, tmp_path: Pat
     assert values_at(values, torch.tensor([3, 1])).tolist() == [values[0, 3], values[1, 1]]
 
 
+def test_scores_of_a_bf16_model_are_finer_than_bf16(tmp_path: Path) -> None:
+    """In bf16 a score near 3 moves in steps of 0.016: pairs tied, and the spread of a young model was exactly 0."""
+    save_reward_model(tmp_path)
+    model = ScalarModel(load_scalar_model(str(tmp_path), tokenizer=tiny_tokenizer(), dtype=torch.bfloat16))
+    with torch.no_grad():
+        values = model(torch.tensor([[5, 9, 2, 44, 7, 8]]))
+    assert values.dtype == torch.float32
+    assert not torch.equal(values, values.bfloat16().float())
+
+
 def test_affine_of_a_config() -> None:
     class Config:
         score_mean, score_std = 1.5, 0.5
