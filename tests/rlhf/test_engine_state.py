@@ -124,7 +124,7 @@ def _goes_on_everywhere(folder: str) -> dict[str, bool]:
 
 
 def test_two_ranks_go_on_bit_for_bit(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
-    for found in run_ranks(_goes_on_everywhere, str(tmp_path)):
+    for found in run_ranks(_goes_on_everywhere, str(tmp_path), timeout=300):
         assert all(found.values()), [name for name, good in found.items() if not good]
 
 
@@ -144,11 +144,11 @@ def write_all(folder: str) -> dict[int, dict[str, Tensor]]:
 
 
 def read_all(folder: str, after: dict[int, dict[str, Tensor]]) -> dict[str, tuple[float, float]]:
-    """Each of those checkpoints at each ZeRO stage: how far the weights after a third step are from those of the
+    """Each of those checkpoints at two ZeRO stages: how far the weights after a third step are from those of the
     writer, and the average from half the masters."""
     found = {}
     for written in ZERO_STAGES:
-        for zero_stage in ZERO_STAGES:
+        for zero_stage in (written, (written + 1) % 4):  # the same, and another: all write and all read alike
             train = make(zero_stage, seed=7)
             extra = {"ema": [torch.zeros_like(master) for master in masters(train.engine)]}
             latest(Path(folder) / str(written)).restore({"model": train}, {"model": extra})
@@ -170,13 +170,17 @@ def test_other_ranks_and_zero_stages_go_on_to_float_noise(
     writers: int, readers: int, run_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
     """Masters, Adam's moments and the moving average are cut anew; wrongly cut ones would be off by a whole step."""
-    after = run_ranks(write_all, str(tmp_path), world_size=writers)[0] if writers > 1 else write_all(str(tmp_path))
+    after = (
+        run_ranks(write_all, str(tmp_path), world_size=writers, timeout=300)[0]
+        if writers > 1
+        else write_all(str(tmp_path))
+    )
     found = (
-        run_ranks(read_all, str(tmp_path), after, world_size=readers)[0]
+        run_ranks(read_all, str(tmp_path), after, world_size=readers, timeout=300)[0]
         if readers > 1
         else read_all(str(tmp_path), after)
     )
-    assert len(found) == 16
+    assert len(found) == 8
     for name, (weights, halves) in found.items():
         assert weights < NOISE, name
         assert halves == 0, name
@@ -212,7 +216,7 @@ def all_spans() -> dict[int, list[tuple[str, int, int, bool]]]:
 def test_fragments_are_the_parameters_and_cover_each_once(world_size: int, run_ranks: Callable[..., list[Any]]) -> None:
     """Where elements lie is read from attributes that DeepSpeed does not promise: grad_position, _hp_mapping, the two
     lists of flat groups. When a new version moves them, this says so before a checkpoint is wrong."""
-    ranks = run_ranks(all_spans, world_size=world_size) if world_size > 1 else [all_spans()]
+    ranks = run_ranks(all_spans, world_size=world_size, timeout=300) if world_size > 1 else [all_spans()]
     sizes = {f"lm.{name}": p.numel() for name, p in tiny_lm().named_parameters()}
     for zero_stage in ZERO_STAGES:
         held = ranks[:1] if zero_stage == 0 else ranks  # at ZeRO-0 each rank holds all
