@@ -91,8 +91,8 @@ def check_engine(*, zero_stage: int, dtype: torch.dtype, optimizer: str, where: 
             f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
             "set the ZeRO stage to 0 or use adamw"
         )
-    if dtype == torch.bfloat16 and zero_stage == 0:
-        raise ConfigError(f"{where}: bf16 at ZeRO-0 drifts from fp32; use ZeRO stage 1")
+    if dtype != torch.float32 and zero_stage == 0:
+        raise ConfigError(f"{where}: {_DTYPE_KEYS[dtype]} at ZeRO-0 drifts from fp32; use ZeRO stage 1")
 
 
 def learning_rate_at(step: int, *, peak: float, total: int, warmup_ratio: float, schedule: str) -> float:

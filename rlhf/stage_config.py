@@ -122,8 +122,8 @@ def engine_problems(config: Config, stage: str, *, gpus: bool, bf16: bool) -> li
                 f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
                 f"set {stage}.{name}=0 or {stage}.optimizer=adamw"
             )
-        if dtype == "bf16" and zero_stage == 0:
-            found.append(f"{where} with bf16 drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
+        if dtype in ("bf16", "fp16") and zero_stage == 0:
+            found.append(f"{where} with {dtype} drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
         if getattr(config, "offload_optimizer", False) and zero_stage == 0:
             found.append(f"{where}: offload_optimizer needs ZeRO 1, 2 or 3; set {stage}.{name}=1")
     return found
