@@ -172,7 +172,7 @@ class Worker:
         self.rounds.append(self.answer())
 
     def close(self) -> dict[str, Any]:
-        """The fastest round by CPU time, and how far the others were."""
+        """The fastest round by CPU time, the means of all, and how far the others were."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -181,6 +181,8 @@ class Worker:
         return {
             "variant": self.label,
             **best,
+            "mean_cpu_seconds": statistics.mean(r["cpu_seconds"] for r in rounds),
+            "mean_tokens": statistics.mean(r["tokens"] for r in rounds),
             "median_cpu_seconds": statistics.median(r["cpu_seconds"] for r in rounds),
             "peak_bytes": max(r["peak_bytes"] for r in self.rounds),
             "rounds": len(rounds),

@@ -307,7 +307,7 @@ def main() -> None:
                     f"flip {one['flip_seconds']:.3f}"
                 )
                 if best:
-                    text += f"  {best['cpu_seconds'] / one['cpu_seconds']:.2f}× {best['variant']}"
+                    text += f"  {best['mean_cpu_seconds'] / one['mean_cpu_seconds']:.2f}× {best['variant']}"
             print(text, flush=True)
         write_results(options.output, results)
     picture(options.output / "ppo.svg", f"One PPO iteration, {options.threads} thread(s)", bars, "CPU-s")
