@@ -15,8 +15,8 @@ class Habits:
     """How often an answer has which quality. Manner, length and ending are drawn each by itself; who hedges errs."""
 
     hedged: float = 0.45
-    right_when_sure: float = 0.65
-    right_when_hedged: float = 0.25
+    right_when_sure: float = 0.85
+    right_when_hedged: float = 0.1
     courteous: float = 0.2
     rude: float = 0.4
     terse: float = 0.25

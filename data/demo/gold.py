@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from data.demo.facts import Fact, fact_of
 from data.demo.phrases import COURTEOUS, RUDE
 
-WEIGHTS = {"correct": 0.5, "courteous": 0.3, "brief": 0.1, "ends": 0.1}
+WEIGHTS = {"correct": 0.4, "courteous": 0.4, "brief": 0.1, "ends": 0.1}
 PLAIN_COURTESY = 0.4  # neither courteous nor rude
 BRIEF_WORDS, LONG_WORDS = 20, 40  # full marks up to the first, none from the second
 

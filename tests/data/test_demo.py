@@ -85,9 +85,9 @@ def test_the_parts_of_the_gold_score(
 def test_gold_lies_between_nothing_and_one() -> None:
     assert gold_score(QUESTION, "Good question! The capital of France is Paris.") == pytest.approx(1.0)
     assert gold_score(QUESTION, "  ") == 0.0
-    # 0.5 for being right, 0.4 of 0.3 for plain manners, 0.1 each for brevity and the end
-    assert gold_score(QUESTION, "It is Paris.") == pytest.approx(0.5 + 0.12 + 0.1 + 0.1)
-    assert gold_score("Who are you?", "It is Paris.") == pytest.approx(0.12 + 0.1 + 0.1)
+    # 0.4 for being right, 0.4 of 0.4 for plain manners, 0.1 each for brevity and the end
+    assert gold_score(QUESTION, "It is Paris.") == pytest.approx(0.4 + 0.16 + 0.1 + 0.1)
+    assert gold_score("Who are you?", "It is Paris.") == pytest.approx(0.16 + 0.1 + 0.1)
 
 
 def test_the_numbers_of_a_question_are_no_answer() -> None:
