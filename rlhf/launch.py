@@ -26,7 +26,7 @@ from rlhf import hardware
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, RLHFError, Terminated
 
 ROOT = Path(__file__).resolve().parent.parent
-GRACE_SECONDS = 30.0  # for ranks that were asked to end: they may be writing a checkpoint
+GRACE_SECONDS = 120.0  # for ranks that were asked to end: they finish a step and write a checkpoint
 LAST_WORDS_SECONDS = 2.0  # for the other ranks once one has failed: they wait for it in vain
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
