@@ -48,7 +48,8 @@ def data_problems(config: Any) -> list[str]:
     """What is wrong with the data of a stage, as far as can be told without torch."""
     from data.preflight import problems  # brings numpy, which --help need not wait for
 
-    return problems(config)
+    stage = next(spec.number for spec in STAGES if isinstance(config, spec.config_class))
+    return problems(config, stage=stage)
 
 
 def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
