@@ -8,7 +8,6 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import selectors
@@ -29,7 +28,6 @@ ROOT = Path(__file__).resolve().parent.parent
 GRACE_SECONDS = 120.0  # for ranks that were asked to end: they finish a step and write a checkpoint
 LAST_WORDS_SECONDS = 2.0  # for the other ranks once one has failed: they wait for it in vain
 _PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _ERROR = re.compile(r"^(?:[\w.-]+: )?error: (.*)$")  # a remote launcher puts the host's name before it
 
 
@@ -189,23 +187,26 @@ class _Rank:
         self._in_errors = bool(match)
 
 
+# Asks the kernel for its own end with that of its owner, then becomes the program. In a process of its own, because a
+# fork of ours (`preexec_fn`) needs room for all of our memory a second time.
+_DIE_WITH_OWNER = f"""
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, 9)
+if os.getppid() != int(sys.argv[1]):  # it died before the line above
+    os._exit(137)
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
+
+
 def _start(words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    owner = os.getpid()
-
-    def die_with_owner() -> None:
-        if _LIBC is not None:
-            _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != owner:  # it died before the line above
-                os.kill(os.getpid(), signal.SIGKILL)
-
     return subprocess.Popen(
-        words,
+        [sys.executable, "-I", "-S", "-c", _DIE_WITH_OWNER, str(os.getpid()), *words],
         env=dict(variables),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,  # so that Ctrl-C reaches a rank through us alone, and its children can be found
-        preexec_fn=die_with_owner,
     )
 
 
