@@ -48,7 +48,7 @@ def data_problems(config: Any) -> list[str]:
     """What is wrong with the data of a stage, as far as can be told without torch."""
     from data.preflight import problems  # brings numpy, which --help need not wait for
 
-    stage = next(spec.number for spec in STAGES if isinstance(config, spec.config_class))
+    stage = next(spec.number for spec in STAGES if spec.config_class is type(config))
     return problems(config, stage=stage)
 
 
