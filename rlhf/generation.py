@@ -20,6 +20,7 @@ from rlhf import distributed
 from rlhf.causal_model import CausalModel, head_logits
 from rlhf.decode_attention import is_served, served
 from rlhf.kv_cache import SHOWN_STEP, SamplerCache, round_up
+from rlhf.lean_forward import LeanForward, is_lean
 from rlhf.models import backbone, unwrap
 from rlhf.sampling import Sampling, draw, uniforms
 
@@ -92,6 +93,8 @@ class Sampler:
         self.prefill_tokens, self.cache_bytes = prefill_tokens, cache_bytes
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.lean = is_served(self.lm)
+        # under ZeRO-3 weights exist only while their module is called
+        self.forward = LeanForward(self.lm) if self.lean and not synced and is_lean(self.lm) else None
         self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
 
     @property
@@ -150,8 +153,8 @@ class Sampler:
     def bytes_per_token(self) -> int:
         """What a token of a row takes in the cache (of the whole model, were it not cut over ranks)."""
         c = self.lm.config.get_text_config()
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
         itemsize = next(self.lm.parameters()).dtype.itemsize
         return 2 * int(c.num_hidden_layers) * int(heads) * int(size) * itemsize
 
@@ -183,6 +186,8 @@ class Sampler:
         stop_ids = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest = max(len(p) for p in prompts)
         self.cache.reserve(len(prompts), longest + width)
+        if self.forward is not None:
+            self.forward.begin(self.cache.capacity)
         batch = self._prefill(prompts, finished_B, longest)
         for position in range(width):
             tokens_B, logprobs_B = draw(
@@ -294,8 +299,10 @@ class Sampler:
 
     def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor) -> Tensor:
         """Hidden states of the last column: [b, D]."""
-        extra = {"position_ids": positions} if self.takes_positions else {}
         attention = attention if attention is None else attention.to(self.device)
+        if self.forward is not None:
+            return self.forward(ids, positions, self.cache, attention)
+        extra = {"position_ids": positions} if self.takes_positions else {}
         return self.backbone(
             input_ids=ids, attention_mask=attention, past_key_values=self.cache, use_cache=True, **extra
         )[0][:, -1]  # fmt: skip

@@ -1,7 +1,7 @@
 """The key-value cache of the sampler: allocated once, laid out for one-token queries, reused between rollouts.
 
-B rows, H key-value heads, C capacity in tokens, S tokens shown, D head size. Keys are kept as [B, H, D, C], so that a
-query's products run along memory; what transformers sees are views of the usual shape [B, H, S, D].
+B rows, K key-value heads, C capacity in tokens, S tokens shown, E head size. Keys are kept as [B, K, E, C], so that a
+query's products run along memory; what transformers sees are views of the usual shape [B, K, S, E].
 """
 
 from __future__ import annotations
@@ -37,16 +37,21 @@ class CacheLayer(CacheLayerMixin):
         self.values = value_states.new_zeros((size[0], heads, size[1], value_states.shape[-1]))
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def write(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Keys and values [B, K, T, E] into the cache."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache = self.cache
         start, end = cache.start, cache.start + key_states.shape[2]
-        keys, values = self.keys[cache.rows], self.values[cache.rows]
-        keys[..., start:end] = key_states.transpose(2, 3)
-        values[:, :, start:end] = value_states
+        self.keys[cache.rows, :, :, start:end] = key_states.transpose(2, 3)
+        self.values[cache.rows, :, start:end] = value_states
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        self.write(key_states, value_states)
+        cache = self.cache
         if cache.prefilling:  # a prompt attends to itself alone
             return key_states, value_states
+        keys, values = self.keys[cache.rows], self.values[cache.rows]
         return keys[..., : cache.shown].transpose(2, 3), values[:, :, : cache.shown]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -76,6 +81,16 @@ class SamplerCache(Cache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         return self.own[layer_idx].update(key_states, value_states)
+
+    def write(self, index: int, keys: Tensor, values: Tensor) -> None:
+        """Keys and values [B, K, T, E] of layer `index` into the columns from `start` of the rows `rows`."""
+        self.own[index].write(keys, values)
+
+    def shown_flat(self, index: int, rows: int) -> tuple[Tensor, Tensor]:
+        """Of the first `rows` rows, what a one-token query of layer `index` sees: keys [B·K, E, S], values [B·K, S, E]."""
+        layer = self.own[index]
+        keys, values = layer.keys[:rows].flatten(0, 1), layer.values[:rows].flatten(0, 1)
+        return keys[..., : self.shown], values[:, : self.shown]
 
     def reserve(self, rows: int, capacity: int) -> None:
         """Room for `rows` × `capacity` tokens, all zeros; storage that is large enough is used again."""

@@ -44,15 +44,14 @@ def draw(
         return tokens_B, logits_BV.gather(1, tokens_B[:, None])[:, 0] - logits_BV.logsumexp(dim=-1)
     if sampling.temperature != 1:
         logits_BV = logits_BV / sampling.temperature
-    weights_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).exp_()
-    log_total_B = weights_BV.sum(dim=-1).log() + logits_BV.amax(dim=-1)
+    whole_BV = weights_BV = logits_BV.softmax(dim=-1)
     if sampling.top_k:
         kth = weights_BV.topk(min(sampling.top_k, weights_BV.shape[1]), dim=-1).values[:, -1:]
         weights_BV = weights_BV.where(weights_BV >= kth, 0.0)
     if sampling.top_p < 1.0:
         weights_BV = _nucleus(weights_BV, sampling.top_p)
     tokens_B = invert(weights_BV, uniforms_B)
-    return tokens_B, logits_BV.gather(1, tokens_B[:, None])[:, 0] - log_total_B
+    return tokens_B, whole_BV.gather(1, tokens_B[:, None])[:, 0].log()
 
 
 def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:

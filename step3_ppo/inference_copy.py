@@ -85,7 +85,9 @@ class InferenceCopy:
             for name, module in self.lm.named_modules():
                 own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in done]
                 done.update(id(p) for _, p in own)
-                if own or isinstance(module, PackedLinear):
+                if isinstance(module, PackedLinear):
+                    _pack([self.trained.get_submodule(source) for source in module.sources], module)
+                elif own:
                     _copy_module(self.trained.get_submodule(name), module, own)
 
     def release(self) -> None:
@@ -107,26 +109,42 @@ class InferenceCopy:
 
 def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Parameter]]) -> None:
     """One module's parameters: gathered, adapters added in fp32, cut, rounded once."""
-    adapted = hasattr(source, "lora_A") and hasattr(source, "base_layer")
-    holder = source.base_layer if adapted else source
-    factors = [p for name, p in source.named_parameters() if "lora_" in name] if adapted else []
-    packed = isinstance(target, PackedLinear)
-    keys = [key for key, _ in own] + (["weight"] if packed else [])
-    with gathered([getattr(holder, key) for key in keys] + factors):
-        if packed:
-            target.pack(_with_adapters(source, holder.weight.detach(), adapted))  # type: ignore[operator]
+    holder, factors = _holder_and_factors(source)
+    with gathered([getattr(holder, key) for key, _ in own] + factors):
         for key, parameter in own:
             value = getattr(holder, key).detach()
             if key == "weight":
-                value = _with_adapters(source, value, adapted)
+                value = _with_adapters(source, value)
             if isinstance(target, ShardedLinear):
                 value = target.take_weight(value) if key == "weight" else target.take_bias(value)
             assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
             parameter.data.copy_(value)
 
 
-def _with_adapters(source: Any, weight: Tensor, adapted: bool) -> Tensor:
-    for adapter in source.active_adapters if adapted else ():
+def _pack(sources: list[Any], target: PackedLinear) -> None:
+    """The same for the layers that one packed layer holds."""
+    holders, factors = zip(*map(_holder_and_factors, sources), strict=True)
+    keys = ("weight", "bias") if target.has_bias else ("weight",)
+    with gathered([getattr(h, key) for h in holders for key in keys] + [f for of_one in factors for f in of_one]):
+        target.pack(
+            [_with_adapters(s, h.weight.detach()) for s, h in zip(sources, holders, strict=True)],
+            [h.bias.detach() for h in holders] if target.has_bias else [],
+        )
+
+
+def _holder_and_factors(source: Any) -> tuple[Any, list[Tensor]]:
+    """The module that holds the weight itself, and the parameters of its adapters."""
+    if not _is_adapted(source):
+        return source, []
+    return source.base_layer, [p for name, p in source.named_parameters() if "lora_" in name]
+
+
+def _is_adapted(source: Any) -> bool:
+    return hasattr(source, "lora_A") and hasattr(source, "base_layer")
+
+
+def _with_adapters(source: Any, weight: Tensor) -> Tensor:
+    for adapter in source.active_adapters if _is_adapted(source) else ():
         weight = weight.float() + source.get_delta_weight(adapter).float()
     return weight
 
