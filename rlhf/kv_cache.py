@@ -87,7 +87,7 @@ class SamplerCache(Cache):
         self.own[index].write(keys, values)
 
     def shown_flat(self, index: int, rows: int) -> tuple[Tensor, Tensor]:
-        """Of the first `rows` rows, what a one-token query of layer `index` sees: keys [B·K, E, S], values [B·K, S, E]."""
+        """What one-token queries of the first rows see of layer `index`: keys [B·K, E, S], values [B·K, S, E]."""
         layer = self.own[index]
         keys, values = layer.keys[:rows].flatten(0, 1), layer.values[:rows].flatten(0, 1)
         return keys[..., : self.shown], values[:, : self.shown]

@@ -1,10 +1,10 @@
 """The forward of Llama-like models for sampling, in as few operations as a layer allows.
 
-At the sizes that a CPU samples, half of a decode step in transformers is dispatch: some 45 small operations a layer. Here
-are about 20, on the same modules and weights. Other families go through transformers.
+At the sizes that a CPU samples, half of a decode step in transformers is dispatch: some 45 small operations a layer.
+Here are about 20, on the same modules and weights. Other families go through transformers.
 
-B rows, T tokens of each, H query heads, K key-value heads, G = H / K, E head size, C capacity of the cache, S columns of it
-that are shown.
+B rows, T tokens of each, H query heads, K key-value heads, G = H / K, E head size, C capacity of the cache, S columns
+of it that are shown.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rlhf.kv_cache import SamplerCache
 
-# model type → what is added to the weights of its norms. Windows and the like are refused by `decode_attention.is_served`.
+# model type → what is added to the weights of its norms. Windows and the like are refused by `is_served`.
 FAMILIES = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma": 1.0}
 # Rotary tables that depend on the position alone, not on how long the sequence is.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
@@ -98,8 +98,8 @@ class LeanForward:
     def __call__(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
         """Hidden states of the last column [B, D]; keys and values go to the cache's columns from `start`.
 
-        For prompts `attention` says what counts ([B, 1, T, T], None is all before), for single tokens it is added to the
-        scores ([B, 1, 1, S], 0 or −∞).
+        For prompts `attention` says what counts ([B, 1, T, T], None is all before), for single tokens it is added to
+        the scores ([B, 1, 1, S], 0 or −∞).
         """
         rows, length = ids_BT.shape
         half, group = self.head_size // 2, self.group
