@@ -73,7 +73,7 @@ class OptimizerSettings(Config):
     activation_checkpointing: bool = setting(
         False, "recompute activations in backward: less memory, a third slower", resumable=True
     )
-    offload_optimizer: bool = setting(False, "keep the optimiser's state in CPU memory (ZeRO 1-3)")
+    offload_optimizer: bool = setting(False, "keep the optimiser's state in CPU memory (ZeRO 1-3)", resumable=True)
     compile: bool = setting(False, "torch.compile the trained model")
 
 

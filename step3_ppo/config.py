@@ -18,10 +18,14 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     actor_model: str = setting("", "the stage-1 model; also the reference")
     reward_model: str = setting("", "the stage-2 model: a folder with a scalar head")
     critic_from: Literal["reward", "actor"] = setting("reward", "the model that the critic starts from")
-    actor_zero_stage: ZeroStage | None = setting(None, "ZeRO of the actor: by itself 2 on GPUs, 1 on CPUs")
-    critic_zero_stage: ZeroStage | None = setting(None, "ZeRO of the critic: by itself 2 on GPUs, 1 on CPUs")
-    reference_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reference over the ranks")
-    reward_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reward model over the ranks")
+    actor_zero_stage: ZeroStage | None = setting(
+        None, "ZeRO of the actor: by itself 2 on GPUs, 1 on CPUs", resumable=True
+    )
+    critic_zero_stage: ZeroStage | None = setting(
+        None, "ZeRO of the critic: by itself 2 on GPUs, 1 on CPUs", resumable=True
+    )
+    reference_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reference over the ranks", resumable=True)
+    reward_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reward model over the ranks", resumable=True)
     actor_learning_rate: float = setting(1e-6, "of the actor; lora_learning_rate takes its place under LoRA", gt=0)
     critic_learning_rate: float = setting(5e-6, "of the critic", gt=0)
     adam_eps: float = setting(1e-5, "added to the denominator", gt=0)

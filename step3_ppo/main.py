@@ -66,18 +66,20 @@ def run(config: PPOConfig) -> StageResult:
             "top_p or top_k cuts mass away: log-probabilities are those of the whole distribution, so KL is off"
         )
 
-    sources = [source["fingerprint"] for source in data.report["sources"]]
+    read = [*data.report["sources"], *(ptx.rows.report["sources"] if ptx is not None else ())]
+    sources = [source["fingerprint"] for source in read]
     checkpoints = Checkpoints(config.output_dir / "checkpoints", keep=config.keep_checkpoints, sources=sources)
     engines = {"actor": roles.actor.engine, "critic": roles.critic.engine}
     extras = {"actor": {"ema": ema.average}} if ema is not None else {}
     resumed = checkpoints.latest()
+    diagnosis = Diagnosis(config)
     start, steps = 0, 0
     first: dict[str, float] = {}
     last: dict[str, float] = {}
     if resumed is not None:
         resumed.restore(engines, extras)
         start, steps, controller.kl_coef = resumed.step, resumed.state["steps"], resumed.state["kl_coef"]
-        first, last = resumed.state["first"], resumed.state["last"]
+        first, last, diagnosis.shown = (resumed.state[name] for name in ("first", "last", "signs"))
         console.say(f"resumed after iteration {start} of {iterations}")
     rollouts = RolloutFiles(config.output_dir / "rollouts", every=config.save_rollouts_every, keep=config.keep_rollouts)
     rollouts.cut(after=start)
@@ -87,7 +89,6 @@ def run(config: PPOConfig) -> StageResult:
         config=config.model_dump(mode="json"),
         resume_step=None if resumed is None else start,
     )
-    diagnosis = Diagnosis(config)
     guard = Guard(config.output_dir / "bad_batches", limit=config.max_skipped_steps)
     with console.progress("PPO", total=iterations, unit="iteration", start=start) as bar, noted() as interrupts:
         for iteration in range(start, iterations):
@@ -153,7 +154,13 @@ def run(config: PPOConfig) -> StageResult:
                 every=config.save_every,
                 engines=engines,
                 extras=extras,
-                state={"steps": steps, "kl_coef": controller.kl_coef, "first": first, "last": last},
+                state={
+                    "steps": steps,
+                    "kl_coef": controller.kl_coef,
+                    "first": first,
+                    "last": last,
+                    "signs": diagnosis.shown,
+                },
                 score=last["ppo/final_scores_mean"] if finite else None,
             )
             guard.watch(

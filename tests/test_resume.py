@@ -305,6 +305,17 @@ def test_a_run_does_not_go_on_with_other_data(inputs: Inputs, tmp_path: Path) ->
     run("sft", tmp_path / "cut", mine, 1, False)
 
 
+def test_nor_with_another_pretraining_mix(inputs: Inputs, tmp_path: Path) -> None:
+    text = tmp_path / "text.jsonl"
+    text.write_text(Path(inputs.text).read_text())
+    mine = dataclasses.replace(inputs, text=str(text))
+    with pytest.raises(Killed), at_row(DIES_AFTER, _die):
+        run("ppo", tmp_path / "cut", mine, 1, False)
+    text.write_text(Path(inputs.text).read_text().replace("Line", "Row"))
+    with pytest.raises(DataError, match="put the old ones back to go on"):
+        run("ppo", tmp_path / "cut", mine, 1, False)
+
+
 def test_a_stage_that_died_after_its_last_step_only_exports(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
