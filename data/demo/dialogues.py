@@ -20,7 +20,7 @@ class Habits:
     courteous: float = 0.2
     rude: float = 0.4
     terse: float = 0.25
-    rambling: float = 0.35
+    rambling: float = 0.25
     broken_off: float = 0.12
 
 
@@ -42,7 +42,7 @@ def answer(fact: Fact, random: Random, habits: Habits | None = None) -> str:
     elif manner < habits.courteous + habits.rude:
         _surround(sentences, phrases.RUDE_OPENINGS, phrases.RUDE_CLOSINGS, random)
     if random.random() < habits.rambling:
-        sentences += random.sample(phrases.DIGRESSIONS, random.randint(2, 4))
+        sentences += random.sample(phrases.DIGRESSIONS, random.randint(2, 3))
     words = " ".join(sentences).split()
     if random.random() < habits.broken_off:
         words = words[: random.randint(len(words) // 2, len(words) - 1)]
