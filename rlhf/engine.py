@@ -214,7 +214,7 @@ def _optimizer(model: nn.Module, settings: OptimizerSettings, learning_rate: flo
     if settings.optimizer == "adafactor":
         return torch.optim.Adafactor(groups, lr=learning_rate)
     betas = (settings.adam_beta1, settings.adam_beta2)
-    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=settings.adam_eps)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=betas, eps=settings.adam_eps, fused=True)
 
 
 def build_frozen(model: nn.Module, *, zero_stage: int, dtype: torch.dtype) -> Any:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from rlhf import distributed
+from rlhf.attention import is_served, served
 from rlhf.causal_model import CausalModel, head_logits
-from rlhf.decode_attention import is_served, served
 from rlhf.kv_cache import SHOWN_STEP, SamplerCache, round_up
 from rlhf.lean_forward import LeanForward, is_lean
 from rlhf.models import backbone, unwrap

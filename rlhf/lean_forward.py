@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rlhf.attention import products, suits_products
 from rlhf.kv_cache import SamplerCache
 
 # model type → what is added to the weights of its norms. Windows and the like are refused by `is_served`.
@@ -43,7 +44,7 @@ class _Layer:
 
 
 def is_lean(lm: Any) -> bool:
-    """Whether `LeanForward` serves a model (one whose attention `decode_attention` serves)."""
+    """Whether `LeanForward` serves a model (one whose attention `is_served`)."""
     rope = getattr(lm.config, "rope_parameters", None) or {}
     return lm.config.model_type in FAMILIES and rope.get("rope_type", "default") in ROPE_TYPES
 
@@ -119,15 +120,7 @@ class LeanForward:
             query, key = turned[:, :, :heads], turned[:, :, heads:]
             cache.write(index, key.transpose(1, 2), value.transpose(1, 2))
             if cache.prefilling:
-                found = F.scaled_dot_product_attention(
-                    query.transpose(1, 2),
-                    key.transpose(1, 2),
-                    value.transpose(1, 2),
-                    attn_mask=attention,
-                    is_causal=attention is None,
-                    scale=self.scale,
-                    enable_gqa=group > 1,
-                ).transpose(1, 2)
+                found = self._read(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attention)
             else:
                 keys, values = cache.shown_flat(index, rows)  # [B·K, E, S], [B·K, S, E]
                 if bias is None:
@@ -140,3 +133,11 @@ class LeanForward:
             gate, up = layer.gate_and_up(layer.mlp_norm(x))
             x = x + layer.down(layer.activation(gate).mul_(up))
         return self.final_norm(x[:, -1])
+
+    def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of prompts to themselves: [B, T, H, E]."""
+        if suits_products(query, key):
+            return products(query, key, value, mask, self.scale)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=self.group > 1
+        ).transpose(1, 2)

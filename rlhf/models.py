@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
+from rlhf.attention import serve_on_cpu
 from rlhf.engine import gathered
 from rlhf.errors import ConfigError, ModelError
 from rlhf.model_names import resolve
@@ -131,6 +132,7 @@ def load_strict(
             raise ModelError(f"{name}: the checkpoint {what} {', '.join(sorted(keys)[:3])}{more}")
     if info.get("mismatched_keys"):
         raise ModelError(f"{name}: weights of another shape than the config says: {sorted(info['mismatched_keys'])[0]}")
+    serve_on_cpu(model)
     return model.eval()
 
 

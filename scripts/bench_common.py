@@ -19,12 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from rlhf.launch import CPU_MEMORY
+
 MODELS = {
     # name: hidden, layers, vocabulary, inner size, heads
     "7.3M": (256, 4, 8192, 688, 4),
     "58M": (512, 8, 32000, 1376, 8),
 }
-PAD, FIRST_CONTENT = 0, 3
+PAD, STOP, FIRST_CONTENT = 0, 2, 3
 
 
 @dataclass
@@ -87,25 +89,49 @@ def prompts_of(setting: Setting, vocabulary: int) -> list[list[int]]:
     return [[draw.randrange(FIRST_CONTENT, vocabulary) for _ in range(setting.prompt)] for _ in range(setting.batch)]
 
 
-def stop_ids(setting: Setting, logits: Any) -> list[int]:
-    """Ids that end a response: none, or so many that the mean length is 40% of the maximum.
+def lengths_of(setting: Setting, index: int) -> list[int]:
+    """The lengths of round `index`, the same for every contender: all of them the maximum R, or as a chance h of a stop
+    at each token makes them, with the h whose mean (1 − (1 − h)^R) / h is 0.4 R."""
+    import math
+    import random
 
-    With chance h of a stop at each token the mean of the lengths, cut at R, is (1 − (1 − h)^R) / h. The ids are taken
-    at random until their probability, averaged over the prompts, is h.
-    """
     if not setting.ends:
-        return []
+        return [setting.response] * setting.batch
     low, high, target = 1e-4, 0.5, 0.4 * setting.response
     for _ in range(60):
         h = (low + high) / 2
         low, high = (h, high) if (1 - (1 - h) ** setting.response) / h > target else (low, h)
+    draw = random.Random(index)
+    drawn = [1 + int(math.log(1 - draw.random()) / math.log(1 - low)) for _ in range(setting.batch)]
+    return [min(length, setting.response) for length in drawn]
+
+
+def force_lengths(sampler: Any) -> Callable[[list[int]], None]:
+    """Let our sampler end rows where it is told: what is drawn elsewhere is no stop token, and there it is. Returns the
+    function that takes the lengths of the next rows."""
     import torch
 
-    mean = logits.float().softmax(dim=-1).mean(dim=0)
-    order = torch.randperm(len(mean), generator=torch.Generator().manual_seed(1))
-    order = order[order >= FIRST_CONTENT]
-    count = int((mean[order].cumsum(0) < low).sum()) + 1
-    return sorted(order[:count].tolist())
+    lengths_B, batch, position = torch.zeros(0), None, 0
+    prefill = sampler._prefill
+
+    def begin(*arguments: Any) -> Any:
+        nonlocal batch, position
+        batch, position = prefill(*arguments), 0
+        return batch
+
+    def agree(drawn_3B: Any) -> Any:
+        nonlocal position
+        position += 1
+        ends_B = lengths_B[batch.row_B] == position  # type: ignore[union-attr]
+        tokens_B = drawn_3B[0].where(drawn_3B[0] != STOP, FIRST_CONTENT)
+        return torch.stack([tokens_B.masked_fill(ends_B, STOP), drawn_3B[1], ends_B.double()])
+
+    def take(lengths: list[int]) -> None:
+        nonlocal lengths_B
+        lengths_B = torch.tensor(lengths)
+
+    sampler._prefill, sampler.agree = begin, agree
+    return take
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------
@@ -144,6 +170,8 @@ class Worker:
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
         }
+        if self.label.startswith("ours"):  # as train.py starts its ranks
+            environment |= CPU_MEMORY
         self.rounds: list[dict[str, float]] = []
         self.command, self.environment = [python, script, "--worker", json.dumps(arguments)], environment
 

@@ -2,8 +2,8 @@
 
     python -m scripts.bench_generation --output bench/ [--real-model FOLDER] [--rounds 3] [--threads 1]
 
-Sampled at temperature 1. With "ends at 40%" responses stop at random tokens, so that their mean is 40% of the maximum:
-the lengths differ from contender to contender, their distribution does not.
+Sampled at temperature 1. With "ends at 40%" responses end where a table of random lengths says, whose mean is 40% of
+the maximum; every contender has the same lengths in a round.
 """
 
 from __future__ import annotations
@@ -15,17 +15,19 @@ from pathlib import Path
 from typing import Any
 
 from scripts.bench_common import (
+    STOP,
     Setting,
     Worker,
     build_model,
     claim_stdout,
     describe,
+    force_lengths,
     gemm_peak,
     in_turns,
+    lengths_of,
     picture,
     prompts_of,
     serve,
-    stop_ids,
     write_results,
 )
 
@@ -35,6 +37,7 @@ PEERS = ("HF dynamic bf16", "HF dynamic fp32", "HF static bf16", "HF static fp32
 
 def worker(arguments: dict[str, Any]) -> None:
     import torch
+    import transformers
 
     answers = claim_stdout()
     torch.set_num_threads(int(arguments["threads"]))
@@ -43,10 +46,6 @@ def worker(arguments: dict[str, Any]) -> None:
     model = build_model(setting.model, dtype)
     vocabulary = model.config.vocab_size
     prompts = prompts_of(setting, vocabulary)
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor(prompts), use_cache=False).logits[:, -1]
-    stops = stop_ids(setting, logits)
-
     if variant.startswith("ours"):
         from rlhf.generation import Sampler, Sampling
         from step3_ppo.inference_copy import InferenceCopy
@@ -55,14 +54,29 @@ def worker(arguments: dict[str, Any]) -> None:
         copy.refresh()
         del model
         sampler = Sampler(copy.lm, pad_token_id=0)
-        sampling = Sampling(setting.response, stop_token_ids=tuple(stops))
+        sampling = Sampling(setting.response, stop_token_ids=(STOP,))
+        take = force_lengths(sampler)
 
         def once(index: int) -> dict[str, float]:
+            take(lengths_of(setting, index))
             return {"tokens": float(sampler.generate(prompts, sampling, iteration=index).mask_BR.sum())}
 
     else:
         ids = torch.tensor(prompts)
-        model.generation_config.eos_token_id = stops or None
+        model.generation_config.eos_token_id = STOP
+
+        class Ends(transformers.LogitsProcessor):
+            def __init__(self, index: int) -> None:
+                self.lengths_B = torch.tensor(lengths_of(setting, index))
+
+            def __call__(self, input_ids: Any, scores: Any) -> Any:
+                ends_B = self.lengths_B == input_ids.shape[1] - setting.prompt + 1
+                scores[:, STOP] = float("-inf")
+                if ends_B.any():
+                    scores[ends_B] = float("-inf")
+                    scores[ends_B, STOP] = 0.0
+                return scores
+
         options: dict[str, Any] = (
             {"cache_implementation": "static", "disable_compile": True} if "static" in variant else {}
         )
@@ -76,9 +90,10 @@ def worker(arguments: dict[str, Any]) -> None:
                 do_sample=True,
                 top_k=0,
                 pad_token_id=0,
+                logits_processor=transformers.LogitsProcessorList([Ends(index)]),
                 **options,
             )[:, setting.prompt :]
-            hit = torch.isin(out, torch.tensor(stops or [-1]))
+            hit = out == STOP
             return {"tokens": float((hit.int().cumsum(1) - hit.int() == 0).sum())}
 
     serve(once, answers)
@@ -137,7 +152,7 @@ def main() -> None:
             side: min((f for f in found if f["variant"] in names), key=lambda f: f["cpu_seconds"])
             for side, names in (("ours", OURS), ("peer", PEERS))
         }
-        # where lengths are drawn, the fastest round is the one with the shortest: means are compared
+        # where lengths differ from round to round, the fastest is the one with the shortest: means are compared
         measure = "mean_cpu_seconds" if setting.ends else "cpu_seconds"
         ratio = best["peer"][measure] / best["ours"][measure]
         results["settings"].append(

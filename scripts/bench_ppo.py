@@ -51,11 +51,9 @@ def save_models(setting: Any, folder: Path) -> None:
 
 def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
     """An iteration by the functions that stage 3's main loop calls."""
-    import torch
-
     from rlhf import distributed
     from rlhf.generation import Sampling
-    from scripts.bench_common import Setting, prompts_of, stop_ids
+    from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
     from step3_ppo.config import PPOConfig
     from step3_ppo.experience import make_experience
     from step3_ppo.optimise import optimise
@@ -70,6 +68,7 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
         output_dir=folder / "output",
         dtype=arguments["variant"].split()[-1],
         inference_dtype=arguments["variant"].split()[-1],
+        inference_copy="on",  # its weights lie in the order of the CPU's kernels
         rollout_batch_size=setting.batch,
         mini_batch_size=setting.batch,
         micro_batch_size=arguments["micro_batch_size"],
@@ -80,16 +79,15 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
     roles = build_roles(config, optimizer_steps=1000)
     lm = roles.actor.engine.module.lm
     prompts = prompts_of(setting, lm.config.vocab_size)
-    with torch.no_grad():
-        logits = lm(input_ids=torch.tensor(prompts), use_cache=False).logits[:, -1]
-    stops = tuple(stop_ids(setting, logits))
-    sampling = Sampling(setting.response, stop_token_ids=stops)
+    sampling = Sampling(setting.response, stop_token_ids=(STOP,))
+    take = force_lengths(roles.actor.hybrid.sampler)
     step = 0
 
     def once(index: int) -> dict[str, float]:
         nonlocal step
         import time
 
+        take(lengths_of(setting, index))
         began = time.process_time()
         with roles.actor.hybrid.generating() as sampler:
             rollout = roll_out(sampler, prompts, sampling, messages=["[]"] * len(prompts), seed=0, iteration=index)
