@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from rlhf import hardware
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 
@@ -26,7 +28,7 @@ def run(script: str, *arguments: str, folder: Path, num_gpus: str) -> subprocess
 
 @pytest.mark.parametrize("num_gpus", ["1", "2"])
 def test_unknown_flag_is_answered_with_the_nearest(tmp_path: Path, num_gpus: str) -> None:
-    if num_gpus == "2" and (os.cpu_count() or 1) < 2:
+    if num_gpus == "2" and hardware.cores() < 2:
         pytest.skip("two ranks need two cores")
     done = run("step2_reward.sh", "--data-pth", "x.jsonl", folder=tmp_path, num_gpus=num_gpus)
     assert done.returncode == 2
