@@ -25,8 +25,6 @@ from rlhf import hardware
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, RLHFError, Terminated
 
 ROOT = Path(__file__).resolve().parent.parent
-# Large pages for what the C library allocates: page faults were a tenth of a PPO iteration on a CPU.
-CPU_MEMORY = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 GRACE_SECONDS = 120.0  # for ranks that were asked to end: they finish a step and write a checkpoint
 LAST_WORDS_SECONDS = 2.0  # for the other ranks once one has failed: they wait for it in vain
 _PR_SET_PDEATHSIG = 1
@@ -135,8 +133,6 @@ def environment(placement: Placement, *, rank: int | None, port: int) -> dict[st
     variables.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // placement.ranks)))
     if not placement.gpus:
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-        for name, value in CPU_MEMORY.items():
-            variables.setdefault(name, value)
     if rank is not None:
         variables |= {
             "RANK": str(rank),

@@ -19,8 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlhf.launch import CPU_MEMORY
-
 MODELS = {
     # name: hidden, layers, vocabulary, inner size, heads
     "7.3M": (256, 4, 8192, 688, 4),
@@ -170,8 +168,6 @@ class Worker:
             "CUDA_VISIBLE_DEVICES": "",
             "DS_ACCELERATOR": "cpu",
         }
-        if self.label.startswith("ours"):  # as train.py starts its ranks
-            environment |= CPU_MEMORY
         self.rounds: list[dict[str, float]] = []
         self.command, self.environment = [python, script, "--worker", json.dumps(arguments)], environment
 
