@@ -19,6 +19,7 @@ from torch import Tensor
 from rlhf import distributed
 from rlhf.attention import is_served, served
 from rlhf.causal_model import CausalModel, head_logits
+from rlhf.errors import ConfigError
 from rlhf.kv_cache import SHOWN_STEP, SamplerCache, round_up
 from rlhf.lean_forward import LeanForward, is_lean
 from rlhf.models import backbone, unwrap
@@ -73,7 +74,8 @@ class Sampler:
     `synced`: the ranks call the model equally often, which ZeRO-3's gathers need; a rank that is done keeps stepping
     until the others are. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks
     that generate together. The cache stays allocated until `release()`; where it would need more than `cache_bytes`,
-    prompts are taken in groups of like length, one after the other (not when `synced`).
+    prompts are taken in groups of like length, one after the other (not when `synced`). `compiled`: single tokens go
+    through torch.compile; raises ConfigError for a model that is not Llama-like.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Sampler:
         agree: Callable[[Tensor], Tensor] | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         cache_bytes: int | None = None,
+        compiled: bool = False,
     ) -> None:
         self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
         self.backbone = backbone(self.lm)
@@ -94,7 +97,11 @@ class Sampler:
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.lean = is_served(self.lm)
         # under ZeRO-3 weights exist only while their module is called
-        self.forward = LeanForward(self.lm) if self.lean and not synced and is_lean(self.lm) else None
+        is_ours = self.lean and not synced and is_lean(self.lm)
+        if compiled and not is_ours:
+            why = "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
+            raise ConfigError(f"step3_ppo.inference_compile: sampling {why} cannot be compiled; leave it out")
+        self.forward = LeanForward(self.lm, compiled=compiled) if is_ours else None
         self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
 
     @property

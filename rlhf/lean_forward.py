@@ -50,9 +50,13 @@ def is_lean(lm: Any) -> bool:
 
 
 class LeanForward:
-    """`begin` before a generation reads what follows from the weights; then call it for prompts and for tokens."""
+    """`begin` before a generation reads what follows from the weights; then call it for prompts and for tokens.
 
-    def __init__(self, lm: Any) -> None:
+    `compiled`: the forward of single tokens goes through torch.compile, once for all batch sizes and lengths.
+    """
+
+    def __init__(self, lm: Any, *, compiled: bool = False) -> None:
+        self._token = torch.compile(self._run, dynamic=True) if compiled else self._run
         self.model = lm.base_model
         self.norm_offset = FAMILIES[lm.config.model_type]
         attention = self.model.layers[0].self_attn
@@ -102,6 +106,9 @@ class LeanForward:
         For prompts `attention` says what counts ([B, 1, T, T], None is all before), for single tokens it is added to
         the scores ([B, 1, 1, S], 0 or −∞).
         """
+        return (self._run if cache.prefilling else self._token)(ids_BT, positions_BT, cache, attention)
+
+    def _run(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
         rows, length = ids_BT.shape
         half, group = self.head_size // 2, self.group
         cos_BT1E, sin_BT1E = self.cos_CE[positions_BT, None], self.sin_CE[positions_BT, None]

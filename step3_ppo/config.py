@@ -54,6 +54,11 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         "auto copies where layout or dtype differ from training's; off generates on the training weights",
         resumable=True,
     )
+    inference_compile: bool = setting(
+        False,
+        "torch.compile the sampling of Llama-like models; a minute and a half to build, and no gain on CPUs",
+        resumable=True,
+    )
     release_inference_cache: bool = setting(True, "free copy and KV cache after each rollout", resumable=True)
 
     # rewards and advantages

@@ -37,7 +37,7 @@ class HybridEngine:
     where the hardware computes in it, else the training dtype. `inference_copy`: "auto" makes a copy where it would
     differ from the training weights; "on" always (on a CPU its layout is faster); "off" never, so that the training
     module generates, under ZeRO-3 by gathering weights layer by layer for every token. `release`: leaving
-    `generating()` frees the copy and the KV cache.
+    `generating()` frees the copy and the KV cache. `compiled`: as in `Sampler`.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class HybridEngine:
         inference_dtype: str = "auto",
         inference_copy: Literal["auto", "on", "off"] = "auto",
         release: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.train, self.release = train, release
         self.seconds = {"refresh": 0.0, "generate": 0.0, "release": 0.0}
@@ -58,13 +59,17 @@ class HybridEngine:
         same = tensor_parallel == 1 and train.zero_stage <= 2 and dtype == train.dtype and not is_adapted(lm)
         self.copy: InferenceCopy | None = None
         if inference_copy == "on" or (inference_copy == "auto" and not same):
-            self.copy = InferenceCopy(lm, dtype=dtype, device=distributed.device(), group=self.group)
+            # packed weights are opaque to the compiler
+            self.copy = InferenceCopy(
+                lm, dtype=dtype, device=distributed.device(), group=self.group, packed=not compiled
+            )
         model = train.module if self.copy is None else self.copy.lm
         sampler = Sampler(
             model,
             pad_token_id=pad_token_id,
             synced=self.copy is None and train.zero_stage == 3,
             agree=None if self.group is None else self._agree,
+            compiled=compiled,
         )
         self._sampler = sampler
         self.sampler: Any = sampler if self.group is None else GroupSampler(sampler, self.group)

@@ -223,6 +223,7 @@ def _build_actor(config: PPOConfig, dtype: torch.dtype, tokenizer: Any, template
             inference_dtype=config.inference_dtype,
             inference_copy=config.inference_copy,
             release=config.release_inference_cache,
+            compiled=config.inference_compile,
         ),
         tokenizer=tokenizer,
         template=template,
