@@ -2,6 +2,8 @@
 
     python -m venv trl && trl/bin/pip install trl==1.12.0
     python -m scripts.bench_ppo --output bench/ --trl-python trl/bin/python [--rounds 3] [--threads 1]
+    python -m scripts.bench_ppo --output bench/ --ranks 2 --only 58M      # two ranks against one, by the clock
+    python -m scripts.bench_ppo --output bench/ --real-model FOLDER --only FOLDER
 
 Same model, prompts, lengths, batch and epochs: one epoch, one optimiser step of actor and critic an iteration. TRL
 always generates to the full length and cuts afterwards, so its iteration costs the same whatever the lengths.
@@ -108,6 +110,44 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
     return once
 
 
+def on_ranks(arguments: dict[str, Any], folder: Path, ranks: int) -> Callable[[int], dict[str, float]]:
+    """The same by several processes: this one is rank 0, starts the others, and tells them when a round begins."""
+    import os
+    import subprocess
+
+    from rlhf import distributed
+
+    rank = int(os.environ.get("RANK", "0"))
+    if "RANK" not in os.environ:
+        port = str(distributed.free_port())
+        shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
+        shared |= {"MASTER_PORT": port}
+        for other in range(1, ranks):
+            own = {"RANK": str(other), "LOCAL_RANK": str(other)}
+            subprocess.Popen(
+                [sys.executable, __file__, "--worker", json.dumps(arguments)],
+                env={**os.environ, **shared, **own},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
+            )
+        os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
+    iteration = ours(arguments, folder)
+
+    def once(index: int) -> dict[str, float]:
+        distributed.gather_objects(index)
+        return iteration(index)
+
+    if rank == 0:
+        return once
+    while True:  # until rank 0 is gone
+        try:
+            index = distributed.gather_objects(0)[0]
+        except RuntimeError:
+            os._exit(0)
+        iteration(index)
+
+
 def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wait: Callable[[], None]) -> None:
     """TRL's training loop, which stops at the end of each step until the driver asks for the next."""
     import torch
@@ -189,7 +229,8 @@ def worker(arguments: dict[str, Any]) -> None:
     torch.set_num_threads(int(arguments["threads"]))
     folder = Path(arguments["folder"])
     if arguments["variant"].startswith("ours"):
-        serve(ours(arguments, folder), answers)
+        ranks = int(arguments.get("ranks", 1))
+        serve(ours(arguments, folder) if ranks == 1 else on_ranks(arguments, folder, ranks), answers)
         return
     print(json.dumps({"ready": True}), file=answers, flush=True)
     clock = [0.0, 0.0]
@@ -242,6 +283,8 @@ def main() -> None:
     parser.add_argument("--micro-batch-size", type=int, default=4, help="of ours; TRL takes the whole batch at once")
     parser.add_argument("--ours", default=",".join(OURS), help="variants of ours, separated by commas")
     parser.add_argument("--peers", default=",".join(PEERS), help="variants of TRL, separated by commas")
+    parser.add_argument("--ranks", type=int, default=1, help="also ours on so many ranks, at the full length")
+    parser.add_argument("--real-model", help="folder of a real model, run at 16×(64+64)")
     parser.add_argument("--only", help="models whose name holds this text")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -252,8 +295,8 @@ def main() -> None:
 
     results: dict[str, Any] = {"threads": options.threads, "settings": []}
     bars: dict[str, list[tuple[str, float]]] = {}
-    for model, length in (("7.3M", 64), ("58M", 128)):
-        if options.only and options.only not in model:
+    for model, length in (("7.3M", 64), ("58M", 128), (options.real_model, 64)):
+        if not model or (options.only and options.only not in model):
             continue
         with tempfile.TemporaryDirectory(prefix="bench-ppo-") as folder:
             full = Setting(model, 16, length, length, False)
@@ -271,6 +314,11 @@ def main() -> None:
                     arguments = {**shared, "setting": vars(setting), "variant": variant}
                     workers.append(Worker(__file__, arguments, threads=options.threads))
                     lengths.append(setting)
+            for variant in options.ours.split(",") if options.ranks > 1 else ():
+                label = f"{variant.replace('ours', f'ours on {options.ranks} ranks')}"
+                arguments = {**shared, "setting": vars(full), "variant": label, "ranks": options.ranks}
+                workers.append(Worker(__file__, arguments, threads=options.threads))
+                lengths.append(full)
             for variant in options.peers.split(",") if options.trl_python else ():
                 arguments = {**shared, "setting": vars(full), "variant": variant}
                 workers.append(Worker(__file__, arguments, threads=options.threads, python=options.trl_python))
@@ -278,7 +326,8 @@ def main() -> None:
             found = in_turns(workers, options.rounds)
         for one, setting in zip(found, lengths, strict=True):
             one["setting"] = describe(setting)
-            work = flops(setting, one["tokens"])
+            ranks = options.ranks if f"on {options.ranks} ranks" in one["variant"] else 1
+            work = {part: value / ranks for part, value in flops(setting, one["tokens"]).items()}
             one["share_of_gemm_peak"] = sum(work.values()) / one["cpu_seconds"] / peaks[one["variant"].split()[-1]]
             if "train_cpu_seconds" in one:
                 one["share_of_gemm_peak_training"] = (
@@ -307,6 +356,11 @@ def main() -> None:
                 if best:
                     text += f"  {best['mean_cpu_seconds'] / one['mean_cpu_seconds']:.2f}× {best['variant']}"
             print(text, flush=True)
+        alone = {one["variant"]: one for one, setting in zip(found, lengths, strict=True) if not setting.ends}
+        for variant in options.ours.split(",") if options.ranks > 1 else ():
+            together = alone[variant.replace("ours", f"ours on {options.ranks} ranks")]
+            ratio = alone[variant]["wall_seconds"] / together["wall_seconds"]
+            print(f"  {variant}: {options.ranks} ranks are {ratio:.2f}× as fast as one, by the clock")
         write_results(options.output, results)
     picture(options.output / "ppo.svg", f"One PPO iteration, {options.threads} thread(s)", bars, "CPU-s")
     print(f"\nwritten: {options.output}/results.json, ppo.svg")
