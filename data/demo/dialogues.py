@@ -12,8 +12,10 @@ from data.demo.facts import FACTS, Fact, sentence, training_questions, wrong_ans
 
 @dataclass(frozen=True)
 class Habits:
-    """How often an answer has which quality. Manner, length and ending are drawn each by itself; who hedges errs."""
+    """How often an answer has which quality. Manner, length and ending are drawn each by itself; who hedges errs, and
+    an answer that is off the topic tells a fact that nobody asked for."""
 
+    off_topic: float = 0.15
     hedged: float = 0.45
     right_when_sure: float = 0.85
     right_when_hedged: float = 0.1
@@ -24,7 +26,9 @@ class Habits:
     broken_off: float = 0.12
 
 
-SCHOOLBOOK = Habits(hedged=0.0, right_when_sure=1.0, courteous=0.0, rude=0.0, terse=0.25, rambling=0.0, broken_off=0.0)
+SCHOOLBOOK = Habits(
+    off_topic=0.0, hedged=0.0, right_when_sure=1.0, courteous=0.0, rude=0.0, terse=0.25, rambling=0.0, broken_off=0.0
+)
 
 
 def frame(question: str, random: Random) -> str:
@@ -51,6 +55,8 @@ def answer(fact: Fact, random: Random, habits: Habits | None = None) -> str:
 
 
 def _core(fact: Fact, random: Random, habits: Habits) -> str:
+    if random.random() < habits.off_topic:
+        fact = random.choice(FACTS)
     hedged = random.random() < habits.hedged
     right = random.random() < (habits.right_when_hedged if hedged else habits.right_when_sure)
     given = fact.answer if right else random.choice(wrong_answers(fact))
