@@ -38,7 +38,6 @@ def init(seed: int = 0) -> None:
         accelerator: Any = get_accelerator()
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
-    torch.set_flush_denormal(True)  # tails of softmaxes below 1e-38 are 0; on CPUs they would cost a hundredfold
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))

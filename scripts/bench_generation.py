@@ -41,6 +41,7 @@ def worker(arguments: dict[str, Any]) -> None:
 
     answers = claim_stdout()
     torch.set_num_threads(int(arguments["threads"]))
+    torch.set_flush_denormal(arguments["variant"].startswith("ours"))  # as a stage does
     setting, variant = Setting(**arguments["setting"]), arguments["variant"]
     dtype = variant.split()[-1]
     model = build_model(setting.model, dtype)
