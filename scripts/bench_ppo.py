@@ -13,15 +13,14 @@ All contenders are alive at once: `--peers "TRL bf16"` and `--ours` name fewer w
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 OURS = ("ours bf16", "ours fp32")
 PEERS = ("TRL bf16", "TRL fp32", "TRL autocast bf16")
+WORKERS = str(Path(__file__).with_name("bench_ppo_workers.py"))
 
 
 def save_models(setting: Any, folder: Path) -> None:
@@ -49,210 +48,6 @@ def save_models(setting: Any, folder: Path) -> None:
     reward.save_pretrained(folder / "reward")
     for name in ("actor", "reward"):
         fast.save_pretrained(folder / name)
-
-
-def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
-    """An iteration by the functions that stage 3's main loop calls."""
-    import torch
-
-    from rlhf import distributed
-    from rlhf.generation import Sampling
-    from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
-    from step3_ppo.config import PPOConfig
-    from step3_ppo.experience import make_experience
-    from step3_ppo.optimise import optimise
-    from step3_ppo.roles import build_roles
-    from step3_ppo.rollout import roll_out
-
-    torch.set_flush_denormal(True)  # as a stage does
-    distributed.init(0)
-    setting = Setting(**arguments["setting"])
-    config = PPOConfig(
-        actor_model=str(folder / "actor"),
-        reward_model=str(folder / "reward"),
-        output_dir=folder / "output",
-        dtype=arguments["variant"].split()[-1],
-        inference_dtype=arguments["variant"].split()[-1],
-        inference_copy="on",  # its weights lie in the order of the CPU's kernels
-        rollout_batch_size=setting.batch,
-        mini_batch_size=setting.batch,
-        micro_batch_size=arguments["micro_batch_size"],
-        max_prompt_length=setting.prompt,
-        max_response_length=setting.response,
-        ema=False,
-    )
-    roles = build_roles(config, optimizer_steps=1000)
-    lm = roles.actor.engine.module.lm
-    prompts = prompts_of(setting, lm.config.vocab_size)
-    sampling = Sampling(setting.response, stop_token_ids=(STOP,))
-    take = force_lengths(roles.actor.hybrid.sampler)
-    step = 0
-
-    def once(index: int) -> dict[str, float]:
-        nonlocal step
-        import time
-
-        take(lengths_of(setting, index))
-        began = time.process_time()
-        with roles.actor.hybrid.generating() as sampler:
-            rollout = roll_out(sampler, prompts, sampling, messages=["[]"] * len(prompts), seed=0, iteration=index)
-        generated = time.process_time()
-        experience = make_experience(rollout, roles, config, kl_coef=config.kl_coef)
-        scored = time.process_time()
-        totals = optimise(experience, roles, config, iteration=index, first_step=step)
-        step += totals.steps
-        ended = time.process_time()
-        return {
-            "tokens": float(sum(len(r) for r in rollout.responses)),
-            "generate_cpu_seconds": generated - began,
-            "score_cpu_seconds": scored - generated,
-            "train_cpu_seconds": ended - scored,
-            "flip_seconds": roles.actor.hybrid.figures()["time/flip"],
-        }
-
-    return once
-
-
-def on_ranks(arguments: dict[str, Any], folder: Path, ranks: int) -> Callable[[int], dict[str, float]]:
-    """The same by several processes: this one is rank 0, starts the others, and tells them when a round begins."""
-    import os
-    import subprocess
-
-    from rlhf import distributed
-
-    rank = int(os.environ.get("RANK", "0"))
-    if "RANK" not in os.environ:
-        port = str(distributed.free_port())
-        shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
-        shared |= {"MASTER_PORT": port}
-        for other in range(1, ranks):
-            own = {"RANK": str(other), "LOCAL_RANK": str(other)}
-            subprocess.Popen(
-                [sys.executable, __file__, "--worker", json.dumps(arguments)],
-                env={**os.environ, **shared, **own},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=None if os.environ.get("BENCH_DEBUG") else subprocess.DEVNULL,
-            )
-        os.environ.update({**shared, "RANK": "0", "LOCAL_RANK": "0"})
-    iteration = ours(arguments, folder)
-
-    def once(index: int) -> dict[str, float]:
-        distributed.gather_objects(index)
-        return iteration(index)
-
-    if rank == 0:
-        return once
-    while True:  # until rank 0 is gone
-        try:
-            index = distributed.gather_objects(0)[0]
-        except RuntimeError:
-            os._exit(0)
-        iteration(index)
-
-
-def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wait: Callable[[], None]) -> None:
-    """TRL's training loop, which stops at the end of each step until the driver asks for the next."""
-    import torch
-    import transformers
-    from datasets import Dataset
-    from trl.experimental.ppo import PPOConfig, PPOTrainer  # type: ignore[import-not-found]
-
-    from scripts.bench_common import Setting, prompts_of
-
-    setting, variant = Setting(**arguments["setting"]), arguments["variant"]
-    dtype = torch.bfloat16 if variant == "TRL bf16" else torch.float32
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "actor", padding_side="left")
-
-    def scalar() -> Any:
-        return transformers.AutoModelForSequenceClassification.from_pretrained(
-            folder / "reward", num_labels=1, dtype=dtype
-        )
-
-    def causal() -> Any:
-        return transformers.AutoModelForCausalLM.from_pretrained(folder / "actor", dtype=dtype)
-
-    policy = causal()
-    prompts = prompts_of(setting, policy.config.vocab_size)
-    dataset = Dataset.from_dict({"input_ids": prompts})
-    config = PPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=setting.batch,
-        gradient_accumulation_steps=1,
-        num_mini_batches=1,
-        num_ppo_epochs=1,
-        local_rollout_forward_batch_size=setting.batch,
-        response_length=setting.response,
-        total_episodes=setting.batch * 1000,
-        num_sample_generations=0,
-        temperature=1.0,
-        learning_rate=1e-6,
-        use_cpu=True,
-        bf16=variant == "TRL autocast bf16",
-        gradient_checkpointing=False,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        missing_eos_penalty=1.0,
-        stop_token_id=2,
-    )
-
-    class Turns(transformers.TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            wait()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            answer()
-            wait()
-
-    trainer = PPOTrainer(
-        args=config,
-        processing_class=tokenizer,
-        model=policy,
-        ref_model=causal(),
-        reward_model=scalar(),
-        value_model=scalar(),
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        callbacks=[Turns()],
-    )
-    trainer.train()
-
-
-def worker(arguments: dict[str, Any]) -> None:
-    import os
-    import resource
-    import time
-
-    import torch
-
-    from scripts.bench_common import claim_stdout, serve
-
-    answers = claim_stdout()
-    torch.set_num_threads(int(arguments["threads"]))
-    folder = Path(arguments["folder"])
-    if arguments["variant"].startswith("ours"):
-        ranks = int(arguments.get("ranks", 1))
-        serve(ours(arguments, folder) if ranks == 1 else on_ranks(arguments, folder, ranks), answers)
-        return
-    print(json.dumps({"ready": True}), file=answers, flush=True)
-    clock = [0.0, 0.0]
-
-    def answer() -> None:
-        figures = {
-            "tokens": float(arguments["setting"]["batch"] * arguments["setting"]["response"]),
-            "cpu_seconds": time.process_time() - clock[0],
-            "wall_seconds": time.monotonic() - clock[1],
-            "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
-        print(json.dumps(figures), file=answers, flush=True)
-
-    def wait() -> None:
-        if not sys.stdin.readline():
-            os._exit(0)
-        clock[:] = [time.process_time(), time.monotonic()]
-
-    trl(arguments, folder, answer, wait)
 
 
 def flops(setting: Any, tokens: float) -> dict[str, float]:
@@ -289,11 +84,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=1, help="also ours on so many ranks, at the full length")
     parser.add_argument("--real-model", help="folder of a real model, run at 16×(64+64)")
     parser.add_argument("--only", help="models whose name holds this text")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.worker:
-        worker(json.loads(options.worker))
-        return
     from scripts.bench_common import Setting, Worker, describe, gemm_peak, in_turns, picture, write_results
 
     results: dict[str, Any] = {"threads": options.threads, "settings": []}
@@ -315,16 +106,16 @@ def main() -> None:
                 for variant in options.ours.split(","):
                     setting = Setting(model, 16, length, length, ends)
                     arguments = {**shared, "setting": vars(setting), "variant": variant}
-                    workers.append(Worker(__file__, arguments, threads=options.threads))
+                    workers.append(Worker(WORKERS, arguments, threads=options.threads))
                     lengths.append(setting)
             for variant in options.ours.split(",") if options.ranks > 1 else ():
                 label = f"{variant.replace('ours', f'ours on {options.ranks} ranks')}"
                 arguments = {**shared, "setting": vars(full), "variant": label, "ranks": options.ranks}
-                workers.append(Worker(__file__, arguments, threads=options.threads))
+                workers.append(Worker(WORKERS, arguments, threads=options.threads))
                 lengths.append(full)
             for variant in options.peers.split(",") if options.trl_python else ():
                 arguments = {**shared, "setting": vars(full), "variant": variant}
-                workers.append(Worker(__file__, arguments, threads=options.threads, python=options.trl_python))
+                workers.append(Worker(WORKERS, arguments, threads=options.threads, python=options.trl_python))
                 lengths.append(full)
             found = in_turns(workers, options.rounds)
         for one, setting in zip(found, lengths, strict=True):
@@ -356,7 +147,7 @@ def main() -> None:
                     f"train {one['train_cpu_seconds']:.2f} ({one['share_of_gemm_peak_training']:.0%} of peak) "
                     f"flip {one['flip_seconds']:.3f}"
                 )
-                if best:
+                if best and "ranks" not in label:  # of several ranks only the first's CPU time is known
                     text += f"  {best['mean_cpu_seconds'] / one['mean_cpu_seconds']:.2f}× {best['variant']}"
             print(text, flush=True)
         alone = {one["variant"]: one for one, setting in zip(found, lengths, strict=True) if not setting.ends}
