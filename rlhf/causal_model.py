@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rlhf.logprob_function import Logits
 from rlhf.models import backbone, unwrap
-from rlhf.tensors import chunked_logprobs, logits_from_hidden
+from rlhf.tensors import chunked_logprobs
 
 
 class TokenScores(NamedTuple):
@@ -35,7 +36,7 @@ class LogprobHead(nn.Linear):
 
     def forward(self, hidden: Tensor, targets_N: Tensor | None = None, **options: Any) -> Any:
         if targets_N is None:
-            return logits_from_hidden(hidden, self.weight, self.bias, self.logit_scale, self.logit_cap)
+            return Logits(scale=self.logit_scale, cap=self.logit_cap).of(hidden, self.weight, self.bias)
         return chunked_logprobs(
             hidden, targets_N, self.weight, self.bias, scale=self.logit_scale, cap=self.logit_cap, **options
         )

@@ -1,47 +1,52 @@
-"""Log-probabilities of targets from hidden states, with a backward that computes the logits again, block by block.
+"""Log-probabilities of targets from hidden states, a block of logits at a time; backward computes each block again.
 
-N tokens, V vocabulary, D hidden. With z = s·(h·Wᵀ + b) and p = softmax(z) the gradients are written out by hand:
+N tokens, V vocabulary, D hidden. With z the logits and p = softmax(z), the gradients are written out by hand:
 ∂ log p_t / ∂z = onehot_t − p and ∂ entropy / ∂z = −p·(log p + entropy). Element-wise work on a whole [N, V] is bound by
-memory; on a block of few rows it stays in the processor's cache.
+memory; a block of some rows and columns stays in the processor's cache and still is a product of good shape. Sums over
+the vocabulary are carried from block to block relative to the largest logit so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BLOCK_ENTRIES = 1 << 21  # logits of a block on a CPU: 8 MB in fp32
-BLOCK_ROWS_ON_ACCELERATORS = 1024
+# Logits of a block: rows, and rows × columns. On a CPU 2 MB in fp32; on accelerators 128 MB.
+ROWS, ENTRIES = 512, 1 << 19
+ROWS_ON_ACCELERATORS, ENTRIES_ON_ACCELERATORS = 1024, 1 << 25
 
 
-def block_rows(vocabulary: int, device: torch.device) -> int:
-    """Rows whose logits are worked on at a time."""
-    if device.type != "cpu":
-        return BLOCK_ROWS_ON_ACCELERATORS
-    return min(max(BLOCK_ENTRIES // vocabulary, 16), 512)
+class Logits(NamedTuple):
+    """What stands between the output embedding's product and the softmax: z = cap·tanh(scale·x / cap) / temperature, or
+    without a cap (0) z = scale·x / temperature."""
 
+    temperature: float = 1.0
+    scale: float = 1.0
+    cap: float = 0.0
 
-def scaled_logits(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, factor: float, forbidden: Tensor | None, ids: Tensor
-) -> Tensor:
-    """z of a block in fp32; −∞ at `ids` in the rows where `forbidden` is True."""
-    z = F.linear(hidden_ND, weight_VD, bias_V).float()
-    if factor != 1.0:
-        z = z.mul_(factor) if not z.requires_grad else z * factor
-    if forbidden is not None:
-        z[forbidden.nonzero(), ids] = float("-inf")
-    return z
+    @property
+    def factor(self) -> float:
+        return self.scale / self.temperature
+
+    def of(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """z in fp32: [..., V]."""
+        x = F.linear(hidden, weight, bias).float()
+        if self.cap:
+            return torch.tanh(x * (self.scale / self.cap)) * (self.cap / self.temperature)
+        return x if self.factor == 1.0 else x * self.factor
+
+    def bend(self, z: Tensor) -> Tensor | None:
+        """What the cap leaves of the slope: ∂z / ∂x = factor · bend; None where it is 1."""
+        return 1.0 - (z * (self.temperature / self.cap)).square_() if self.cap else None
 
 
 class TargetLogprobs(torch.autograd.Function):
-    """(hidden, weight, bias, targets, factor, forbidden, ids, with_entropy, chunk) → log-probabilities and entropy [N].
-
-    At most `chunk` rows of probabilities exist in backward, in the weights' dtype, and one block in fp32.
-    """
+    """(hidden [N, D], weight [V, D], bias, targets [N], logits, forbidden [N] or None, forbidden ids, with_entropy) →
+    log-probabilities and entropy [N] in fp32, in nats; the entropy is zeros unless asked for."""
 
     @staticmethod
     def forward(
@@ -50,73 +55,111 @@ class TargetLogprobs(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_N: Tensor,
-        factor: float,
+        logits: Logits,
         forbidden_N: Tensor | None,
-        ids: Tensor,
+        ids: tuple[int, ...],
         with_entropy: bool,
-        chunk: int,
     ) -> tuple[Tensor, Tensor]:
-        count = len(targets_N)
-        logprobs_N = torch.zeros(count, device=hidden_ND.device)
-        entropy_N, normaliser_N = torch.zeros_like(logprobs_N), torch.zeros_like(logprobs_N)
-        for rows in _blocks(count, block_rows(len(weight_VD), hidden_ND.device)):
-            forbidden = None if forbidden_N is None else forbidden_N[rows]
-            z = scaled_logits(hidden_ND[rows], weight_VD, bias_V, factor, forbidden, ids)
-            chosen = z.gather(1, targets_N[rows, None])[:, 0]
-            largest = z.amax(dim=-1)
-            weights = (z - largest[:, None]).exp_() if with_entropy else z.sub_(largest[:, None]).exp_()
-            total = weights.sum(dim=-1)
-            normaliser_N[rows] = total.log() + largest
-            logprobs_N[rows] = chosen - normaliser_N[rows]
+        chosen_N = torch.zeros(len(targets_N), device=hidden_ND.device)
+        entropy_N, normaliser_N = torch.zeros_like(chosen_N), torch.zeros_like(chosen_N)
+        for rows in row_blocks(hidden_ND):
+            hidden = hidden_ND[rows]
+            largest = torch.full((len(hidden), 1), torch.finfo(torch.float32).min, device=hidden.device)
+            total, expected = torch.zeros_like(largest), torch.zeros_like(largest)
+            for columns in column_blocks(hidden, weight_VD):
+                z = logits.of(hidden, weight_VD[columns], None if bias_V is None else bias_V[columns])
+                hit = _forbid(z, columns, forbidden_N, ids, rows)
+                inside, place = _places(targets_N[rows], columns)
+                chosen_N[rows] = z.gather(1, place)[:, 0].where(inside, chosen_N[rows])
+                before, largest = largest, torch.maximum(largest, z.amax(dim=1, keepdim=True))
+                rescale = (before - largest).exp_()
+                if with_entropy:
+                    weights = (z - largest).exp_()
+                    if hit:  # weight 0 times −∞
+                        z.masked_fill_(z.isinf(), 0.0)
+                    expected = expected * rescale + z.mul_(weights).sum(dim=1, keepdim=True)
+                else:
+                    weights = z.sub_(largest).exp_()
+                total = total * rescale + weights.sum(dim=1, keepdim=True)
+            normaliser_N[rows] = (total.log() + largest)[:, 0]
             if with_entropy:
-                expected = weights.mul_(z.masked_fill_(z.isinf(), 0.0)).sum(dim=-1) / total
-                entropy_N[rows] = normaliser_N[rows] - expected
+                entropy_N[rows] = normaliser_N[rows] - (expected / total)[:, 0]
         # weight and bias are leaves that ZeRO-3 gathers again for backward, so they are kept by reference
         ctx.weight, ctx.bias = weight_VD, bias_V
-        ctx.options = factor, with_entropy, chunk, ids
+        ctx.options = logits, with_entropy, ids
         ctx.save_for_backward(hidden_ND, targets_N, forbidden_N, normaliser_N, entropy_N)
-        return logprobs_N, entropy_N
+        return chosen_N - normaliser_N, entropy_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logprobs_N, grad_entropy_N = grads
         hidden_ND, targets_N, forbidden_N, normaliser_N, entropy_N = ctx.saved_tensors
         weight_VD, bias_V = ctx.weight, ctx.bias
-        factor, with_entropy, chunk, ids = ctx.options
+        logits, with_entropy, ids = ctx.options
+        grad_logprobs_N, grad_entropy_N = (grad.float() * logits.factor for grad in grads)
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden_ND) if wants_hidden else None
-        grad_weight = torch.zeros(0) if wants_weight else None
+        grad_hidden = torch.zeros(hidden_ND.shape, device=hidden_ND.device) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
         grad_bias = torch.zeros(len(weight_VD), device=hidden_ND.device) if wants_bias else None
-        size = block_rows(len(weight_VD), hidden_ND.device)
-        for outer in _blocks(len(targets_N), chunk):
-            hidden = hidden_ND[outer]
-            slopes = hidden.new_empty((len(hidden), len(weight_VD)))  # of the logits before the factor
-            for inner in _blocks(len(hidden), size):
-                rows = slice(outer.start + inner.start, outer.start + inner.stop)
-                forbidden = None if forbidden_N is None else forbidden_N[rows]
-                z = scaled_logits(hidden[inner], weight_VD, bias_V, factor, forbidden, ids)
+        for columns in column_blocks(hidden_ND, weight_VD):
+            weight, bias = weight_VD[columns], None if bias_V is None else bias_V[columns]
+            sums: Tensor | None = None  # over several blocks of rows, in fp32
+            for rows in row_blocks(hidden_ND):
+                hidden, g = hidden_ND[rows], grad_logprobs_N[rows, None]
+                z = logits.of(hidden, weight, bias)
+                bend = logits.bend(z)
+                hit = _forbid(z, columns, forbidden_N, ids, rows)
                 z.sub_(normaliser_N[rows, None])
-                g = grad_logprobs_N[rows, None].float() * factor
                 if with_entropy:
-                    e = grad_entropy_N[rows, None].float() * factor
                     p = z.exp()
-                    # p·(log p + entropy) with p = 0 at −∞ is 0, not NaN
-                    z.masked_fill_(z.isinf(), 0.0).add_(entropy_N[rows, None]).mul_(-e).sub_(g).mul_(p)
+                    if hit:  # p·(log p + entropy) with p = 0 at −∞ is 0, not NaN
+                        z.masked_fill_(z.isinf(), 0.0)
+                    z.add_(entropy_N[rows, None]).mul_(-grad_entropy_N[rows, None]).sub_(g).mul_(p)
                 else:
                     z.exp_().mul_(-g)
-                z.scatter_add_(1, targets_N[rows, None], g)
-                slopes[inner] = z
+                inside, place = _places(targets_N[rows], columns)
+                z.scatter_add_(1, place, g.masked_fill(~inside[:, None], 0.0))
+                if bend is not None:
+                    z.mul_(bend)
+                slopes = z.to(hidden.dtype)
+                if grad_hidden is not None:
+                    grad_hidden[rows] += slopes @ weight
+                if grad_weight is not None and not rows.start:
+                    torch.mm(slopes.t(), hidden, out=grad_weight[columns])
+                elif grad_weight is not None:
+                    sums = (grad_weight[columns].float() if sums is None else sums).add_(slopes.t() @ hidden)
                 if grad_bias is not None:
-                    grad_bias += z.sum(dim=0)
-            if grad_hidden is not None:
-                grad_hidden[outer] = slopes @ weight_VD
-            if grad_weight is not None:
-                part = slopes.t() @ hidden
-                grad_weight = part if not len(grad_weight) else grad_weight.float().add_(part)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight_VD.dtype) if len(grad_weight) else torch.zeros_like(weight_VD)
+                    grad_bias[columns] += z.sum(dim=0)
+            if grad_weight is not None and sums is not None:
+                grad_weight[columns] = sums
+        hidden = None if grad_hidden is None else grad_hidden.to(hidden_ND.dtype)
         bias = None if grad_bias is None or bias_V is None else grad_bias.to(bias_V.dtype)
-        return grad_hidden, grad_weight, bias, None, None, None, None, None, None
+        return hidden, grad_weight, bias, None, None, None, None, None
+
+
+def row_blocks(hidden_ND: Tensor) -> Iterator[slice]:
+    return _blocks(len(hidden_ND), ROWS if hidden_ND.device.type == "cpu" else ROWS_ON_ACCELERATORS)
+
+
+def column_blocks(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+    on_cpu = hidden_ND.device.type == "cpu"
+    most, entries = (ROWS, ENTRIES) if on_cpu else (ROWS_ON_ACCELERATORS, ENTRIES_ON_ACCELERATORS)
+    return _blocks(len(weight_VD), entries // max(min(len(hidden_ND), most), 1))
+
+
+def _places(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+    """Which targets lie in the block [n], and their columns there [n, 1] (any column for the others)."""
+    inside = (targets >= columns.start) & (targets < columns.stop)
+    return inside, (targets - columns.start).clamp_(0, columns.stop - columns.start - 1)[:, None]
+
+
+def _forbid(z: Tensor, columns: slice, forbidden_N: Tensor | None, ids: tuple[int, ...], rows: slice) -> bool:
+    """−∞ at the forbidden ids of the block in the rows that forbid; whether the block has such ids."""
+    own = [i - columns.start for i in ids if columns.start <= i < columns.stop]
+    if forbidden_N is None or not own:
+        return False
+    for column in own:
+        z[:, column].masked_fill_(forbidden_N[rows], float("-inf"))
+    return True
 
 
 def _blocks(count: int, size: int) -> Iterator[slice]:

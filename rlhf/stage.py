@@ -183,11 +183,11 @@ def _join(seed: int) -> None:
     """Join the process group, and end through its shutdown, since the interpreter's own exit can abort then."""
     import torch.distributed
 
-    from rlhf import distributed
+    from rlhf import cpu, distributed
 
     if not torch.distributed.is_initialized():
         leave_through(distributed.shutdown)
-        torch.set_flush_denormal(True)  # tails of softmaxes below 1e-38 are 0; on CPUs they would cost a hundredfold
+        cpu.tune()
     distributed.init(seed)
 
 

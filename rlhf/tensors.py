@@ -8,14 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
-from rlhf.logprob_function import TargetLogprobs
+from rlhf.logprob_function import Logits, TargetLogprobs
 
 IGNORE_INDEX = -100
-CHUNK_TOKENS = 512
 SumOverRanks = Callable[..., list[float]]
 
 
@@ -64,14 +61,6 @@ def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     return out
 
 
-def logits_from_hidden(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, cap: float) -> Tensor:
-    """Output embedding, with the logit scale and the soft cap (0 is off) that some families put on top; fp32 [N, V]."""
-    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float()
-    if scale != 1.0:
-        logits_NV = logits_NV * scale
-    return torch.tanh(logits_NV / cap) * cap if cap else logits_NV
-
-
 def chunked_logprobs(
     hidden_ND: Tensor,
     targets_N: Tensor,
@@ -84,79 +73,16 @@ def chunked_logprobs(
     forbidden_N: Tensor | None = None,
     forbidden_ids: Sequence[int] = (),
     with_entropy: bool = False,
-    chunk: int = CHUNK_TOKENS,
 ) -> tuple[Tensor, Tensor]:
     """log softmax(logits / temperature) at the targets, and the entropy in nats, both [N] in fp32.
 
-    Never more than `chunk` rows of logits exist: backward computes each chunk again. Where `forbidden_N` is True the
-    logits of `forbidden_ids` are −∞ (the end token below the minimum length). Without `with_entropy` it is zeros.
+    Only a block of the logits exists at a time: backward computes each again. Where `forbidden_N` is True the logits of
+    `forbidden_ids` are −∞ (the end token below the minimum length). Without `with_entropy` it is zeros.
     """
-
-    if cap:
-        return _by_checkpoint(
-            hidden_ND,
-            targets_N,
-            weight_VD,
-            bias_V,
-            temperature=temperature,
-            scale=scale,
-            cap=cap,
-            forbidden_N=forbidden_N if len(forbidden_ids) else None,
-            forbidden_ids=forbidden_ids,
-            with_entropy=with_entropy,
-            chunk=chunk,
-        )
+    logits = Logits(temperature, scale, cap)
     return TargetLogprobs.apply(  # type: ignore[return-value]
-        hidden_ND,
-        weight_VD,
-        bias_V,
-        targets_N,
-        scale / temperature,
-        forbidden_N if len(forbidden_ids) else None,
-        torch.tensor(list(forbidden_ids), dtype=torch.long, device=hidden_ND.device),
-        with_entropy,
-        chunk,
+        hidden_ND, weight_VD, bias_V, targets_N, logits, forbidden_N, tuple(forbidden_ids), with_entropy
     )
-
-
-def _by_checkpoint(
-    hidden_ND: Tensor,
-    targets_N: Tensor,
-    weight_VD: Tensor,
-    bias_V: Tensor | None,
-    *,
-    temperature: float,
-    scale: float,
-    cap: float,
-    forbidden_N: Tensor | None,
-    forbidden_ids: Sequence[int],
-    with_entropy: bool,
-    chunk: int,
-) -> tuple[Tensor, Tensor]:
-    """The same where a soft cap stands between logits and softmax: torch differentiates each chunk, computed again."""
-
-    def scores(hidden: Tensor, targets: Tensor, forbidden: Tensor | None) -> tuple[Tensor, Tensor]:
-        logits = logits_from_hidden(hidden, weight_VD, bias_V, scale, cap) / temperature
-        if forbidden is not None:
-            columns = torch.tensor(list(forbidden_ids), device=logits.device)
-            hit = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device).index_fill(0, columns, True)
-            logits = logits.masked_fill(forbidden[:, None] & hit, float("-inf"))
-        log_normaliser = logits.logsumexp(dim=-1)
-        chosen = logits.gather(1, targets[:, None])[:, 0] - log_normaliser
-        if not with_entropy:
-            return chosen, torch.zeros_like(chosen)
-        # p log p with p = 0 at −∞ is 0, not NaN
-        expected = (logits.softmax(dim=-1) * logits.masked_fill(logits.isinf(), 0.0)).sum(dim=-1)
-        return chosen, log_normaliser - expected
-
-    needs_grad = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
-    parts = []
-    for start in range(0, max(len(targets_N), 1), chunk):  # one chunk even of nothing: its backward must exist
-        rows = slice(start, start + chunk)
-        forbidden = forbidden_N[rows] if forbidden_N is not None else None
-        arguments = (hidden_ND[rows], targets_N[rows], forbidden)
-        parts.append(checkpoint(scores, *arguments, use_reentrant=False) if needs_grad else scores(*arguments))
-    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
 def correlation(x: Tensor, y: Tensor) -> float:

@@ -14,9 +14,7 @@ from typing import Any
 
 def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
     """An iteration by the functions that stage 3's main loop calls."""
-    import torch
-
-    from rlhf import distributed
+    from rlhf import cpu, distributed
     from rlhf.generation import Sampling
     from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
     from step3_ppo.config import PPOConfig
@@ -25,7 +23,7 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
     from step3_ppo.roles import build_roles
     from step3_ppo.rollout import roll_out
 
-    torch.set_flush_denormal(True)  # as a stage does
+    cpu.tune()  # as a stage does
     distributed.init(0)
     setting = Setting(**arguments["setting"])
     config = PPOConfig(

@@ -7,9 +7,7 @@ inference layout are the same there is no copy, and nothing to refresh.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -18,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf import console, distributed
+from rlhf import console, cpu, distributed
 from rlhf.engine import TrainEngine
 from rlhf.errors import ConfigError
 from rlhf.generation import Generation, Sampler, Sampling
@@ -100,7 +98,8 @@ class HybridEngine:
                 self._sampler.release()
                 if self.copy is not None:
                     self.copy.release()
-                _return_to_system()
+                if distributed.device().type == "cpu":
+                    cpu.return_freed()
             ended = time.monotonic()
             self.seconds = {
                 "refresh": refreshed - began,
@@ -161,13 +160,6 @@ def cache_budget() -> int:
 
 def _ranks_of_a_node() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or distributed.world_size())
-
-
-def _return_to_system() -> None:
-    """Hand freed memory on from the C library to the system: glibc would keep it, unused, for itself."""
-    if distributed.device().type == "cpu" and sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def inference_dtype_of(name: str, training: torch.dtype) -> torch.dtype:

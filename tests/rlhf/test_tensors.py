@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
+from rlhf import logprob_function
+from rlhf.logprob_function import Logits
 from rlhf.tensors import (
     chunked_logprobs,
     correlation,
-    logits_from_hidden,
     masked_mean,
     pad_right,
     truncate_after_eos,
@@ -124,35 +125,50 @@ def test_forbidden_ids_take_no_mass() -> None:
 
 def test_scale_and_soft_cap() -> None:
     """Logits 4 · ½ = 2, capped to 1 · tanh 2."""
-    logits = logits_from_hidden(tensor([[4.0]]), tensor([[1.0]]), None, 0.5, 1.0)
+    logits = Logits(scale=0.5, cap=1.0).of(tensor([[4.0]]), tensor([[1.0]]), None)
     assert logits.item() == pytest.approx(math.tanh(2.0))
 
 
-def _whole(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    table = ((hidden @ weight.T + bias) / temperature).log_softmax(-1)
-    return table.gather(1, targets[:, None])[:, 0], -(table.exp() * table).sum(-1)
+def _whole(hidden: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, cap: float, forbidden: Tensor) -> Any:
+    logits = 1.3 * (hidden @ weight.T + bias)
+    if cap:
+        logits = cap * torch.tanh(logits / cap)
+    hit = torch.zeros(logits.shape, dtype=torch.bool)
+    hit[:, [0, 10]] = forbidden[:, None]
+    logits = (logits / 0.7).masked_fill(hit, float("-inf"))
+    table = logits.log_softmax(-1)
+    entropy = -(table.exp() * table.masked_fill(hit, 0.0)).sum(-1)
+    return table.gather(1, targets[:, None])[:, 0], entropy
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 9])
-@pytest.mark.parametrize("chunk", [1, 4, 512])
-def test_chunks_are_the_whole_with_their_gradients(count: int, chunk: int) -> None:
-    """Values and all three gradients, for any chunk size, for nothing counted, at a temperature."""
+@pytest.mark.parametrize(("rows", "entries"), [(1, 1), (4, 12), (512, 1 << 19)])
+@pytest.mark.parametrize("cap", [0.0, 2.0])
+def test_blocks_are_the_whole_with_their_gradients(
+    count: int, rows: int, entries: int, cap: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and all three gradients, for any cut into rows and columns (one logit at a time, too), for nothing
+    counted, with a scale, a temperature, a soft cap and ids that some rows forbid."""
+    monkeypatch.setattr(logprob_function, "ROWS", rows)
+    monkeypatch.setattr(logprob_function, "ENTRIES", entries)
     generator = torch.Generator().manual_seed(2)
     leaves = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((count, 5), (11, 5), (11,))]
-    targets = torch.randint(0, 11, (count,), generator=generator)
+    targets = torch.randint(1, 10, (count,), generator=generator)
+    forbidden = torch.arange(count) % 3 == 0
     results = []
-    for function in ("chunked", "whole"):
+    for function in ("blocks", "whole"):
         hidden, weight, bias = (leaf.clone().float().requires_grad_() for leaf in leaves)
-        if function == "chunked":
+        if function == "blocks":
+            options: dict[str, Any] = {"temperature": 0.7, "scale": 1.3, "cap": cap, "with_entropy": True}
             logprobs, entropy = chunked_logprobs(
-                hidden, targets, weight, bias, temperature=0.7, with_entropy=True, chunk=chunk
+                hidden, targets, weight, bias, forbidden_N=forbidden, forbidden_ids=[0, 10], **options
             )
         else:
-            logprobs, entropy = _whole(hidden, targets, weight, bias, 0.7)
+            logprobs, entropy = _whole(hidden, targets, weight, bias, cap, forbidden)
         (logprobs.sum() - 0.3 * entropy.sum()).backward()
         results.append((logprobs.detach(), entropy.detach(), hidden.grad, weight.grad, bias.grad))
     for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=3e-6)
 
 
 def test_without_gradients_nothing_is_kept() -> None:
