@@ -20,7 +20,7 @@ from rlhf import distributed
 from rlhf.attention import is_served, served
 from rlhf.causal_model import CausalModel, head_logits
 from rlhf.errors import ConfigError
-from rlhf.kv_cache import SHOWN_STEP, SamplerCache, round_up
+from rlhf.kv_cache import WIDTH_STEP, SamplerCache, round_up
 from rlhf.lean_forward import LeanForward, is_lean
 from rlhf.models import backbone, unwrap
 from rlhf.sampling import Sampling, draw, uniforms
@@ -151,7 +151,7 @@ class Sampler:
         order = lengths.argsort(descending=True, stable=True)
         groups, start = [], 0
         while start < len(order):
-            capacity = round_up(int(lengths[order[start]]) + width, SHOWN_STEP)
+            capacity = round_up(int(lengths[order[start]]) + width, WIDTH_STEP)
             size = max(self.cache_bytes // (capacity * self.bytes_per_token()), 1)
             groups.append(order[start : start + size])
             start += size
@@ -192,9 +192,9 @@ class Sampler:
         device, width = self.device, sampling.max_new_tokens
         stop_ids = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
         longest = max(len(p) for p in prompts)
-        self.cache.reserve(len(prompts), longest + width)
+        self.cache.reserve(len(prompts), longest, width)
         if self.forward is not None:
-            self.forward.begin(self.cache.capacity)
+            self.forward.begin(longest + width)
         batch = self._prefill(prompts, finished_B, longest)
         for position in range(width):
             tokens_B, logprobs_B = draw(
@@ -274,10 +274,11 @@ class Sampler:
         cache.rows, cache.start, cache.seen = slice(0, len(tokens_B)), column, column
         cache.prefilling = False
         if batch.bias_B11S is not None:
-            cache.shown = min(round_up(column + 1, SHOWN_STEP), cache.capacity)
+            cache.shown = cache.show(column + 1, len(tokens_B))
             batch.bias_B11S[..., column] = 0
             attention = batch.bias_B11S[..., : cache.shown]
         else:
+            cache.show(column + 1, len(tokens_B))
             cache.shown = column + 1
             batch.mask_BS[:, column] = True
             attention = batch.mask_BS[:, : cache.shown]

@@ -1,26 +1,37 @@
 """The key-value cache of the sampler: allocated once, laid out for one-token queries, reused between rollouts.
 
-B rows, K key-value heads, C capacity in tokens, S tokens shown, E head size. Keys are kept as [B, K, E, C], so that a
-query's products run along memory; what transformers sees are views of the usual shape [B, K, S, E].
+B rows, K key-value heads, W its width in tokens as it is laid out now, S tokens shown, E head size. The width grows
+with the responses, and what is kept moves apart within the same storage: batched products would otherwise copy
+whatever is not contiguous, at every token.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# What is shown of the cache grows in steps of so many tokens: few shapes, so kernels are prepared once for each.
-SHOWN_STEP = 32
+# The width grows in steps of so many tokens: few moves, and few shapes, so kernels are prepared once for each.
+WIDTH_STEP = 32
+# On CPUs one-token products run fastest over keys and values that lie so: which of them as [B, K, E, W] in memory.
+TOKENS_LAST = {torch.float32: (True, False), torch.bfloat16: (False, True)}
 
 
 def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
+def _laid_out(storage: Tensor, rows: int, heads: int, width: int, size: int, *, tokens_last: bool) -> Tensor:
+    """The front of a storage as [B, K, W, E]."""
+    front = storage[: rows * heads * width * size]
+    return front.view(rows, heads, size, width).transpose(2, 3) if tokens_last else front.view(rows, heads, width, size)
+
+
 class CacheLayer(CacheLayerMixin):
-    """One layer. New keys and values go into the columns from `cache.start` of the rows `cache.rows`."""
+    """One layer: keys and values as [B, K, W, E], whatever their order in memory. New ones go into the columns from
+    `cache.start` of the rows `cache.rows`."""
 
     is_sliding = False
     keys: Tensor
@@ -31,11 +42,33 @@ class CacheLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        cache, heads = self.cache, key_states.shape[1]
-        size = cache.allocated_rows, cache.capacity
-        self.keys = key_states.new_zeros((size[0], heads, key_states.shape[-1], size[1]))
-        self.values = value_states.new_zeros((size[0], heads, size[1], value_states.shape[-1]))
+        heads, tokens = key_states.shape[1], self.cache.allocated
+        self.sizes = heads, key_states.shape[-1], value_states.shape[-1]
+        self.key_storage = key_states.new_empty(tokens * heads * self.sizes[1])
+        self.value_storage = value_states.new_empty(tokens * heads * self.sizes[2])
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
+        self.lay_out()
+
+    def lay_out(self) -> None:
+        """All zeros: columns that do not count have weight 0, and 0 × NaN would be NaN."""
+        self._view(self.cache.reserved_rows, self.cache.width)
+        self.keys.zero_()
+        self.values.zero_()
+
+    def _view(self, rows: int, width: int) -> None:
+        heads, of_key, of_value = self.sizes
+        on_cpu = self.key_storage.device.type == "cpu"
+        keys_last, values_last = TOKENS_LAST.get(self.key_storage.dtype, (False, False)) if on_cpu else (False, False)
+        self.keys = _laid_out(self.key_storage, rows, heads, width, of_key, tokens_last=keys_last)
+        self.values = _laid_out(self.value_storage, rows, heads, width, of_value, tokens_last=values_last)
+
+    def widen(self, rows: int, width: int) -> None:
+        """Lay the first `rows` out anew, with room for `width` tokens; what is new is zero."""
+        keys, values = self.keys[:rows].clone(), self.values[:rows].clone()
+        before = keys.shape[2]
+        self._view(rows, width)
+        self.keys[:, :, :before], self.keys[:, :, before:] = keys, 0
+        self.values[:, :, :before], self.values[:, :, before:] = values, 0
 
     def write(self, key_states: Tensor, value_states: Tensor) -> None:
         """Keys and values [B, K, T, E] into the cache."""
@@ -43,7 +76,7 @@ class CacheLayer(CacheLayerMixin):
             self.lazy_initialization(key_states, value_states)
         cache = self.cache
         start, end = cache.start, cache.start + key_states.shape[2]
-        self.keys[cache.rows, :, :, start:end] = key_states.transpose(2, 3)
+        self.keys[cache.rows, :, start:end] = key_states
         self.values[cache.rows, :, start:end] = value_states
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -51,8 +84,7 @@ class CacheLayer(CacheLayerMixin):
         cache = self.cache
         if cache.prefilling:  # a prompt attends to itself alone
             return key_states, value_states
-        keys, values = self.keys[cache.rows], self.values[cache.rows]
-        return keys[..., : cache.shown].transpose(2, 3), values[:, :, : cache.shown]
+        return self.keys[cache.rows, :, : cache.shown], self.values[cache.rows, :, : cache.shown]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return (query_length if self.cache.prefilling else self.cache.shown), 0
@@ -74,7 +106,8 @@ class SamplerCache(Cache):
     def __init__(self, layers: int) -> None:
         self.own: list[Any] = [CacheLayer(self) for _ in range(layers)]
         super().__init__(layers=list(self.own))
-        self.capacity = self.allocated_rows = 0
+        self.allocated = 0  # tokens
+        self.reserved_rows = self.capacity = self.width = 0
         self.start = self.shown = self.seen = 0
         self.prefilling = False
         self.rows = slice(0, 0)
@@ -86,43 +119,46 @@ class SamplerCache(Cache):
         """Keys and values [B, K, T, E] of layer `index` into the columns from `start` of the rows `rows`."""
         self.own[index].write(keys, values)
 
-    def shown_flat(self, index: int, rows: int) -> tuple[Tensor, Tensor]:
-        """What one-token queries of the first rows see of layer `index`: keys [B·K, E, S], values [B·K, S, E]."""
+    def flat(self, index: int, rows: int) -> tuple[Tensor, Tensor]:
+        """What one-token queries of the first rows see of layer `index`: keys and values [B·K, W, E]."""
         layer = self.own[index]
-        keys, values = layer.keys[:rows].flatten(0, 1), layer.values[:rows].flatten(0, 1)
-        return keys[..., : self.shown], values[:, : self.shown]
+        return layer.keys[:rows].flatten(0, 1), layer.values[:rows].flatten(0, 1)
 
-    def reserve(self, rows: int, capacity: int) -> None:
-        """Room for `rows` × `capacity` tokens, all zeros; storage that is large enough is used again."""
-        capacity = round_up(capacity, SHOWN_STEP)
-        if rows > self.allocated_rows or capacity > self.capacity:
+    def reserve(self, rows: int, prompt: int, response: int) -> None:
+        """Room for `rows` of `prompt` + `response` tokens, laid out for the prompts and a token more; storage that is
+        large enough is used again."""
+        self.reserved_rows, self.capacity = rows, round_up(prompt + response, WIDTH_STEP)
+        self.width = round_up(prompt + 1, WIDTH_STEP)
+        if rows * self.capacity > self.allocated:
             self.release()
-            self.allocated_rows, self.capacity = rows, capacity
-            return
+            self.allocated = rows * self.capacity
         for layer in self.own:
-            if layer.is_initialized:  # masked columns count with weight 0, and 0 × NaN would be NaN
-                layer.keys.zero_()
-                layer.values.zero_()
+            if layer.is_initialized:
+                layer.lay_out()
+
+    def show(self, columns: int, rows: int) -> int:
+        """Make the first `columns` of the first `rows` visible; no other rows are needed from now on. Returns the width."""
+        if columns > self.width:
+            self.width = round_up(columns, WIDTH_STEP)
+            for layer in self.own:
+                if layer.is_initialized:
+                    layer.widen(rows, self.width)
+        return self.width
 
     def release(self) -> None:
         """Give the storage back."""
         for layer in self.own:
-            layer.keys = layer.values = None
+            layer.keys = layer.values = layer.key_storage = layer.value_storage = None
             layer.is_initialized = False
-        self.capacity = self.allocated_rows = 0
+        self.allocated = 0
 
     def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
         """Rows of the first `columns` tokens into other rows; all are read before any is written."""
         for layer in self.own:
             if layer.is_initialized:
-                layer.keys[targets, :, :, :columns] = layer.keys[sources, :, :, :columns]
+                layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
                 layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
 
     def bytes(self) -> int:
-        return sum(
-            t.numel() * t.element_size()
-            for layer in self.own
-            if layer.is_initialized
-            for t in (layer.keys, layer.values)
-            if t is not None
-        )
+        storages = [t for layer in self.own if layer.is_initialized for t in (layer.key_storage, layer.value_storage)]
+        return sum(t.numel() * t.element_size() for t in storages)

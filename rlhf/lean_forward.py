@@ -3,8 +3,8 @@
 At the sizes that a CPU samples, half of a decode step in transformers is dispatch: some 45 small operations a layer.
 Here are about 20, on the same modules and weights. Other families go through transformers.
 
-B rows, T tokens of each, H query heads, K key-value heads, G = H / K, E head size, C capacity of the cache, S columns
-of it that are shown.
+B rows, T tokens of each, H query heads, K key-value heads, G = H / K, E head size, C positions, S columns of the
+cache.
 """
 
 from __future__ import annotations
@@ -129,12 +129,12 @@ class LeanForward:
             if cache.prefilling:
                 found = self._read(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attention)
             else:
-                keys, values = cache.shown_flat(index, rows)  # [B·K, E, S], [B·K, S, E]
+                keys, values = cache.flat(index, rows)  # [B·K, S, E]
                 if bias is None:
                     assert attention is not None
                     bias = attention.expand(rows, key_heads, 1, -1).reshape(rows * key_heads, 1, -1)
                 query = query.reshape(rows * key_heads, group, self.head_size)
-                scores = torch.baddbmm(bias, query, keys, alpha=self.scale)
+                scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self.scale)
                 found = torch.bmm(scores.softmax(dim=-1), values)
             x = x + layer.output(found.reshape(rows, length, -1))
             gate, up = layer.gate_and_up(layer.mlp_norm(x))
