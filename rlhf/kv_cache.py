@@ -137,7 +137,7 @@ class SamplerCache(Cache):
                 layer.lay_out()
 
     def show(self, columns: int, rows: int) -> int:
-        """Make the first `columns` of the first `rows` visible; no other rows are needed from now on. Returns the width."""
+        """Make the first `columns` of the first `rows` visible, all that is needed from now on. Returns the width."""
         if columns > self.width:
             self.width = round_up(columns, WIDTH_STEP)
             for layer in self.own:
