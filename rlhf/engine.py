@@ -130,7 +130,10 @@ class TrainEngine:
         self.settings, self.peak, self.total_steps = settings, learning_rate, total_steps
         self.zero_stage, self.dtype = zero_stage, dtype
         self.steps_done, self.steps_skipped = 0, 0
-        self.trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+        # A step's fp32 gradients are a block of their own when they are large: they find no room in what activations
+        # left, and would come on top of it.
+        self.returns_freed = distributed.device().type == "cpu" and 4 * trained > cpu.MAPPED_BYTES
         self._norm: float | None = None
         optimizer = _optimizer(model, settings, learning_rate)
         self.guarded = zero_stage == 0 and dtype == torch.float32
@@ -175,8 +178,8 @@ class TrainEngine:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self._norm = None
-        if self.trained * 4 > cpu.MAPPED_BYTES and distributed.device().type == "cpu":
-            cpu.return_freed()  # what activations left: the step's fp32 gradients come on top, in a block of their own
+        if self.returns_freed:
+            cpu.return_freed()
         self.engine.step()
         norm = self._norm if self.guarded else self.engine.get_global_grad_norm()
         norm = float("nan") if norm is None else float(norm)

@@ -86,16 +86,19 @@ class TargetLogprobs(torch.autograd.Function):
                 entropy_N[rows] = normaliser_N[rows] - (expected / total)[:, 0]
         # weight and bias are leaves that ZeRO-3 gathers again for backward, so they are kept by reference
         ctx.weight, ctx.bias = weight_VD, bias_V
-        ctx.options = logits, with_entropy, ids
+        ctx.options = logits, ids
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden_ND, targets_N, forbidden_N, normaliser_N, entropy_N)
         return chosen_N - normaliser_N, entropy_N
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         hidden_ND, targets_N, forbidden_N, normaliser_N, entropy_N = ctx.saved_tensors
         weight_VD, bias_V = ctx.weight, ctx.bias
-        logits, with_entropy, ids = ctx.options
-        grad_logprobs_N, grad_entropy_N = (grad.float() * logits.factor for grad in grads)
+        logits, ids = ctx.options
+        of_logprobs, of_entropy = grads  # None where the loss has none of them
+        grad_logprobs_N = logits.factor * (torch.zeros_like(normaliser_N) if of_logprobs is None else of_logprobs)
+        grad_entropy_N = None if of_entropy is None else logits.factor * of_entropy
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.zeros(hidden_ND.shape, device=hidden_ND.device) if wants_hidden else None
         grad_weight = torch.zeros_like(weight_VD) if wants_weight else None
@@ -109,7 +112,7 @@ class TargetLogprobs(torch.autograd.Function):
                 bend = logits.bend(z)
                 hit = _forbid(z, columns, forbidden_N, ids, rows)
                 z.sub_(normaliser_N[rows, None])
-                if with_entropy:
+                if grad_entropy_N is not None:
                     p = z.exp()
                     if hit:  # p·(log p + entropy) with p = 0 at −∞ is 0, not NaN
                         z.masked_fill_(z.isinf(), 0.0)

@@ -19,25 +19,27 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
     from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
     from step3_ppo.config import PPOConfig
     from step3_ppo.experience import make_experience
-    from step3_ppo.optimise import optimise
+    from step3_ppo.optimise import first_rows, optimise
     from step3_ppo.roles import build_roles
     from step3_ppo.rollout import roll_out
 
     cpu.tune()  # as a stage does
     distributed.init(0)
     setting = Setting(**arguments["setting"])
+    dtype, reuses = arguments["variant"].split()[-1], "reuse" in arguments["variant"]
     config = PPOConfig(
         actor_model=str(folder / "actor"),
         reward_model=str(folder / "reward"),
         output_dir=folder / "output",
-        dtype=arguments["variant"].split()[-1],
-        inference_dtype=arguments["variant"].split()[-1],
+        dtype=dtype,
+        inference_dtype=dtype,
         inference_copy="on",  # its weights lie in the order of the CPU's kernels
         rollout_batch_size=setting.batch,
         mini_batch_size=setting.batch,
         micro_batch_size=arguments["micro_batch_size"],
         max_prompt_length=setting.prompt,
         max_response_length=setting.response,
+        reuse_forward=reuses,
         ema=False,
     )
     roles = build_roles(config, optimizer_steps=1000)
@@ -56,7 +58,8 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
         with roles.actor.hybrid.generating() as sampler:
             rollout = roll_out(sampler, prompts, sampling, messages=["[]"] * len(prompts), seed=0, iteration=index)
         generated = time.process_time()
-        experience = make_experience(rollout, roles, config, kl_coef=config.kl_coef)
+        first_step = first_rows(config, index) if reuses else ()
+        experience = make_experience(rollout, roles, config, kl_coef=config.kl_coef, first_step=first_step)
         scored = time.process_time()
         totals = optimise(experience, roles, config, iteration=index, first_step=step)
         step += totals.steps

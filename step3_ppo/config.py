@@ -76,6 +76,12 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     cliprange: float = setting(0.2, "of the probability ratio", gt=0)
     cliprange_value: float = setting(0.2, "of the values", gt=0)
     entropy_coef: float = setting(0.0, "multiplies the entropy bonus", ge=0)
+    reuse_forward: bool = setting(
+        False,
+        "train an iteration's first step on the forward passes that scored its rows: the same numbers for less work, "
+        "but the activations of a mini-batch, of actor and critic, stay in memory",
+        resumable=True,
+    )
     critic_warmup_iterations: int = setting(0, "iterations in which only the critic learns", ge=0)
     early_stop_kl: float | None = setting(None, "end an iteration's steps when approx_kl exceeds this", gt=0)
 
@@ -122,6 +128,11 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
             found.append(
                 f"step3_ppo.inference_tp_size={self.inference_tp_size} does not divide the {world_size} ranks; "
                 f"try {', '.join(fitting)}"
+            )
+        if self.reuse_forward and 3 in (self.actor_zero_stage, self.critic_zero_stage):
+            found.append(
+                "step3_ppo.reuse_forward: ZeRO-3 gathers weights for one forward at a time; use ZeRO stages 0 to 2 for "
+                "actor and critic, or leave it out"
             )
         if self.inference_copy == "off":
             found += [

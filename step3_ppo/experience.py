@@ -1,17 +1,21 @@
 """From a rollout to what is ready to optimise: log-probabilities, values, scores, rewards, advantages.
 
+A forward pass that the first optimiser step would repeat on the same weights may be kept, graph and all.
+
 B sequences of the whole rollout batch, R response tokens, N counted tokens of a micro-batch (flat).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from data.batches import deal
 from rlhf import distributed
+from rlhf.causal_model import TokenScores
 from rlhf.tensors import correlation, whiten
 from step3_ppo.advantages import (
     estimate_advantages,
@@ -24,6 +28,15 @@ from step3_ppo.advantages import (
 from step3_ppo.config import PPOConfig
 from step3_ppo.roles import Roles
 from step3_ppo.rollout import Rollout, sequence_batch
+
+
+@dataclass
+class Kept:
+    """A micro-batch of the first optimiser step, and what its scoring left to go back through."""
+
+    rows: list[int]
+    tokens: TokenScores
+    values_N: Tensor
 
 
 @dataclass
@@ -46,6 +59,8 @@ class Experience:
     rewards_BR: Tensor
     advantages_BR: Tensor
     returns_BR: Tensor
+    first_step: list[int] = field(default_factory=list)  # the rows of `kept` on all ranks
+    kept: list[Kept] = field(default_factory=list)  # emptied by the first optimiser step
 
     def counted(self, table_BR: Tensor, rows: list[int]) -> Tensor:
         """The counted entries of a table in the order of a micro-batch's tokens: [N]."""
@@ -62,10 +77,16 @@ class Experience:
         return float(self.kl_BR.sum(dim=1).mean())
 
 
-def make_experience(rollout: Rollout, roles: Roles, config: PPOConfig, *, kl_coef: float) -> Experience:
-    """Measure a rollout with the four roles and shape it; every rank measures its share and all get the whole."""
+def make_experience(
+    rollout: Rollout, roles: Roles, config: PPOConfig, *, kl_coef: float, first_step: Sequence[int] = ()
+) -> Experience:
+    """Measure a rollout with the four roles and shape it; every rank measures its share and all get the whole.
+
+    The forward passes of the rows in `first_step` are kept for the optimiser step that takes exactly these rows before
+    any weight has changed.
+    """
     mask_BR = rollout.response_mask_BR
-    old_BR, ref_BR, entropy_BR, values_BR, scores_B = _measure(rollout, roles, config)
+    (old_BR, ref_BR, entropy_BR, values_BR, scores_B), kept = _measure(rollout, roles, config, first_step)
     final_scores_B = normalise_scores(
         scores_B, mean=roles.reward.score_mean, std=roles.reward.score_std, clip=config.score_clip
     ) - config.missing_eos_penalty * (~rollout.stopped_B)
@@ -89,30 +110,34 @@ def make_experience(rollout: Rollout, roles: Roles, config: PPOConfig, *, kl_coe
         rewards_BR=rewards_BR,
         advantages_BR=whiten(advantages_BR, mask_BR),
         returns_BR=returns_BR,
+        first_step=list(first_step),
+        kept=kept,
     )
 
 
-@torch.no_grad()
-def _measure(rollout: Rollout, roles: Roles, config: PPOConfig) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _measure(
+    rollout: Rollout, roles: Roles, config: PPOConfig, first_step: Sequence[int]
+) -> tuple[tuple[Tensor, ...], list[Kept]]:
     """Old and reference log-probabilities, entropy and values [B, R] and raw scores [B], by the training weights."""
     actor, critic = roles.actor, roles.critic
-    actor.engine.train(False)
-    critic.engine.train(False)
-    parts = deal(
-        range(len(rollout)),
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=config.micro_batch_size,
-        lengths=rollout.lengths,
-    )
+    others = sorted(set(range(len(rollout))) - set(first_step))
+    kept: list[Kept] = []
     measured: list[tuple[list[int], Tensor, Tensor]] = []
-    for rows in parts:
+    for rows, keep in [(p, True) for p in micro_batches(rollout, first_step, config)] + [
+        (p, False) for p in micro_batches(rollout, others, config)
+    ]:
+        actor.engine.train(keep)
+        critic.engine.train(keep)
         batch = sequence_batch(rollout, rows, pad_token_id=actor.tokenizer.pad_token_id)
-        tokens = actor.scores(batch, with_entropy=True)
-        tables_4N = torch.stack(
-            [tokens.logprobs_N, actor.ref_logprobs(batch), tokens.entropy_N, critic.values(batch)]
-        ).cpu()
-        measured.append((rows, tables_4N, roles.reward.scores(rollout, rows, batch, actor.template).cpu()))
+        with torch.set_grad_enabled(keep):
+            tokens, values_N = actor.scores(batch, with_entropy=True), critic.values(batch)
+        if keep:
+            kept.append(Kept(rows, tokens, values_N))
+        with torch.no_grad():
+            ref_N = actor.ref_logprobs(batch)
+            scores_B = roles.reward.scores(rollout, rows, batch, actor.template)
+        tables_4N = torch.stack([tokens.logprobs_N, ref_N, tokens.entropy_N, values_N]).detach()
+        measured.append((rows, tables_4N.cpu(), scores_B.cpu()))
     mask_BR = rollout.response_mask_BR
     tables_4BR, scores_B = torch.zeros((4, *mask_BR.shape)), torch.zeros(len(rollout))
     for rows, tables_4N, scores in (item for rank in distributed.gather_objects(measured) for item in rank):
@@ -121,7 +146,21 @@ def _measure(rollout: Rollout, roles: Roles, config: PPOConfig) -> tuple[Tensor,
         tables_4BR[:, rows] = table
         scores_B[rows] = scores
     old_BR, ref_BR, entropy_BR, values_BR = tables_4BR
-    return old_BR, ref_BR, entropy_BR, values_BR, scores_B
+    return (old_BR, ref_BR, entropy_BR, values_BR, scores_B), kept
+
+
+def micro_batches(rollout: Rollout, rows: Sequence[int], config: PPOConfig) -> list[list[int]]:
+    """This rank's share of rows of a rollout; nothing for no rows."""
+    if not len(rows):
+        return []
+    lengths = rollout.lengths
+    return deal(
+        rows,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        micro_batch_size=config.micro_batch_size,
+        lengths=[lengths[row] for row in rows],
+    )
 
 
 def figures(experience: Experience) -> dict[str, float]:

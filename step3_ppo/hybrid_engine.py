@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf import console, cpu, distributed
+from rlhf import console, distributed
 from rlhf.engine import TrainEngine
 from rlhf.errors import ConfigError
 from rlhf.generation import Generation, Sampler, Sampling
@@ -98,8 +98,6 @@ class HybridEngine:
                 self._sampler.release()
                 if self.copy is not None:
                     self.copy.release()
-                if distributed.device().type == "cpu":
-                    cpu.return_freed()
             ended = time.monotonic()
             self.seconds = {
                 "refresh": refreshed - began,

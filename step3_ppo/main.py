@@ -28,7 +28,7 @@ from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
 from step3_ppo.experience import figures, make_experience
 from step3_ppo.gate import check_gate
-from step3_ppo.optimise import PretrainingMix, Totals, optimise, steps_per_iteration
+from step3_ppo.optimise import PretrainingMix, Totals, first_rows, optimise, steps_per_iteration
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import roll_out
 from step3_ppo.rollout_files import RolloutFiles, rollout_rows
@@ -109,7 +109,10 @@ def run(config: PPOConfig) -> StageResult:
             generated = time.monotonic()
             # 2 score, 3 shape rewards, 4 estimate advantages
             kl_coef = controller.kl_coef
-            experience = make_experience(rollout, roles, config, kl_coef=kl_coef)
+            reuses = config.reuse_forward and iteration >= config.critic_warmup_iterations
+            experience = make_experience(
+                rollout, roles, config, kl_coef=kl_coef, first_step=first_rows(config, iteration) if reuses else ()
+            )
             controller.update(experience.kl_per_sequence, len(rollout))
             scored = time.monotonic()
             # 5 optimise
@@ -118,6 +121,7 @@ def run(config: PPOConfig) -> StageResult:
             if finite:
                 totals = optimise(experience, roles, config, iteration=iteration, first_step=steps, ema=ema, ptx=ptx)
             else:
+                experience.kept.clear()
                 roles.actor.engine.steps_skipped += 1
             steps += totals.steps
             ended = time.monotonic()

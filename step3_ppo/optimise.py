@@ -6,18 +6,20 @@ B sequences of a micro-batch, N counted tokens of it (flat), of the mini-batch o
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from data.batches import StepSampler, deal
 from data.collate import collate_demonstrations
 from rlhf import distributed
+from rlhf.causal_model import TokenScores
 from step3_ppo.config import PPOConfig
 from step3_ppo.ema import EMA
-from step3_ppo.experience import Experience
+from step3_ppo.experience import Experience, micro_batches
 from step3_ppo.losses import actor_loss, critic_loss
 from step3_ppo.roles import Roles
 from step3_ppo.rollout import sequence_batch
@@ -65,11 +67,16 @@ def optimise(
     ema: EMA | None = None,
     ptx: PretrainingMix | None = None,
 ) -> Totals:
-    """`ppo_epochs` passes over the experience; `first_step` counts the optimiser steps before this iteration."""
+    """`ppo_epochs` passes over the experience; `first_step` counts the optimiser steps before this iteration.
+
+    Raises ValueError for an experience that kept the forward passes of other rows than those of the first mini-batch.
+    """
     totals, train_actor = Totals(), iteration >= config.critic_warmup_iterations
     roles.actor.engine.train(train_actor)
     roles.critic.engine.train()
     size = len(experience.rollout)
+    if experience.first_step and experience.first_step != first_rows(config, iteration):
+        raise ValueError("the experience kept forward passes of rows that are not those of the first optimiser step")
     for epoch in range(config.ppo_epochs):
         for rows in mini_batches(size, config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=epoch):
             figures = {}
@@ -78,6 +85,7 @@ def optimise(
                 # early stop: this mini-batch moved too far from the weights that sampled, so nobody steps
                 if config.early_stop_kl is not None and figures["ppo/approx_kl"] > config.early_stop_kl:
                     roles.actor.engine.discard()
+                    experience.kept.clear()
                     totals.stopped_early = True
                     return totals
                 done = roles.actor.engine.step()
@@ -85,19 +93,35 @@ def optimise(
                 if ema is not None and done.applied:
                     ema.update()
             figures |= _critic_step(experience, rows, roles, config)
+            experience.kept.clear()  # they were of the weights before this step
             totals.add(figures)
     return totals
 
 
-def _parts(experience: Experience, rows: Sequence[int], config: PPOConfig) -> list[list[int]]:
-    lengths = experience.rollout.lengths
-    return deal(
-        rows,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=config.micro_batch_size,
-        lengths=[lengths[row] for row in rows],
-    )
+def first_rows(config: PPOConfig, iteration: int) -> list[int]:
+    """The rows of an iteration's first mini-batch."""
+    size = config.rollout_batch_size
+    return mini_batches(size, config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=0)[0]
+
+
+def _scored(e: Experience, rows: list[int], roles: Roles, config: PPOConfig) -> Iterator[tuple[list[int], TokenScores]]:
+    """This rank's micro-batches of a mini-batch, and the actor's scores of their tokens: new, or what was kept."""
+    if e.kept:
+        yield from ((kept.rows, kept.tokens) for kept in e.kept)
+        return
+    for part in micro_batches(e.rollout, rows, config):
+        batch = sequence_batch(e.rollout, part, pad_token_id=roles.actor.tokenizer.pad_token_id)
+        yield part, roles.actor.scores(batch, with_entropy=config.entropy_coef > 0)
+
+
+def _valued(e: Experience, rows: list[int], roles: Roles, config: PPOConfig) -> Iterator[tuple[list[int], Tensor]]:
+    """The same with the critic's values."""
+    if e.kept:
+        yield from ((kept.rows, kept.values_N) for kept in e.kept)
+        return
+    for part in micro_batches(e.rollout, rows, config):
+        batch = sequence_batch(e.rollout, part, pad_token_id=roles.critic.tokenizer.pad_token_id)
+        yield part, roles.critic.values(batch)
 
 
 def _actor_step(
@@ -106,21 +130,19 @@ def _actor_step(
     """Backwards of one mini-batch through the actor; the caller steps. Figures are means over all ranks."""
     actor, device = roles.actor, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
-    sums = [0.0, 0.0, 0.0, 0.0]
-    for part in _parts(e, rows, config):
-        batch = sequence_batch(e.rollout, part, pad_token_id=actor.tokenizer.pad_token_id)
-        tokens = actor.scores(batch, with_entropy=config.entropy_coef > 0)
+    sums = [0.0, 0.0, 0.0]
+    for part, tokens in _scored(e, rows, roles, config):
         loss = actor_loss(
             tokens.logprobs_N,
             e.counted(e.old_logprobs_BR, part).to(device),
             e.counted(e.advantages_BR, part).to(device),
             cliprange=config.cliprange,
         )
-        entropy_sum = tokens.entropy_N.sum()
-        actor.engine.backward(loss.loss_sum - config.entropy_coef * entropy_sum, count=count)
-        local = (float(loss.loss_sum.detach()), loss.clipped, loss.approx_kl_sum, float(entropy_sum.detach()))
+        bonus = config.entropy_coef * tokens.entropy_N.sum() if config.entropy_coef else 0.0
+        actor.engine.backward(loss.loss_sum - bonus, count=count)
+        local = (float(loss.loss_sum.detach()), loss.clipped, loss.approx_kl_sum)
         sums = [a + b for a, b in zip(sums, local, strict=True)]
-    loss_sum, clipped, approx_kl_sum, entropy_sum = distributed.sum_over_ranks(*sums)
+    loss_sum, clipped, approx_kl_sum = distributed.sum_over_ranks(*sums)
     figures = {
         "ppo/actor_loss": loss_sum / max(count, 1),
         "ppo/clipfrac": clipped / max(count, 1),
@@ -161,10 +183,9 @@ def _critic_step(e: Experience, rows: list[int], roles: Roles, config: PPOConfig
     critic, device = roles.critic, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
     loss_sum = 0.0
-    for part in _parts(e, rows, config):
-        batch = sequence_batch(e.rollout, part, pad_token_id=critic.tokenizer.pad_token_id)
+    for part, values_N in _valued(e, rows, roles, config):
         micro_sum = critic_loss(
-            critic.values(batch),
+            values_N,
             e.counted(e.values_BR, part).to(device),
             e.counted(e.returns_BR, part).to(device),
             cliprange_value=config.cliprange_value,

@@ -152,6 +152,8 @@ def build_roles(config: PPOConfig, *, optimizer_steps: int, reward: Scorer | Non
     actor = _build_actor(config, dtype, tokenizer, template, optimizer_steps)
     critic = _build_critic(config, dtype, tokenizer, optimizer_steps)
     scorer = _load_reward_model(config, dtype, same_tokenizer=same) if reward is None else reward
+    if config.reuse_forward:  # more memory than a step needs has been in use before it
+        actor.engine.returns_freed = critic.engine.returns_freed = False
     tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
     console.say(
         f"roles: actor {_size(actor.engine.module)}; reference "

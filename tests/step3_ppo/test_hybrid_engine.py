@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from rlhf import cpu
 from rlhf.engine import TrainEngine
 from rlhf.generation import Sampler, Sampling
 from rlhf.lora import attach
@@ -141,6 +142,7 @@ def test_memory_returns_after_release_and_nothing_grows(one_rank: None) -> None:
         with hybrid.generating() as sampler:
             sampler.generate(PROMPTS, Sampling(max_new_tokens=4))
             inside.append(resident_bytes())
+        cpu.return_freed()
         after.append(resident_bytes())
     assert hybrid.copy is not None
     assert hybrid.copy.bytes() > 25e6
