@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rlhf import cpu, distributed
+from rlhf.compiling import compile_layers
 from rlhf.errors import ConfigError
 from rlhf.stage_config import OptimizerSettings
 
@@ -84,13 +85,15 @@ def _precision(dtype: torch.dtype) -> dict[str, Any]:
     return {key: {"enabled": True}} if key else {}
 
 
-def check_engine(*, zero_stage: int, dtype: torch.dtype, optimizer: str, where: str) -> None:
+def check_engine(*, zero_stage: int, dtype: torch.dtype, optimizer: str, where: str, compiled: bool = False) -> None:
     """Raises ConfigError for the combinations that give wrong results."""
     if optimizer == "adafactor" and zero_stage != 0:
         raise ConfigError(
             f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
             "set the ZeRO stage to 0 or use adamw"
         )
+    if compiled and zero_stage == 3:
+        raise ConfigError(f"{where}: compile and ZeRO-3, which gathers weights layer by layer; use ZeRO stages 0 to 2")
     if dtype != torch.float32 and zero_stage == 0:
         raise ConfigError(f"{where}: {_DTYPE_KEYS[dtype]} at ZeRO-0 drifts from fp32; use ZeRO stage 1")
 
@@ -126,7 +129,9 @@ class TrainEngine:
     ) -> None:
         import deepspeed
 
-        check_engine(zero_stage=zero_stage, dtype=dtype, optimizer=settings.optimizer, where=where)
+        check_engine(
+            zero_stage=zero_stage, dtype=dtype, optimizer=settings.optimizer, where=where, compiled=settings.compile
+        )
         self.settings, self.peak, self.total_steps = settings, learning_rate, total_steps
         self.zero_stage, self.dtype = zero_stage, dtype
         self.steps_done, self.steps_skipped = 0, 0
@@ -135,6 +140,8 @@ class TrainEngine:
         # left, and would come on top of it.
         self.returns_freed = distributed.device().type == "cpu" and 4 * trained > cpu.MAPPED_BYTES
         self._norm: float | None = None
+        if settings.compile:
+            compile_layers(model)
         optimizer = _optimizer(model, settings, learning_rate)
         self.guarded = zero_stage == 0 and dtype == torch.float32
         if self.guarded:
@@ -147,8 +154,6 @@ class TrainEngine:
             offload=settings.offload_optimizer,
         )
         self.engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]  # type: ignore[arg-type]
-        if settings.compile:
-            self.engine.compile()
 
     @property
     def module(self) -> Any:

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-OURS = ("ours bf16", "ours fp32")
-PEERS = ("TRL bf16", "TRL fp32", "TRL autocast bf16")
+OURS = ("ours bf16", "ours fp32", "ours reuse bf16", "ours compiled reuse bf16")
+PEERS = ("TRL bf16", "TRL fp32", "TRL autocast bf16", "TRL compiled bf16")
 WORKERS = str(Path(__file__).with_name("bench_ppo_workers.py"))
 
 

@@ -40,6 +40,7 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
         max_prompt_length=setting.prompt,
         max_response_length=setting.response,
         reuse_forward=reuses,
+        compile="compiled" in arguments["variant"],
         ema=False,
     )
     roles = build_roles(config, optimizer_steps=1000)
@@ -123,7 +124,7 @@ def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wai
     from scripts.bench_common import Setting, prompts_of
 
     setting, variant = Setting(**arguments["setting"]), arguments["variant"]
-    dtype = torch.bfloat16 if variant == "TRL bf16" else torch.float32
+    dtype = torch.bfloat16 if variant in ("TRL bf16", "TRL compiled bf16") else torch.float32
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "actor", padding_side="left")
 
     def scalar() -> Any:
@@ -149,6 +150,7 @@ def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wai
         num_sample_generations=0,
         temperature=1.0,
         learning_rate=1e-6,
+        torch_compile="compiled" in variant,
         use_cpu=True,
         bf16=variant == "TRL autocast bf16",
         gradient_checkpointing=False,

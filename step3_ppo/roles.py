@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlhf import console, distributed
 from rlhf.causal_model import CausalModel, TokenScores
+from rlhf.compiling import compile_layers
 from rlhf.engine import (
     TrainEngine,
     build_frozen,
@@ -152,6 +153,14 @@ def build_roles(config: PPOConfig, *, optimizer_steps: int, reward: Scorer | Non
     actor = _build_actor(config, dtype, tokenizer, template, optimizer_steps)
     critic = _build_critic(config, dtype, tokenizer, optimizer_steps)
     scorer = _load_reward_model(config, dtype, same_tokenizer=same) if reward is None else reward
+    if config.compile:
+        frozen = (
+            (actor.reference, config.reference_zero_stage),
+            (getattr(scorer, "model", None), config.reward_zero_stage),
+        )
+        for model, zero_stage in frozen:
+            if isinstance(model, nn.Module) and zero_stage == 0:
+                compile_layers(model)
     if config.reuse_forward:  # more memory than a step needs has been in use before it
         actor.engine.returns_freed = critic.engine.returns_freed = False
     tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
