@@ -7,7 +7,8 @@
 
 Same model, prompts, lengths, batch and epochs: one epoch, one optimiser step of actor and critic an iteration. TRL
 always generates to the full length and cuts afterwards, so its iteration costs the same whatever the lengths.
-All contenders are alive at once: `--peers "TRL bf16"` and `--ours` name fewer where memory is short.
+All contenders are alive at once: `--peers "TRL bf16"` and `--ours` name fewer where memory is short. Other variants are
+"ours reuse bf16" (`reuse_forward`), "ours compiled bf16" (`compile`), both in one, and "TRL compiled bf16".
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-OURS = ("ours bf16", "ours fp32", "ours reuse bf16", "ours compiled reuse bf16")
-PEERS = ("TRL bf16", "TRL fp32", "TRL autocast bf16", "TRL compiled bf16")
+OURS = ("ours bf16", "ours fp32")
+PEERS = ("TRL bf16", "TRL fp32", "TRL autocast bf16")
 WORKERS = str(Path(__file__).with_name("bench_ppo_workers.py"))
 
 
@@ -50,9 +51,10 @@ def save_models(setting: Any, folder: Path) -> None:
         fast.save_pretrained(folder / name)
 
 
-def flops(setting: Any, tokens: float) -> dict[str, float]:
+def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, float]:
     """Useful operations of an iteration: generation; scoring (actor, critic, reference, reward model forward); training
-    (actor and critic: forward and twice that backward). Linear layers and attention; heads at response tokens only."""
+    (actor and critic: forward, unless it `reuses` that of scoring, and twice that backward). Linear layers and
+    attention; heads at response tokens only."""
     from scripts.bench_common import build_config
     from scripts.bench_generation import flops as generation_flops
 
@@ -68,7 +70,7 @@ def flops(setting: Any, tokens: float) -> dict[str, float]:
     return {
         "generate": generation_flops(setting, tokens),
         "score": 4 * body + 2 * head,
-        "train": 3 * (2 * body + head),
+        "train": (2 if reuses else 3) * (2 * body + head),
     }
 
 
@@ -121,7 +123,8 @@ def main() -> None:
         for one, setting in zip(found, lengths, strict=True):
             one["setting"] = describe(setting)
             ranks = options.ranks if f"on {options.ranks} ranks" in one["variant"] else 1
-            work = {part: value / ranks for part, value in flops(setting, one["tokens"]).items()}
+            reuses = "reuse" in one["variant"]
+            work = {part: value / ranks for part, value in flops(setting, one["tokens"], reuses=reuses).items()}
             one["share_of_gemm_peak"] = sum(work.values()) / one["cpu_seconds"] / peaks[one["variant"].split()[-1]]
             if "train_cpu_seconds" in one:
                 one["share_of_gemm_peak_training"] = (
@@ -132,7 +135,7 @@ def main() -> None:
             f"\n{model} 16×({length}+{length}): GEMM peak fp32 {peaks['fp32'] / 1e9:.0f}, "
             f"bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s"
         )
-        peers = [one for one in found if one["variant"] in PEERS]
+        peers = [one for one in found if one["variant"].startswith("TRL")]
         best = min(peers, key=lambda one: one["cpu_seconds"]) if peers else None
         for one, setting in zip(found, lengths, strict=True):
             label = one["variant"] + (", ends at 40%" if setting.ends else "")
