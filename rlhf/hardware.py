@@ -6,6 +6,7 @@ import ctypes
 import importlib.util
 import os
 import re
+import shutil
 from functools import lru_cache
 from pathlib import Path
 
@@ -50,6 +51,12 @@ def idle_gpus() -> int:
 def bf16_gpus() -> bool:
     """Whether all GPUs multiply bf16 in hardware."""
     return torch_build() == "rocm" or (accelerators() > 0 and min(_nvidia_capabilities()) >= _BF16_CAPABILITY)
+
+
+def missing_compiler() -> str:
+    """The C++ compilers that torch.compile looks for on a CPU, if none of them is here; else nothing."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
+    return "" if any(shutil.which(name) for name in names) else " or ".join(names)
 
 
 def visible(count: int, listed: str | None) -> list[str]:

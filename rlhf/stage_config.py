@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from rlhf import hardware
 from rlhf.config import Config, setting
 
 ZeroStage = Literal[0, 1, 2, 3]
@@ -126,8 +127,15 @@ def engine_problems(config: Config, stage: str, *, gpus: bool, bf16: bool) -> li
             )
         if dtype in ("bf16", "fp16") and zero_stage == 0:
             found.append(f"{where} with {dtype} drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
+        if getattr(config, "compile", False) and zero_stage == 3:
+            found.append(f"{where}: ZeRO-3 gathers weights while a layer runs, which compile cannot take in; use 2")
         if getattr(config, "offload_optimizer", False) and zero_stage == 0:
             found.append(f"{where}: offload_optimizer needs ZeRO 1, 2 or 3; set {stage}.{name}=1")
+    compiles = [name for name in ("compile", "inference_compile") if getattr(config, name, False)]
+    if compiles and not gpus and (missing := hardware.missing_compiler()):
+        found.append(
+            f"{stage}.{compiles[0]}: there is no C++ compiler ({missing}) for what torch.compile writes; install g++"
+        )
     return found
 
 
