@@ -41,16 +41,17 @@ def worker(arguments: dict[str, Any]) -> None:
 
     answers = claim_stdout()
     torch.set_num_threads(int(arguments["threads"]))
-    torch.set_flush_denormal(arguments["variant"].startswith("ours"))  # as a stage does
     setting, variant = Setting(**arguments["setting"]), arguments["variant"]
     dtype = variant.split()[-1]
     model = build_model(setting.model, dtype)
     vocabulary = model.config.vocab_size
     prompts = prompts_of(setting, vocabulary)
     if variant.startswith("ours"):
+        from rlhf import cpu
         from rlhf.generation import Sampler, Sampling
         from step3_ppo.inference_copy import InferenceCopy
 
+        cpu.tune()  # as a stage does
         copy = InferenceCopy(model, dtype=next(model.parameters()).dtype, device=torch.device("cpu"), group=None)
         copy.refresh()
         del model
