@@ -151,7 +151,9 @@ def main() -> None:
                     f"flip {one['flip_seconds']:.3f}"
                 )
                 if best and "ranks" not in label:  # of several ranks only the first's CPU time is known
-                    text += f"  {best['mean_cpu_seconds'] / one['mean_cpu_seconds']:.2f}× {best['variant']}"
+                    # where lengths differ from round to round, the fastest is the one with the shortest
+                    ours = one["mean_cpu_seconds" if setting.ends else "cpu_seconds"]
+                    text += f"  {best['cpu_seconds'] / ours:.2f}× {best['variant']}"
             print(text, flush=True)
         alone = {one["variant"]: one for one, setting in zip(found, lengths, strict=True) if not setting.ends}
         for variant in options.ours.split(",") if options.ranks > 1 else ():
