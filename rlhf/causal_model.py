@@ -106,9 +106,7 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
     if isinstance(head, LogprobHead):
         return logits
     scale, cap = _scale_and_cap(model.config.get_text_config())
-    if scale != 1.0:
-        logits = logits * scale
-    return torch.tanh(logits / cap) * cap if cap else logits
+    return Logits(scale=scale, cap=cap).shape(logits)
 
 
 def _scale_and_cap(config: Any) -> tuple[float, float]:

@@ -6,14 +6,17 @@ from typing import Any
 
 from torch import nn
 
+from rlhf.errors import ConfigError
 
-def compile_layers(model: nn.Module) -> int:
-    """Compile each of a transformers model's repeated layers in place, for any batch and length; how many they are.
 
-    Weights, their names and hooks stay as they are.
+def compile_layers(model: nn.Module) -> None:
+    """Compile each of a transformers model's repeated layers in place, for any batch and length.
+
+    Weights, their names and hooks stay as they are. Raises ConfigError for a model that does not name its layers.
     """
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     layers: list[Any] = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise ConfigError(f"compile: {type(model).__name__} does not say which its layers are; leave it out")
     for layer in layers:
         layer.compile(dynamic=True)
-    return len(layers)

@@ -273,12 +273,12 @@ class Sampler:
         cache = self.cache
         cache.rows, cache.start, cache.seen = slice(0, len(tokens_B)), column, column
         cache.prefilling = False
+        width = cache.show(column + 1, len(tokens_B))
         if batch.bias_B11S is not None:
-            cache.shown = cache.show(column + 1, len(tokens_B))
+            cache.shown = width
             batch.bias_B11S[..., column] = 0
             attention = batch.bias_B11S[..., : cache.shown]
         else:
-            cache.show(column + 1, len(tokens_B))
             cache.shown = column + 1
             batch.mask_BS[:, column] = True
             attention = batch.mask_BS[:, : cache.shown]

@@ -34,7 +34,10 @@ class Logits(NamedTuple):
 
     def of(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """z in fp32: [..., V]."""
-        x = F.linear(hidden, weight, bias).float()
+        return self.shape(F.linear(hidden, weight, bias).float())
+
+    def shape(self, x: Tensor) -> Tensor:
+        """z of the product x, in fp32; x itself where there is nothing to do."""
         if self.cap:
             return torch.tanh(x * (self.scale / self.cap)) * (self.cap / self.temperature)
         return x if self.factor == 1.0 else x * self.factor

@@ -6,23 +6,21 @@ B sequences of a micro-batch, N counted tokens of it (flat), of the mini-batch o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from data.batches import StepSampler, deal
 from data.collate import collate_demonstrations
 from rlhf import distributed
-from rlhf.causal_model import TokenScores
 from step3_ppo.config import PPOConfig
 from step3_ppo.ema import EMA
-from step3_ppo.experience import Experience, micro_batches
+from step3_ppo.experience import Experience, Kept, micro_batches
 from step3_ppo.losses import actor_loss, critic_loss
 from step3_ppo.roles import Roles
-from step3_ppo.rollout import sequence_batch
+from step3_ppo.rollout import SequenceBatch, sequence_batch
 
 
 @dataclass
@@ -104,24 +102,21 @@ def first_rows(config: PPOConfig, iteration: int) -> list[int]:
     return mini_batches(size, config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=0)[0]
 
 
-def _scored(e: Experience, rows: list[int], roles: Roles, config: PPOConfig) -> Iterator[tuple[list[int], TokenScores]]:
-    """This rank's micro-batches of a mini-batch, and the actor's scores of their tokens: new, or what was kept."""
+def _forwards(
+    e: Experience,
+    rows: list[int],
+    roles: Roles,
+    config: PPOConfig,
+    *,
+    kept: Callable[[Kept], Any],
+    new: Callable[[SequenceBatch], Any],
+) -> Iterator[tuple[list[int], Any]]:
+    """This rank's micro-batches of a mini-batch, and a forward pass of each: what scoring kept, or a new one."""
     if e.kept:
-        yield from ((kept.rows, kept.tokens) for kept in e.kept)
+        yield from ((one.rows, kept(one)) for one in e.kept)
         return
     for part in micro_batches(e.rollout, rows, config):
-        batch = sequence_batch(e.rollout, part, pad_token_id=roles.actor.tokenizer.pad_token_id)
-        yield part, roles.actor.scores(batch, with_entropy=config.entropy_coef > 0)
-
-
-def _valued(e: Experience, rows: list[int], roles: Roles, config: PPOConfig) -> Iterator[tuple[list[int], Tensor]]:
-    """The same with the critic's values."""
-    if e.kept:
-        yield from ((kept.rows, kept.values_N) for kept in e.kept)
-        return
-    for part in micro_batches(e.rollout, rows, config):
-        batch = sequence_batch(e.rollout, part, pad_token_id=roles.critic.tokenizer.pad_token_id)
-        yield part, roles.critic.values(batch)
+        yield part, new(sequence_batch(e.rollout, part, pad_token_id=roles.actor.tokenizer.pad_token_id))
 
 
 def _actor_step(
@@ -131,7 +126,11 @@ def _actor_step(
     actor, device = roles.actor, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
     sums = [0.0, 0.0, 0.0]
-    for part, tokens in _scored(e, rows, roles, config):
+    wants_entropy = config.entropy_coef > 0
+    passes = _forwards(
+        e, rows, roles, config, kept=lambda k: k.tokens, new=lambda b: actor.scores(b, with_entropy=wants_entropy)
+    )
+    for part, tokens in passes:
         loss = actor_loss(
             tokens.logprobs_N,
             e.counted(e.old_logprobs_BR, part).to(device),
@@ -183,7 +182,7 @@ def _critic_step(e: Experience, rows: list[int], roles: Roles, config: PPOConfig
     critic, device = roles.critic, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
     loss_sum = 0.0
-    for part, values_N in _valued(e, rows, roles, config):
+    for part, values_N in _forwards(e, rows, roles, config, kept=lambda k: k.values_N, new=critic.values):
         micro_sum = critic_loss(
             values_N,
             e.counted(e.values_BR, part).to(device),
