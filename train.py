@@ -20,10 +20,10 @@ from rlhf.command import Command
 from rlhf.config import given, options
 from rlhf.console import say
 from rlhf.errors import EXIT_DONE
-from rlhf.pipeline_config import HELP_GROUPS, PipelineConfig
-from rlhf.plan import Plan, make_plan
-from rlhf.plan_text import continue_command, show_plan
-from rlhf.recipes import Request, StageSpec, choose_recipe, recipe_names
+from rlhf.pipeline.config import HELP_GROUPS, PipelineConfig
+from rlhf.pipeline.plan import Plan, make_plan
+from rlhf.pipeline.plan_text import continue_command, show_plan
+from rlhf.pipeline.recipes import Request, StageSpec, choose_recipe, recipe_names
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -54,7 +54,7 @@ def data_problems(config: Any) -> list[str]:
 
 def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
     """What is wrong with a recipe's `evaluate:` section."""
-    from rlhf.run_evaluation import evaluation_problems as found
+    from rlhf.pipeline.evaluation import evaluation_problems as found
 
     return found(settings, pending=pending)
 
@@ -95,7 +95,7 @@ def main(
     if dry_run:
         show_plan(plan)
         return EXIT_DONE
-    from rlhf.pipeline import run_pipeline
+    from rlhf.pipeline.run import run_pipeline
 
     again = continue_command(sys.argv[1:])
     return run_pipeline(plan, replan=plan_with, overwrite=overwrite, again=again)

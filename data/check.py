@@ -17,8 +17,8 @@ from data.show import show_blend
 from rlhf.command import Command
 from rlhf.config import build, given, options
 from rlhf.console import say
+from rlhf.console.screen import clean, screen
 from rlhf.errors import EXIT_DONE, EXIT_USER, DataError
-from rlhf.screen import clean, screen
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -46,7 +46,7 @@ def main(model: str | None, debug: bool, **flags: Any) -> int:
     findings += of_repeats(stores)
     findings += of_leakage(stores, evaluation, settings)
     if model:
-        from rlhf.models import load_tokenizer  # torch, transformers
+        from rlhf.models.loading import load_tokenizer  # torch, transformers
         from rlhf.template import Template
 
         lengths = token_lengths(stores, Template(load_tokenizer(model)))

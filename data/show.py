@@ -21,8 +21,8 @@ from data.store import Store
 from rlhf.command import Command
 from rlhf.config import build, given, options
 from rlhf.console import say, table
+from rlhf.console.screen import clean, screen
 from rlhf.errors import DataError
-from rlhf.screen import clean, screen
 
 if TYPE_CHECKING:
     from rlhf.template import Message, Template
@@ -58,7 +58,7 @@ def main(model: str, stages: tuple[int, ...], rows: int, debug: bool, **flags: A
     divisions = {stage: divide(stores, evaluation, settings, stage=stage) for stage in KINDS}
     show_blend([*stores, *evaluation], divisions, settings)
 
-    from rlhf.models import load_tokenizer  # torch, transformers
+    from rlhf.models.loading import load_tokenizer  # torch, transformers
     from rlhf.template import Template
 
     template = Template(load_tokenizer(model))

@@ -154,7 +154,7 @@ def _run(config: RunSettings, package: str, *, process_group: bool) -> None:
             _join(config.seed)
         result = run(config)
         if process_group:
-            importlib.import_module("rlhf.distributed").barrier()  # the marker says that every rank came to its end
+            importlib.import_module("rlhf.training.distributed").barrier()  # every rank came to its end
     except BaseException as error:
         if _is_main():
             _note_spent(config.output_dir, before + time.monotonic() - began)
@@ -183,7 +183,7 @@ def _join(seed: int) -> None:
     """Join the process group, and end through its shutdown, since the interpreter's own exit can abort then."""
     import torch.distributed
 
-    from rlhf import cpu, distributed
+    from rlhf.training import cpu, distributed
 
     if not torch.distributed.is_initialized():
         leave_through(distributed.shutdown)

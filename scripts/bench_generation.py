@@ -47,9 +47,9 @@ def worker(arguments: dict[str, Any]) -> None:
     vocabulary = model.config.vocab_size
     prompts = prompts_of(setting, vocabulary)
     if variant.startswith("ours"):
-        from rlhf import cpu
-        from rlhf.generation import Sampler, Sampling
-        from step3_ppo.inference_copy import InferenceCopy
+        from rlhf.generation.sampler import Sampler, Sampling
+        from rlhf.training import cpu
+        from step3_ppo.hybrid.inference_copy import InferenceCopy
 
         cpu.tune()  # as a stage does
         copy = InferenceCopy(model, dtype=next(model.parameters()).dtype, device=torch.device("cpu"), group=None)

@@ -14,8 +14,8 @@ from typing import Any
 
 def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
     """An iteration by the functions that stage 3's main loop calls."""
-    from rlhf import cpu, distributed
-    from rlhf.generation import Sampling
+    from rlhf.generation.drawing import Sampling
+    from rlhf.training import cpu, distributed
     from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
     from step3_ppo.config import PPOConfig
     from step3_ppo.experience import make_experience
@@ -81,7 +81,7 @@ def on_ranks(arguments: dict[str, Any], folder: Path, ranks: int) -> Callable[[i
     import os
     import subprocess
 
-    from rlhf import distributed
+    from rlhf.training import distributed
 
     rank = int(os.environ.get("RANK", "0"))
     if "RANK" not in os.environ:

@@ -11,14 +11,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlhf import console, distributed
-from rlhf.export import export
-from rlhf.generation import Sampling
+from rlhf import console
+from rlhf.generation.drawing import Sampling
+from rlhf.models.export import export
 from rlhf.template import Message
+from rlhf.training import distributed
 from step3_ppo.config import PPOConfig
 from step3_ppo.experience import figures, make_experience
-from step3_ppo.optimise import optimise
-from step3_ppo.reward_function import RewardFunction
+from step3_ppo.optimise import optimise, steps_per_iteration
+from step3_ppo.rewards.function import RewardFunction
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import roll_out
 
@@ -32,11 +33,10 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
     """`config.iterations` rounds; the trained actor is in `roles.actor`."""
     distributed.init(config.seed)
     iterations, size = config.iterations or 1, config.rollout_batch_size
-    steps = iterations * config.ppo_epochs * -(-size // config.mini_batch_size)
-    roles = build_roles(config, optimizer_steps=steps, reward=RewardFunction(reward))
+    roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), reward=RewardFunction(reward))
     template, done = roles.actor.template, 0
-    end = (template.end_token_id,)
-    sampling = Sampling(config.max_response_length, temperature=config.temperature, stop_token_ids=end)
+    end, length = (template.end_token_id,), config.max_response_length
+    sampling = Sampling(length, temperature=config.temperature, stop_token_ids=end)
     for iteration in range(iterations):
         texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
         messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]

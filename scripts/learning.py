@@ -143,8 +143,8 @@ def text_perplexity(model: Path, text: Path, *, rows: int = 200) -> float:
     """exp of the mean loss per token over the first rows of a file of texts."""
     import torch
 
-    from rlhf.causal_model import CausalModel
-    from rlhf.models import load_causal_lm, load_tokenizer
+    from rlhf.models.causal_model import CausalModel
+    from rlhf.models.loading import load_causal_lm, load_tokenizer
 
     tokenizer = load_tokenizer(str(model))
     scorer = CausalModel(load_causal_lm(str(model), tokenizer=tokenizer))

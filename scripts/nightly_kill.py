@@ -22,9 +22,9 @@ from rlhf import console
 from rlhf.command import Command
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError, RLHFError
 from rlhf.files import claim_folder, empty_folder
-from rlhf.launch import ROOT
 from rlhf.metrics import FILE_NAME
-from rlhf.pipeline_config import STAGES
+from rlhf.pipeline.config import STAGES
+from rlhf.pipeline.launch import ROOT
 from rlhf.stage import DONE_NAME, read_result
 
 _TIMED = ("time/", "perf/")

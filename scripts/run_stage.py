@@ -17,12 +17,12 @@ import click
 from rlhf.command import Command
 from rlhf.config import build, read_yaml
 from rlhf.console import say
+from rlhf.console.replay import Replay
+from rlhf.console.screen import duration, figure
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
-from rlhf.launch import RankFailed, launch
-from rlhf.pipeline_config import PipelineConfig
-from rlhf.placement import place
-from rlhf.replay import Replay
-from rlhf.screen import duration, figure
+from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.launch import RankFailed, launch
+from rlhf.pipeline.placement import place
 from rlhf.stage import read_result
 
 SHOWN = 60  # lines of a failed stage's other output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from data import preflight
 from data.packing import packing_problem
-from rlhf.model_names import check_model, length_problems, read_config
+from rlhf.models.names import check_model, length_problems, read_config
 from step1_sft.config import SFTConfig
 
 

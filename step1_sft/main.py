@@ -16,18 +16,19 @@ import torch
 from data.batches import StepSampler, deal
 from data.collate import DemonstrationBatch, collate_demonstrations
 from data.stage_data import demonstrations
-from rlhf import console, distributed
-from rlhf.causal_model import CausalModel
-from rlhf.checkpoint import Checkpoints, save_when_due
-from rlhf.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
-from rlhf.export import export
-from rlhf.guard import Guard
-from rlhf.interrupt import noted
-from rlhf.lora import attach
+from rlhf import console
 from rlhf.metrics import MetricsLog
-from rlhf.models import dtype_of, load_causal_lm, load_tokenizer
+from rlhf.models.causal_model import CausalModel
+from rlhf.models.export import export
+from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
+from rlhf.models.lora import attach
 from rlhf.stage import StageResult
 from rlhf.template import Template
+from rlhf.training import distributed
+from rlhf.training.checkpoint import Checkpoints, save_when_due
+from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf.training.guard import Guard
+from rlhf.training.interrupt import noted
 from step1_sft.config import SFTConfig
 
 

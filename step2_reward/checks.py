@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data import preflight
-from rlhf.model_names import check_model, length_problems
+from rlhf.models.names import check_model, length_problems
 from step2_reward.config import RewardConfig
 
 

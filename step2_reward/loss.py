@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlhf.tensors import correlation
+from rlhf.models.tensors import correlation
 
 CALIBRATION_BINS = 10
 

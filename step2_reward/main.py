@@ -15,19 +15,20 @@ import torch
 from data.batches import StepSampler, deal
 from data.collate import PreferenceBatch, collate_preferences
 from data.stage_data import preferences
-from rlhf import console, distributed
-from rlhf.checkpoint import Checkpoints, save_when_due
-from rlhf.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf import console
 from rlhf.errors import TrainingError
-from rlhf.export import export
-from rlhf.guard import Guard
-from rlhf.interrupt import noted
-from rlhf.lora import attach
 from rlhf.metrics import MetricsLog
-from rlhf.models import dtype_of, load_tokenizer
-from rlhf.scalar_model import HEAD, ScalarModel, load_scalar_model, values_at
+from rlhf.models.export import export
+from rlhf.models.loading import dtype_of, load_tokenizer
+from rlhf.models.lora import attach
+from rlhf.models.scalar_model import HEAD, ScalarModel, load_scalar_model, values_at
 from rlhf.stage import StageResult
 from rlhf.template import Template
+from rlhf.training import distributed
+from rlhf.training.checkpoint import Checkpoints, save_when_due
+from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf.training.guard import Guard
+from rlhf.training.interrupt import noted
 from step2_reward.config import RewardConfig
 from step2_reward.loss import pairwise_losses, report
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from data import preflight
-from rlhf.model_names import Kind, check_model, length_problems, read_config
+from rlhf.models.names import Kind, check_model, length_problems, read_config
 from step3_ppo.config import PPOConfig
-from step3_ppo.parallel_sizes import parallel_problems
+from step3_ppo.hybrid.parallel_sizes import parallel_problems
 
 
 def problems(config: PPOConfig) -> list[str]:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from rlhf.engine import TrainEngine
-from rlhf.engine_state import masters
-from rlhf.export import swap
+from rlhf.models.export import swap
+from rlhf.training.engine import TrainEngine
+from rlhf.training.engine_state import masters
 
 
 class EMA:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from data.batches import deal
-from rlhf import distributed
-from rlhf.causal_model import TokenScores
-from rlhf.tensors import correlation, whiten
+from rlhf.models.causal_model import TokenScores
+from rlhf.models.tensors import correlation, whiten
+from rlhf.training import distributed
 from step3_ppo.advantages import (
     estimate_advantages,
     explained_variance,

@@ -8,7 +8,7 @@ from typing import Any
 
 from rlhf import console
 from rlhf.errors import ConfigError
-from rlhf.model_names import read_config
+from rlhf.models.names import read_config
 from step3_ppo.config import PPOConfig
 
 

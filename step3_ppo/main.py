@@ -10,18 +10,19 @@ from typing import Any
 
 from data.batches import StepSampler
 from data.stage_data import pretraining, prompts
-from rlhf import console, distributed
-from rlhf.checkpoint import Checkpoints, save_when_due
+from rlhf import console
 from rlhf.errors import ConfigError
-from rlhf.export import export, full_master
 from rlhf.files import write_text
-from rlhf.generation import Sampling
-from rlhf.guard import Guard
-from rlhf.interrupt import noted
+from rlhf.generation.drawing import Sampling
 from rlhf.metrics import MetricsLog
-from rlhf.models import load_tokenizer
+from rlhf.models.export import export, full_master
+from rlhf.models.loading import load_tokenizer
 from rlhf.stage import StageResult
 from rlhf.template import Template
+from rlhf.training import distributed
+from rlhf.training.checkpoint import Checkpoints, save_when_due
+from rlhf.training.guard import Guard
+from rlhf.training.interrupt import noted
 from step3_ppo.advantages import KLController
 from step3_ppo.config import PPOConfig
 from step3_ppo.diagnosis import Diagnosis

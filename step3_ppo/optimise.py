@@ -14,7 +14,7 @@ import numpy as np
 
 from data.batches import StepSampler, deal
 from data.collate import collate_demonstrations
-from rlhf import distributed
+from rlhf.training import distributed
 from step3_ppo.config import PPOConfig
 from step3_ppo.ema import EMA
 from step3_ppo.experience import Experience, Kept, micro_batches

@@ -9,25 +9,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf import console, distributed
-from rlhf.causal_model import CausalModel, TokenScores
-from rlhf.compiling import compile_layers
-from rlhf.engine import (
+from rlhf import console
+from rlhf.errors import ConfigError
+from rlhf.models.causal_model import CausalModel, TokenScores
+from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
+from rlhf.models.lora import adapters_off, attach, is_adapted
+from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine, values_at
+from rlhf.models.tensors import pad_right
+from rlhf.template import Template
+from rlhf.training import distributed
+from rlhf.training.compiling import compile_layers
+from rlhf.training.engine import (
     TrainEngine,
     build_frozen,
     default_zero_stage,
     enable_activation_checkpointing,
     zero3_config,
 )
-from rlhf.errors import ConfigError
-from rlhf.lora import adapters_off, attach, is_adapted
-from rlhf.models import dtype_of, load_causal_lm, load_tokenizer
-from rlhf.scalar_model import ScalarModel, load_scalar_model, score_affine, values_at
-from rlhf.template import Template
-from rlhf.tensors import pad_right
 from step3_ppo.config import PPOConfig
-from step3_ppo.hybrid_engine import HybridEngine
-from step3_ppo.reward_function import Scorer
+from step3_ppo.hybrid.engine import HybridEngine
+from step3_ppo.rewards.function import Scorer
 from step3_ppo.rollout import Rollout, SequenceBatch
 
 

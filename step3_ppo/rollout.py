@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlhf import distributed
-from rlhf.generation import Sampler, Sampling
-from rlhf.tensors import pad_right
+from rlhf.generation.sampler import Sampler, Sampling
+from rlhf.models.tensors import pad_right
+from rlhf.training import distributed
 
 
 @dataclass

@@ -29,7 +29,7 @@ class RolloutFiles:
 
     def write(self, experience: Experience, template: Template, *, iteration: int, last: bool) -> None:
         """Write an iteration (counted from 1) and remove the one that falls out of the last `keep`."""
-        from rlhf import distributed
+        from rlhf.training import distributed
 
         if not distributed.is_main() or not (self._stays(iteration) or self.keep or last):
             return
@@ -41,7 +41,7 @@ class RolloutFiles:
 
     def cut(self, *, after: int) -> None:
         """Remove what a resumed run will write again."""
-        from rlhf import distributed
+        from rlhf.training import distributed
 
         if distributed.is_main():
             for path in self.folder.glob("iteration-*.jsonl"):

@@ -17,8 +17,8 @@ import click
 
 from rlhf.command import Command
 from rlhf.console import table
+from rlhf.console.screen import figure, interactive, screen
 from rlhf.errors import ConfigError, DataError
-from rlhf.screen import figure, interactive, screen
 from step3_ppo.rollout_files import iteration_of, read_rollouts
 from step3_ppo.rollout_view import (
     NARROWEST_BESIDE,

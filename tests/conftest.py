@@ -51,8 +51,8 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., list[Any]]:
-    """`run_ranks(function, *arguments, world_size=2, timeout=120)` → each rank's result; see tests/ranks.py."""
-    from tests.ranks import run_ranks
+    """`run_ranks(function, *arguments, world_size=2, timeout=120)` → each rank's result; see tests/helpers/ranks.py."""
+    from tests.helpers.ranks import run_ranks
 
     return run_ranks
 
@@ -62,7 +62,7 @@ def one_rank() -> None:
     """This process as rank 0 of 1, for engines and stages that run in-process."""
     import torch
 
-    from rlhf import distributed
+    from rlhf.training import distributed
 
     before = dict(os.environ)
     distributed.init(0)

@@ -22,13 +22,15 @@ ALLOWED = {
     "train": {"rlhf", "data", *STAGES},
     "scripts": {"rlhf", "data", *STAGES, "train"},
 }
-# `data/` reads and encodes; it neither trains nor generates. Of rlhf.models it takes the tokenizer.
-NOT_FOR_DATA = "engine generation sampling causal_model scalar_model checkpoint export"
+# `data/` reads and encodes; it neither trains nor generates. Of rlhf.models.loading it takes the tokenizer.
+NOT_FOR_DATA = "training generation"
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
-    "rlhf": "command config console errors files hardware launch metrics model_names stage stage_config template "
-    "charts chat chat_screen comparison conversation evaluate judges report speaker streaming pipeline placement plan",
+    "rlhf": "command config console errors files hardware metrics stage stage_config template models.names "
+    "pipeline.run pipeline.placement pipeline.plan pipeline.launch report.page report.charts chat.__main__ "
+    "chat.session chat.screen chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges "
+    "evaluate.comparison generation.speaker generation.streaming",
     "data": "adapters blend config example preflight sources",
     **dict.fromkeys(STAGES, "config __main__"),
 }

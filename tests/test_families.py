@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.metrics import read_metrics
 from rlhf.stage import StageResult
 from rlhf.template import Template
-from tests import stages
-from tests.tiny import FAMILIES, save_tiny
+from tests.helpers import stages
+from tests.helpers.tiny import FAMILIES, save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

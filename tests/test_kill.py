@@ -18,8 +18,8 @@ from scripts.nightly_kill import after_step, differences, last_step, train
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
-from tests import stages
-from tests.tiny import save_tiny
+from tests.helpers import stages
+from tests.helpers.tiny import save_tiny
 
 RECIPE: dict[str, Any] = {
     "pipeline": {"data_split": "1,1,1", "max_prompt_length": 40, "max_response_length": 12, "micro_batch_size": 2},

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlhf import distributed
-from tests.ranks import RanksFailed
+from rlhf.training import distributed
+from tests.helpers.ranks import RanksFailed
 
 
 def _sum(tensor: torch.Tensor) -> tuple[int, float, torch.Tensor]:

@@ -18,12 +18,12 @@ import pytest
 import torch
 
 import step3_ppo.main
-from rlhf.checkpoint import Checkpoints
 from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, describe
 from rlhf.metrics import FILE_NAME, MetricsLog
+from rlhf.training.checkpoint import Checkpoints
 from step3_ppo.rollout import Rollout
-from tests import stages
-from tests.tiny import save_tiny
+from tests.helpers import stages
+from tests.helpers.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

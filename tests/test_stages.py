@@ -21,9 +21,9 @@ from rlhf.errors import ConfigError
 from rlhf.metrics import read_metrics
 from rlhf.template import Template
 from step3_ppo.ema import EMA
-from tests import engines, stages
-from tests.ppo import save_reward_model
-from tests.tiny import FAMILIES, save_tiny, tiny_tokenizer
+from tests.helpers import engines, stages
+from tests.helpers.ppo import save_reward_model
+from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 Folders = dict[str, Path]

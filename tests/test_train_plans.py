@@ -12,10 +12,10 @@ import yaml
 import train
 from rlhf.errors import ConfigError
 from rlhf.files import claim_folder
-from rlhf.recipes import Request, choose_recipe
-from tests import calls
-from tests.calls import run
-from tests.fakes import make_model
+from rlhf.pipeline.recipes import Request, choose_recipe
+from tests.helpers import calls
+from tests.helpers.calls import run
+from tests.helpers.fakes import make_model
 
 machine, inputs = calls.machine, calls.inputs
 

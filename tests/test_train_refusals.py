@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from rlhf.pipeline_config import PipelineConfig
-from tests import calls
-from tests.calls import run
-from tests.fakes import make_model
+from rlhf.pipeline.config import PipelineConfig
+from tests.helpers import calls
+from tests.helpers.calls import run
+from tests.helpers.fakes import make_model
 
 machine, inputs = calls.machine, calls.inputs
 

@@ -16,12 +16,12 @@ import yaml
 from click.testing import Result
 
 import train
-from rlhf.launch import ROOT
-from rlhf.recipes import StageSpec
+from rlhf.pipeline.launch import ROOT
+from rlhf.pipeline.recipes import StageSpec
 from rlhf.stage import read_result
-from tests import calls
-from tests.calls import run
-from tests.fakes import make_model, make_stage
+from tests.helpers import calls
+from tests.helpers.calls import run
+from tests.helpers.fakes import make_model, make_stage
 
 Invoke = Callable[..., Result]
 machine = calls.machine
@@ -40,7 +40,7 @@ def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     )
     monkeypatch.setattr(train, "STAGES", specs)
     monkeypatch.setattr(train, "data_problems", lambda config: [])
-    monkeypatch.setattr("rlhf.closing._report", lambda output: None)
+    monkeypatch.setattr("rlhf.pipeline.closing._report", lambda output: None)
     make_model(tmp_path / "model")
 
     def invoke(*words: str) -> Result:
@@ -182,7 +182,7 @@ def test_train_as_a_process_answers_without_torch_and_with_its_exit_code(tmp_pat
 _FAKE_TRAIN = """
 import sys, importlib
 import train
-from rlhf.recipes import StageSpec
+from rlhf.pipeline.recipes import StageSpec
 
 names = sys.argv[1].split(",")
 train.STAGES = tuple(

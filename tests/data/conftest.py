@@ -14,7 +14,7 @@ from data.config import DataSettings
 from data.encode import Encoder, Limits
 from data.example import Example, prompt_json
 from rlhf.template import Template, install_template
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 Write = Callable[[str, Iterable[Any]], str]
 

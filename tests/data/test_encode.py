@@ -26,7 +26,7 @@ from data.encode import (
 from data.example import ask, prompt_json
 from rlhf.errors import DataError
 from rlhf.template import Message, Template, install_template
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 CHAT_MARKUP = (
     "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '[/]' }}{% endfor %}"

@@ -11,7 +11,7 @@ import pytest
 from data import check, show
 from data.lengths import histogram
 from rlhf.errors import DataError
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from data.collate import collate_demonstrations
 from data.packing import pack, packing_problem
-from rlhf.causal_model import CausalModel
-from tests.tiny import tiny_lm
+from rlhf.models.causal_model import CausalModel
+from tests.helpers.tiny import tiny_lm
 
 
 def packs_of(lengths: list[int], capacity: int) -> list[list[int]]:

@@ -210,7 +210,7 @@ def test_packed_training_rows_hold_every_demonstration(write, settings, pairs, t
 def test_a_tokenizer_without_an_end_is_refused() -> None:
     from rlhf.errors import ModelError
     from rlhf.template import install_template
-    from tests.tiny import tiny_tokenizer
+    from tests.helpers.tiny import tiny_tokenizer
 
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None

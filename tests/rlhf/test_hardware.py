@@ -10,9 +10,9 @@ import pytest
 from rlhf import hardware
 from rlhf.errors import describe
 from rlhf.hardware import visible
-from rlhf.pipeline_config import PipelineConfig
-from rlhf.placement import describe as describe_placement
-from rlhf.placement import place
+from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.placement import describe as describe_placement
+from rlhf.pipeline.placement import place
 from rlhf.stage_config import engine_problems
 from step1_sft.config import SFTConfig
 from step3_ppo.config import PPOConfig

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from rlhf.files import claim_folder
 from rlhf.metrics import read_metrics
 from rlhf.stage import read_result
-from tests.fakes import command_of, make_stage
+from tests.helpers.fakes import command_of, make_stage
 
 Run = Callable[..., Result]
 

@@ -9,7 +9,7 @@ from tokenizers import AddedToken
 
 from rlhf.errors import ModelError
 from rlhf.template import Message, Template, install_template
-from tests.tiny import tiny_tokenizer
+from tests.helpers.tiny import tiny_tokenizer
 
 QUESTION: list[Message] = [{"role": "user", "content": "Why?"}]
 CHATML = (

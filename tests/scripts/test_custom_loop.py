@@ -14,10 +14,10 @@ from rlhf.template import Message, Template
 from scripts import custom_loop
 from step3_ppo.config import PPOConfig
 from step3_ppo.experience import make_experience
-from step3_ppo.reward_function import RewardFunction
+from step3_ppo.rewards.function import RewardFunction
 from step3_ppo.roles import build_roles
 from step3_ppo.rollout import Rollout, sequence_batch
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.helpers.tiny import save_tiny, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from rlhf.config import build
-from rlhf.pipeline_config import PipelineConfig
+from rlhf.pipeline.config import PipelineConfig
 from scripts.pretrain_demo import DemoSettings, main, make_tokenizer, prepare
 
 TINY = {"hidden_size": 32, "layers": 1, "steps": 2, "batch_tokens": 256, "vocabulary": 600}
@@ -24,7 +24,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_path: Path) -> None:
-    from rlhf.models import load_causal_lm, load_tokenizer
+    from rlhf.models.loading import load_causal_lm, load_tokenizer
 
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     arguments = ["--output-dir", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache"), *flags]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlhf.config import build, read_yaml, targets
-from rlhf.model_names import ALIASES
-from rlhf.pipeline_config import PipelineConfig
+from rlhf.models.names import ALIASES
+from rlhf.pipeline.config import PipelineConfig
 from rlhf.stage_config import engine_problems
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
-from rlhf.tensors import whiten
+from rlhf.models.tensors import whiten
 from step3_ppo.advantages import (
     KLController,
     estimate_advantages,

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from rlhf.models.tensors import whiten
 from rlhf.template import Template
-from rlhf.tensors import whiten
 from step3_ppo.advantages import estimate_advantages
 from step3_ppo.experience import Experience, figures, make_experience
 from step3_ppo.roles import RewardModel
 from step3_ppo.rollout import Rollout, sequence_batch
-from tests import ppo
-from tests.tiny import tiny_tokenizer
+from tests.helpers import ppo
+from tests.helpers.tiny import tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 KL_COEF = 0.3

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from data.batches import StepSampler
 from step3_ppo.optimise import PretrainingMix, mini_batches, optimise, steps_per_iteration
-from tests import engines, ppo
+from tests.helpers import engines, ppo
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 RATE = 1000.0

@@ -10,7 +10,7 @@ import torch
 from step3_ppo.experience import make_experience
 from step3_ppo.optimise import first_rows, optimise
 from step3_ppo.roles import Roles
-from tests import engines, ppo
+from tests.helpers import engines, ppo
 
 
 @pytest.fixture(scope="module")

@@ -152,7 +152,7 @@ def test_two_iterations_side_by_side_meet_at_the_prompt(view: Show) -> None:
 
 
 def test_a_narrow_screen_has_them_one_under_the_other(view: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf import screen
+    from rlhf.console import screen
 
     monkeypatch.setattr(screen, "_console", screen._console.__wrapped__)  # its width is kept otherwise
     monkeypatch.setenv("COLUMNS", "60")

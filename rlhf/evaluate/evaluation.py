@@ -1,0 +1,257 @@
+"""python -m rlhf.evaluate: several models answer the same prompts, and their answers are scored side by side.
+
+Imports torch only when models answer.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlhf import console
+from rlhf.command import Command
+from rlhf.config import Config, build, given, options, setting
+from rlhf.errors import EXIT_DONE, ConfigError, DataError, nearest
+from rlhf.evaluate import comparison
+from rlhf.evaluate.judges import Asked, Judge, Response, reward_model_judge, scorer_judge, scorer_problems
+from rlhf.files import write_json
+from rlhf.generation.speaker import Speaker, load_speaker
+from rlhf.generation.speaker import problems as speaker_problems
+from rlhf.generation.streaming import cut_at
+from rlhf.models.names import check_model
+from rlhf.stage_config import Dtype
+
+
+class EvaluateConfig(Config):
+    """Which models answer which prompts, how, and what scores them."""
+
+    model: list[str] = setting(
+        [], "LABEL=MODEL, repeatable: a folder, hub name or alias; the others are held to the first"
+    )
+    prompts: str = setting("", "a .jsonl file of prompts: text, or a list of {role, content}")
+    prompt_column: str = setting("prompt", "the prompts' column")
+    max_prompts: int | None = setting(None, "take this many prompts, at most", ge=1)
+    scorer: str = setting("", "package.module:function, of (prompt, response) to a number")
+    reward_model: str = setting("", "a trained reward model that scores the responses, too")
+    output: Path | None = setting(None, "write the result to this JSON file")
+    samples: int = setting(6, "prompts whose responses are shown", ge=0)
+    temperature: float = setting(0.0, "of the sampling; 0 takes the likeliest token", ge=0)
+    top_p: float = setting(1.0, "sample from the smallest set with this mass", gt=0, le=1)
+    top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
+    max_new_tokens: int = setting(256, "tokens of a response, the end token included", ge=1)
+    stop_at_next_turn: bool = setting(False, "cut a response where the model invents the next turn, as chat does")
+    seed: int = setting(0, "of the sampling", ge=0)
+    batch_size: int = setting(32, "prompts answered at a time: memory, not results", ge=1)
+    dtype: Dtype = setting("auto", "of the weights: auto is bf16 on a GPU that has it, else fp32")
+    trust_remote_code: bool = setting(False, "run code that comes with a model")
+
+    def named_models(self) -> dict[str, str]:
+        """Label → model."""
+        named = {}
+        for item in self.model:
+            label, equals, name = item.partition("=")
+            named[label] = name if equals else item
+        return named
+
+    def problems(self, world_size: int = 1) -> list[str]:
+        """What can be found without torch: models, prompts, scorer."""
+        found = [] if self.model else ["--model is needed: LABEL=MODEL, once for each model"]
+        if len(self.named_models()) != len(self.model):
+            found.append("--model: two models have the same label; write --model LABEL=MODEL with a label for each")
+        for label, name in self.named_models().items():
+            found += speaker_problems(name, flag=f"--model {label}:")
+        if not self.prompts:
+            found.append("--prompts is needed: a .jsonl file")
+        else:
+            try:
+                read_prompts(Path(self.prompts), column=self.prompt_column, limit=self.max_prompts)
+            except DataError as error:
+                found += error.problems
+        if self.scorer:
+            found += scorer_problems(self.scorer)
+        if self.reward_model:
+            found += check_model(self.reward_model, flag="--reward-model", kind="reward")
+        return found
+
+
+def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None) -> list[Asked]:
+    """The prompts of a JSONL file; the first `limit`. Raises DataError naming file and row."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        raise DataError(f"prompts={path}: no such file") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path} is not UTF-8 text") from None
+    asked: list[Asked] = []
+    for number, line in enumerate(lines, start=1):
+        if len(asked) == limit:
+            break
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+        if not isinstance(row, dict) or column not in row:
+            hint = nearest(column, row) if isinstance(row, dict) else ""
+            raise DataError(f"{path}, row {number} has no column '{column}'{hint or '; --prompt-column names another'}")
+        value: Any = row[column]
+        if isinstance(value, str):
+            value = [{"role": "user", "content": value}]
+        if not _is_conversation(value):
+            raise DataError(f"{path}, row {number}: '{column}' is neither text nor messages that end with the user's")
+        asked.append(Asked(number, value))
+    if not asked:
+        raise DataError(f"{path} holds no prompts")
+    return asked
+
+
+def _is_conversation(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
+        and value[-1]["role"] == "user"
+    )
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Let every model answer every prompt, score the answers, and return what is written to the JSON file.
+
+    Models are loaded one after the other. Raises UserError.
+    """
+    problems = config.problems()
+    if problems:
+        raise ConfigError(*problems)
+    asked = read_prompts(Path(config.prompts), column=config.prompt_column, limit=config.max_prompts)
+    responses: dict[str, list[Response]] = {}
+    seconds: dict[str, float] = {}
+    for label, name in config.named_models().items():
+        speaker = load_speaker(name, label=label, dtype=config.dtype, trust_remote_code=config.trust_remote_code)
+        began = time.monotonic()
+        responses[label] = answer_all(speaker, asked, config)
+        seconds[label] = time.monotonic() - began
+        del speaker
+        gc.collect()  # the next model takes its place in memory
+    scores = {
+        kind: {label: judge(asked, r) for label, r in responses.items()} for kind, judge in _judges(config).items()
+    }
+    return {
+        "prompts": {"file": config.prompts, "count": len(asked), "sha256": _fingerprint(asked)},
+        "settings": config.model_dump(mode="json", exclude={"model", "output"}),
+        "models": [
+            {
+                "label": label,
+                "model": name,
+                "length": comparison.mean_and_error([r.length for r in responses[label]]),
+                "end_rate": sum(r.ended for r in responses[label]) / len(asked),
+                "seconds": seconds[label],
+                **{
+                    kind: comparison.compare(table[label], next(iter(table.values()))) for kind, table in scores.items()
+                },
+            }
+            for label, name in config.named_models().items()
+        ],
+        "samples": [_sample(asked[i], i, responses, scores) for i in comparison.spread(len(asked), config.samples)],
+    }
+
+
+def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig) -> list[Response]:
+    """The speaker's responses, in the order of the prompts; long prompts are answered together, the longest first."""
+    from rlhf.generation.drawing import Sampling
+
+    stops = speaker.stops
+    sampling = Sampling(
+        config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop_token_ids=stops.token_ids if config.stop_at_next_turn else stops.end_ids,
+    )
+    prompts = [speaker.template.prompt_ids(a.messages) for a in asked]
+    longest = max(range(len(asked)), key=lambda i: len(prompts[i]))
+    if speaker.limit is not None and len(prompts[longest]) + config.max_new_tokens > speaker.limit:
+        raise DataError(
+            f"{config.prompts}, row {asked[longest].row}: the prompt's {len(prompts[longest])} tokens and "
+            f"max_new_tokens={config.max_new_tokens} exceed the {speaker.limit} tokens that {speaker.label} can hold; "
+            "lower --max-new-tokens or leave the row out"
+        )
+    order = sorted(range(len(asked)), key=lambda i: -len(prompts[i]))
+    responses: dict[int, Response] = {}
+    with console.progress(f"{speaker.label} answers", total=len(asked), unit="prompt") as bar:
+        for begin in range(0, len(order), config.batch_size):
+            rows = order[begin : begin + config.batch_size]
+            # the prompt's own number goes into its random numbers, so the batch does not matter
+            drawn = speaker.sampler.generate([prompts[i] for i in rows], sampling, seed=config.seed, rows=rows)
+            for row, ids in zip(rows, drawn.responses(), strict=True):
+                ended = bool(ids) and ids[-1] in stops.end_ids
+                stopped = bool(ids) and ids[-1] in sampling.stop_token_ids
+                text = speaker.template.text(ids[:-1] if stopped else ids)
+                if config.stop_at_next_turn:
+                    text = cut_at(text, stops.strings).strip()
+                responses[row] = Response(text, len(ids), ended)
+            bar.update(len(responses))
+    return [responses[i] for i in range(len(asked))]
+
+
+def _judges(config: EvaluateConfig) -> dict[str, Judge]:
+    judges = {}
+    if config.scorer:
+        judges["score"] = scorer_judge(config.scorer)
+    if config.reward_model:
+        judges["reward_model"] = reward_model_judge(
+            config.reward_model,
+            dtype=config.dtype,
+            batch_size=config.batch_size,
+            trust_remote_code=config.trust_remote_code,
+        )
+    return judges
+
+
+def _sample(
+    asked: Asked,
+    index: int,
+    responses: Mapping[str, Sequence[Response]],
+    scores: Mapping[str, Mapping[str, list[float]]],
+) -> dict[str, Any]:
+    answers = {
+        label: {
+            "text": said[index].text,
+            "length": said[index].length,
+            "ended": said[index].ended,
+            **{kind: table[label][index] for kind, table in scores.items()},
+        }
+        for label, said in responses.items()
+    }
+    return {"row": asked.row, "prompt": asked.text, "responses": answers}
+
+
+def _fingerprint(asked: Sequence[Asked]) -> str:
+    return hashlib.sha256(json.dumps([a.messages for a in asked]).encode()).hexdigest()
+
+
+@click.command("python -m rlhf.evaluate", cls=Command)
+@options(EvaluateConfig)
+@click.option("--debug", is_flag=True, help="show tracebacks")
+def main(debug: bool, **flags: Any) -> int:
+    """Let models answer the same prompts and score their answers:
+
+    python -m rlhf.evaluate --model sft=output/step1_sft/model --model ppo=output/step3_ppo/actor --prompts FILE.jsonl
+    """
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"
+    config = build(EvaluateConfig, given(flags), where="")
+    result = evaluate(config)
+    comparison.show(result)
+    if config.output:
+        write_json(config.output, result)
+        console.say(f"written to {config.output}")
+    return EXIT_DONE

@@ -1,0 +1,150 @@
+"""The forward of Llama-like models for sampling, in as few operations as a layer allows.
+
+At the sizes that a CPU samples, half of a decode step in transformers is dispatch: some 45 small operations a layer.
+Here are about 20, on the same modules and weights. Other families go through transformers.
+
+B rows, T tokens of each, H query heads, K key-value heads, G = H / K, E head size, C positions, S columns of the
+cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rlhf.generation.kv_cache import SamplerCache
+from rlhf.models.attention import products, suits_products
+
+# model type → what is added to the weights of its norms. Windows and the like are refused by `is_served`.
+FAMILIES = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma": 1.0}
+# Rotary tables that depend on the position alone, not on how long the sequence is.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# Layers of one input that may stand as one: its name, and what it is made of.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+
+Function = Callable[[Tensor], Any]
+
+
+@dataclass
+class _Layer:
+    attention_norm: Function
+    queries_keys_values: Function  # [..., D] → [..., H + 2K, E]
+    head_norms: tuple[Function, Function] | None  # of queries and of keys
+    output: Function
+    mlp_norm: Function
+    gate_and_up: Function
+    activation: Function
+    down: Function
+
+
+def is_lean(lm: Any) -> bool:
+    """Whether `LeanForward` serves a model (one whose attention `is_served`)."""
+    rope = getattr(lm.config, "rope_parameters", None) or {}
+    return lm.config.model_type in FAMILIES and rope.get("rope_type", "default") in ROPE_TYPES
+
+
+class LeanForward:
+    """`begin` before a generation reads what follows from the weights; then call it for prompts and for tokens.
+
+    `compiled`: the forward of single tokens goes through torch.compile, once for all batch sizes and lengths.
+    """
+
+    def __init__(self, lm: Any, *, compiled: bool = False) -> None:
+        self._token = torch.compile(self._run, dynamic=True) if compiled else self._run
+        self.model = lm.base_model
+        self.norm_offset = FAMILIES[lm.config.model_type]
+        attention = self.model.layers[0].self_attn
+        self.head_size, self.scale = int(attention.head_dim), float(attention.scaling)
+        self.group = int(attention.num_key_value_groups)
+
+    def begin(self, capacity: int) -> None:
+        """Read the norms, and the rotary tables of all positions up to `capacity`."""
+        self.layers = [self._layer(layer) for layer in self.model.layers]
+        self.final_norm = self._norm(self.model.norm)
+        weight = self.model.norm.weight
+        cos_1CE, sin_1CE = self.model.rotary_emb(weight, torch.arange(capacity, device=weight.device)[None])
+        self.cos_CE = cos_1CE[0]
+        # what is turned to the front changes its sign: kept in the table
+        self.sin_CE = sin_1CE[0].clone()
+        self.sin_CE[:, : self.head_size // 2].neg_()
+
+    def _layer(self, layer: Any) -> _Layer:
+        attention, mlp = layer.self_attn, layer.mlp
+        fused = getattr(attention, "qkv_proj", None)
+        both = getattr(mlp, "gate_up_proj", None)
+        return _Layer(
+            attention_norm=self._norm(layer.input_layernorm),
+            queries_keys_values=fused
+            or (lambda x: torch.cat((attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)), dim=-1)),
+            head_norms=(
+                (self._norm(attention.q_norm), self._norm(attention.k_norm)) if hasattr(attention, "q_norm") else None
+            ),
+            output=attention.o_proj,
+            mlp_norm=self._norm(layer.post_attention_layernorm),
+            gate_and_up=(lambda x: both(x).chunk(2, dim=-1)) if both else lambda x: (mlp.gate_proj(x), mlp.up_proj(x)),
+            activation=mlp.act_fn,
+            down=mlp.down_proj,
+        )
+
+    def _norm(self, module: Any) -> Function:
+        shape = tuple(module.weight.shape)
+        if not self.norm_offset:
+            weight, eps = module.weight, module.variance_epsilon
+            return lambda x: F.rms_norm(x, shape, weight, eps)
+        weight_fp32, eps = module.weight.float() + self.norm_offset, module.eps
+        return lambda x: F.rms_norm(x.float(), shape, weight_fp32, eps).to(x.dtype)
+
+    def __call__(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
+        """Hidden states of the last column [B, D]; keys and values go to the cache's columns from `start`.
+
+        For prompts `attention` says what counts ([B, 1, T, T], None is all before), for single tokens it is added to
+        the scores ([B, 1, 1, S], 0 or −∞).
+        """
+        return (self._run if cache.prefilling else self._token)(ids_BT, positions_BT, cache, attention)
+
+    def _run(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
+        rows, length = ids_BT.shape
+        half, group = self.head_size // 2, self.group
+        cos_BT1E, sin_BT1E = self.cos_CE[positions_BT, None], self.sin_CE[positions_BT, None]
+        x = self.model.embed_tokens(ids_BT)
+        bias: Tensor | None = None
+        for index, layer in enumerate(self.layers):
+            mixed = layer.queries_keys_values(layer.attention_norm(x)).view(rows, length, -1, self.head_size)
+            key_heads = mixed.shape[2] // (group + 2)
+            heads = group * key_heads
+            turning, value = mixed[:, :, : heads + key_heads], mixed[:, :, heads + key_heads :]
+            if layer.head_norms is not None:
+                of_queries, of_keys = layer.head_norms
+                turning = torch.cat((of_queries(turning[:, :, :heads]), of_keys(turning[:, :, heads:])), dim=2)
+            swapped = torch.cat((turning[..., half:], turning[..., :half]), dim=-1)
+            turned = torch.addcmul(turning * cos_BT1E, swapped, sin_BT1E)
+            query, key = turned[:, :, :heads], turned[:, :, heads:]
+            cache.write(index, key.transpose(1, 2), value.transpose(1, 2))
+            if cache.prefilling:
+                found = self._read(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attention)
+            else:
+                keys, values = cache.flat(index, rows)  # [B·K, S, E]
+                if bias is None:
+                    assert attention is not None
+                    bias = attention.expand(rows, key_heads, 1, -1).reshape(rows * key_heads, 1, -1)
+                query = query.reshape(rows * key_heads, group, self.head_size)
+                scores = torch.baddbmm(bias, query, keys.transpose(1, 2), alpha=self.scale)
+                found = torch.bmm(scores.softmax(dim=-1), values)
+            x = x + layer.output(found.reshape(rows, length, -1))
+            gate, up = layer.gate_and_up(layer.mlp_norm(x))
+            x = x + layer.down(layer.activation(gate).mul_(up))
+        return self.final_norm(x[:, -1])
+
+    def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of prompts to themselves: [B, T, H, E]."""
+        if suits_products(query, key):
+            return products(query, key, value, mask, self.scale)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=self.group > 1
+        ).transpose(1, 2)

@@ -1,0 +1,324 @@
+"""The sampler: prefill, then one token at a time from a key-value cache; rows that finished leave the batch.
+
+Used by rollout, chat and evaluation. A row's random numbers depend on (seed, iteration, global row, position) alone, so
+its samples are the same in any batch and on any number of ranks, wherever the logits agree bitwise.
+
+B rows, U distinct prompts, P prompt tokens (left-padded), R response tokens, S columns of the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.errors import ConfigError
+from rlhf.generation.drawing import Sampling, draw, uniforms
+from rlhf.generation.kv_cache import WIDTH_STEP, SamplerCache, round_up
+from rlhf.generation.lean_forward import LeanForward, is_lean
+from rlhf.models.attention import is_served, served
+from rlhf.models.causal_model import CausalModel, head_logits
+from rlhf.models.loading import backbone, unwrap
+from rlhf.training import distributed
+
+__all__ = ["Generation", "Sampler", "Sampling", "draw", "uniforms"]
+
+# Prompts are read in groups of at most this many tokens, which bounds the memory of their activations.
+PREFILL_TOKENS = 8192
+
+# (position, rows that are alive, their tokens, their log-probabilities, which of them stopped), on the CPU
+Drawn = tuple[int, Tensor, Tensor, Tensor, Tensor]
+
+
+@dataclass
+class Generation:
+    """Responses: ids [B, R] (pad beyond the end), the mask of what counts (the stop token included), the
+    log-probabilities of softmax(logits / temperature) in nats, and whether a stop token ended the row."""
+
+    ids_BR: Tensor
+    mask_BR: Tensor
+    logprobs_BR: Tensor
+    stopped_B: Tensor
+
+    def responses(self) -> list[list[int]]:
+        """Each row's counted ids."""
+        return [ids[mask].tolist() for ids, mask in zip(self.ids_BR, self.mask_BR, strict=True)]
+
+
+@dataclass
+class _Batch:
+    """The rows in the batch as it is now: their places in the request, which have finished, what comes next."""
+
+    row_B: Tensor  # on the CPU, as is `finished_B`
+    finished_B: Tensor
+    hidden_BD: Tensor
+    position_B: Tensor
+    mask_BS: Tensor  # of the cache's columns; True counts
+    bias_B11S: Tensor | None  # the same, to be added to scores
+
+    def keep(self, places: Tensor) -> None:
+        on_device = places.to(self.position_B.device)
+        self.row_B, self.finished_B = self.row_B[places], self.finished_B[places]
+        self.position_B, self.mask_BS = self.position_B[on_device], self.mask_BS[on_device]
+        if self.bias_B11S is not None:
+            self.bias_B11S = self.bias_B11S[on_device]
+
+
+class Sampler:
+    """Draws responses from a causal language model (a transformers model or a `CausalModel`).
+
+    `synced`: the ranks call the model equally often, which ZeRO-3's gathers need; a rank that is done keeps stepping
+    until the others are. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks
+    that generate together. The cache stays allocated until `release()`; where it would need more than `cache_bytes`,
+    prompts are taken in groups of like length, one after the other (not when `synced`). `compiled`: single tokens go
+    through torch.compile; raises ConfigError for a model that is not Llama-like.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        pad_token_id: int,
+        synced: bool = False,
+        compaction: bool = True,
+        agree: Callable[[Tensor], Tensor] | None = None,
+        prefill_tokens: int = PREFILL_TOKENS,
+        cache_bytes: int | None = None,
+        compiled: bool = False,
+    ) -> None:
+        self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
+        self.backbone = backbone(self.lm)
+        self.pad_token_id, self.synced, self.compaction, self.agree = pad_token_id, synced, compaction, agree
+        self.prefill_tokens, self.cache_bytes = prefill_tokens, cache_bytes
+        self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
+        self.lean = is_served(self.lm)
+        # under ZeRO-3 weights exist only while their module is called
+        is_ours = self.lean and not synced and is_lean(self.lm)
+        if compiled and not is_ours:
+            why = "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
+            raise ConfigError(f"step3_ppo.inference_compile: sampling {why} cannot be compiled; leave it out")
+        self.forward = LeanForward(self.lm, compiled=compiled) if is_ours else None
+        self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.lm.parameters()).device
+
+    def release(self) -> None:
+        """Give the cache's memory back."""
+        self.cache.release()
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        *,
+        seed: int = 0,
+        iteration: int = 0,
+        rows: Sequence[int] | None = None,
+    ) -> Generation:
+        """One response to each prompt (lists of ids). `rows` are the prompts' global row numbers, by default 0, 1, …"""
+        count, width = len(prompts), sampling.max_new_tokens
+        ids_BR = torch.full((count, width), self.pad_token_id)
+        mask_BR = torch.zeros((count, width), dtype=torch.bool)
+        logprobs_BR = torch.zeros((count, width))
+        stopped_B = torch.zeros(count, dtype=torch.bool)
+        uniforms_BR = uniforms(seed, iteration, range(count) if rows is None else rows, width)
+        for group in self._groups(prompts, width):
+            own = [prompts[i] for i in group.tolist()]
+            for position, places, tokens, logprobs, stopped in self._steps(own, sampling, uniforms_BR[group]):
+                alive = group[places]
+                ids_BR[alive, position], logprobs_BR[alive, position] = tokens, logprobs
+                mask_BR[alive, position] = True
+                stopped_B[alive[stopped]] = True
+        return Generation(ids_BR, mask_BR, logprobs_BR, stopped_B)
+
+    def stream(self, prompt: Sequence[int], sampling: Sampling, *, seed: int = 0) -> Iterator[int]:
+        """The response's ids one by one, the stop token included."""
+        for _, _, tokens, _, _ in self._steps([prompt], sampling, uniforms(seed, 0, [0], sampling.max_new_tokens)):
+            yield int(tokens[0])
+
+    def _groups(self, prompts: Sequence[Sequence[int]], width: int) -> list[Tensor]:
+        """Places of the prompts that go through the model together: all, or as many as the cache has room for."""
+        everything = torch.arange(len(prompts))
+        if self.synced or self.cache_bytes is None or not prompts:
+            return [everything]
+        lengths = torch.tensor([len(p) for p in prompts])
+        order = lengths.argsort(descending=True, stable=True)
+        groups, start = [], 0
+        while start < len(order):
+            capacity = round_up(int(lengths[order[start]]) + width, WIDTH_STEP)
+            size = max(self.cache_bytes // (capacity * self.bytes_per_token()), 1)
+            groups.append(order[start : start + size])
+            start += size
+        return groups if len(groups) > 1 else [everything]
+
+    def bytes_per_token(self) -> int:
+        """What a token of a row takes in the cache (of the whole model, were it not cut over ranks)."""
+        c = self.lm.config.get_text_config()
+        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
+        itemsize = next(self.lm.parameters()).dtype.itemsize
+        return 2 * int(c.num_hidden_layers) * int(heads) * int(size) * itemsize
+
+    def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor) -> Iterator[Drawn]:
+        if not prompts:
+            if not self.synced:
+                return
+            prompts, uniforms_BR = [[self.pad_token_id]], torch.zeros((1, sampling.max_new_tokens), dtype=torch.float64)
+            live = torch.zeros(1, dtype=torch.bool)
+        else:
+            live = torch.ones(len(prompts), dtype=torch.bool)
+        was_training = self.lm.training
+        self.lm.eval()
+        attention = served(self.lm) if self.lean else None
+        if attention is not None:
+            attention.__enter__()
+        try:
+            yield from self._decode(prompts, ~live, sampling, uniforms_BR)
+        finally:
+            if attention is not None:
+                attention.__exit__()
+            self.lm.train(was_training)
+
+    @torch.no_grad()
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], finished_B: Tensor, sampling: Sampling, uniforms_BR: Tensor
+    ) -> Iterator[Drawn]:
+        device, width = self.device, sampling.max_new_tokens
+        stop_ids = torch.tensor(sampling.stop_token_ids, dtype=torch.long, device=device)
+        longest = max(len(p) for p in prompts)
+        self.cache.reserve(len(prompts), longest, width)
+        if self.forward is not None:
+            self.forward.begin(longest + width)
+        batch = self._prefill(prompts, finished_B, longest)
+        for position in range(width):
+            tokens_B, logprobs_B = draw(
+                head_logits(self.lm, batch.hidden_BD),
+                uniforms_BR[batch.row_B, position].to(device),
+                sampling,
+                forbidden=stop_ids if position < sampling.min_new_tokens else None,
+            )
+            drawn_3B = torch.stack([tokens_B, logprobs_B, torch.isin(tokens_B, stop_ids)]).double()
+            if self.agree is not None:
+                drawn_3B = self.agree(drawn_3B)
+                tokens_B = drawn_3B[0].long()
+            drawn_3B = drawn_3B.cpu()
+            stopped_B = drawn_3B[2] > 0
+            live = ~batch.finished_B
+            if bool(live.any()):
+                yield position, batch.row_B[live], drawn_3B[0, live].long(), drawn_3B[1, live].float(), stopped_B[live]
+            batch.finished_B = batch.finished_B | stopped_B
+            if position + 1 == width or self._all_done(bool(batch.finished_B.all())):
+                return
+            if self.compaction:
+                tokens_B = self._compact(batch, tokens_B, longest + position)
+            self._step(batch, tokens_B, longest + position)
+
+    def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, longest: int) -> _Batch:
+        """Read the prompts into the cache, each distinct one once; long ones first, in groups of like length."""
+        device, cache = self.device, self.cache
+        places: dict[tuple[int, ...], int] = {}
+        for prompt in sorted((tuple(p) for p in prompts), key=len, reverse=True):
+            places.setdefault(prompt, len(places))
+        distinct = list(places)
+        source_B = torch.tensor([places[tuple(p)] for p in prompts])
+        hidden = []
+        start = 0
+        while start < len(distinct):
+            length = len(distinct[start])
+            # under ZeRO-3 all ranks call the model equally often, so there is one group
+            size = len(distinct) if self.synced else max(self.prefill_tokens // max(length, 1), 1)
+            hidden.append(self._read(distinct[start : start + size], start, longest))
+            start += size
+        hidden_UD = torch.cat(hidden)
+        lengths_B = torch.tensor([len(p) for p in prompts], device=device)
+        if len(distinct) < len(prompts) or source_B.tolist() != list(range(len(prompts))):
+            cache.copy_rows(source_B.to(device), torch.arange(len(prompts), device=device), longest)
+        columns = torch.arange(cache.capacity, device=device)
+        mask_BS = (columns >= longest - lengths_B[:, None]) & (columns < longest)
+        bias = None
+        if self.lean:
+            bias = torch.zeros(mask_BS.shape, dtype=hidden_UD.dtype, device=device)
+            bias = bias.masked_fill_(~mask_BS, float("-inf"))[:, None, None]
+        return _Batch(torch.arange(len(prompts)), finished_B, hidden_UD[source_B.to(device)], lengths_B, mask_BS, bias)
+
+    def _read(self, prompts: list[tuple[int, ...]], first_row: int, longest: int) -> Tensor:
+        """Prompts of one group into the cache's rows from `first_row`; hidden states of their last tokens [b, D]."""
+        width = len(prompts[0])
+        ids = torch.full((len(prompts), width), self.pad_token_id)
+        mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+        for index, prompt in enumerate(prompts):
+            ids[index, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.long)
+            mask[index, width - len(prompt) :] = True
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0).to(self.device)
+        attention: Tensor | None = mask
+        if self.lean:
+            attention = None
+            if not bool(mask.all()):
+                causal = torch.ones((width, width), dtype=torch.bool).tril()
+                # padding attends to itself: a row of nothing would be NaN, and NaN spreads through the cache
+                attention = (causal & mask[:, None, :] | torch.eye(width, dtype=torch.bool))[:, None]
+        cache = self.cache
+        cache.rows, cache.start, cache.seen = slice(first_row, first_row + len(prompts)), longest - width, 0
+        cache.prefilling = True
+        return self._forward(ids.to(self.device), attention, positions)
+
+    def _step(self, batch: _Batch, tokens_B: Tensor, column: int) -> None:
+        """One token of each row through the model; its keys and values go to `column`."""
+        cache = self.cache
+        cache.rows, cache.start, cache.seen = slice(0, len(tokens_B)), column, column
+        cache.prefilling = False
+        width = cache.show(column + 1, len(tokens_B))
+        if batch.bias_B11S is not None:
+            cache.shown = width
+            batch.bias_B11S[..., column] = 0
+            attention = batch.bias_B11S[..., : cache.shown]
+        else:
+            cache.shown = column + 1
+            batch.mask_BS[:, column] = True
+            attention = batch.mask_BS[:, : cache.shown]
+        batch.hidden_BD = self._forward(tokens_B[:, None], attention, batch.position_B[:, None])
+        batch.position_B = batch.position_B + 1
+
+    def _compact(self, batch: _Batch, tokens_B: Tensor, columns: int) -> Tensor:
+        """Take finished rows out of batch and cache: rows from the end move into their places. Returns the tokens left.
+
+        Batch sizes come from a ladder of about eight per octave, so that few shapes occur.
+        """
+        live = int((~batch.finished_B).sum())
+        size = max(round_up(live, _rung(live)), 1)
+        if size >= len(tokens_B) or not live:
+            return tokens_B
+        keep = torch.arange(size)
+        holes = batch.finished_B[:size].nonzero()[:, 0]
+        movers = size + (~batch.finished_B[size:]).nonzero()[:, 0]
+        holes = holes[: len(movers)]
+        keep[holes] = movers
+        device = tokens_B.device
+        if len(movers):
+            self.cache.copy_rows(movers.to(device), holes.to(device), columns)
+        batch.keep(keep)
+        return tokens_B[keep.to(device)]
+
+    def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor) -> Tensor:
+        """Hidden states of the last column: [b, D]."""
+        attention = attention if attention is None else attention.to(self.device)
+        if self.forward is not None:
+            return self.forward(ids, positions, self.cache, attention)
+        extra = {"position_ids": positions} if self.takes_positions else {}
+        return self.backbone(
+            input_ids=ids, attention_mask=attention, past_key_values=self.cache, use_cache=True, **extra
+        )[0][:, -1]  # fmt: skip
+
+    def _all_done(self, done: bool) -> bool:
+        return done if not self.synced else distributed.max_over_ranks(not done) == 0
+
+
+def _rung(rows: int) -> int:
+    """The step between batch sizes near `rows`: 1 below 16, 2 below 32, 4 below 64, …"""
+    return max(1, 1 << max(rows.bit_length() - 4, 0))

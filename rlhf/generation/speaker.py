@@ -1,0 +1,106 @@
+"""A model that answers: loaded with its tokenizer, template, stops and sampler. Chat and evaluate speak through it.
+
+Imports torch only when a model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlhf.errors import ModelError
+from rlhf.generation.streaming import Stops, find_stops
+from rlhf.models.names import check_model, model_limit, resolve
+from rlhf.template import Message, Template
+
+if TYPE_CHECKING:
+    from rlhf.generation.sampler import Sampler
+
+# Where a run leaves its chat models, the best first.
+RUN_MODELS = ("step3_ppo/actor", "step3_ppo/actor_ema", "step1_sft/model")
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A loaded model; `limit` is the longest sequence in tokens that its positions allow, None for any."""
+
+    label: str
+    name: str
+    template: Template
+    sampler: Sampler
+    stops: Stops
+    limit: int | None
+    summary: str
+
+    def has_system_turn(self) -> bool:
+        """Whether the template writes a system turn; some refuse it, some leave it out."""
+        messages: list[Message] = [{"role": "system", "content": "zqsystem"}, {"role": "user", "content": "x"}]
+        try:
+            return "zqsystem" in self.template.render(messages)
+        except ModelError:
+            return False
+
+
+def problems(name: str, *, flag: str) -> list[str]:
+    """What keeps a model from answering, one line each, found without torch."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "config.json").exists():
+        inside = [str(folder / part) for part in RUN_MODELS if (folder / part / "config.json").exists()]
+        if inside:
+            return [f"{flag} {name}: is the folder of a run; its chat models are {', '.join(inside)}"]
+    return check_model(name, flag=flag, kind="language")
+
+
+def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_code: bool = False) -> Speaker:
+    """Load a model for answering, on this process's device. Raises ModelError."""
+    import torch
+    from transformers.utils import logging
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed says a warning when it finds out by itself
+    from rlhf.generation.sampler import Sampler
+    from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
+    from rlhf.training.distributed import device
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    model = load_causal_lm(name, tokenizer=tokenizer, dtype=dtype_of(dtype), trust_remote_code=trust_remote_code)
+    model = model.to(device())  # type: ignore[arg-type]
+    template = Template(tokenizer)
+    limit = model_limit(model.config.to_dict())
+    return Speaker(
+        label=label,
+        name=resolve(name),
+        template=template,
+        sampler=Sampler(model, pad_token_id=int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
+        stops=find_stops(template, more_end_ids=_end_ids(model.generation_config)),
+        limit=limit,
+        summary=_summary(model, limit),
+    )
+
+
+def _summary(model: Any, limit: int | None) -> str:
+    """`LlamaForCausalLM, 134.5M parameters, float32 on cpu, context 8192 tokens`."""
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    parts = [type(model).__name__, f"{millions:,.1f}M parameters", f"{str(model.dtype)[6:]} on {model.device.type}"]
+    return ", ".join([*parts, f"context {limit} tokens"] if limit else parts)
+
+
+def _end_ids(generation_config: Any) -> list[int]:
+    """`eos_token_id` of a generation config: a number, a list or nothing."""
+    ids = getattr(generation_config, "eos_token_id", None)
+    return [] if ids is None else [int(i) for i in ids] if isinstance(ids, Sequence) else [int(ids)]
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """A short name for each model: the end of its path, as long as it takes to tell them apart."""
+    parts = [Path(resolve(name)).parts or (name,) for name in names]
+    for length in range(1, max(map(len, parts)) + 1):
+        short = ["/".join(p[-length:]) for p in parts]
+        if len(set(short)) == len(set(parts)):
+            break
+    return short if len(set(short)) == len(short) else [f"{s} ({i})" for i, s in enumerate(short, start=1)]

@@ -1,0 +1,122 @@
+"""A causal language model that returns log-probabilities of counted tokens, never a [B, T, V] tensor of logits.
+
+B sequences, T tokens, N counted tokens of the batch (flat, row by row), D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.models.loading import backbone, unwrap
+from rlhf.models.logprob_function import Logits
+from rlhf.models.tensors import chunked_logprobs
+
+
+class TokenScores(NamedTuple):
+    """Of the counted tokens, row by row: log-probabilities and entropy [N], in nats. (A tuple, because ZeRO-3 looks for
+    tensors in what a module returns.)"""
+
+    logprobs_N: Tensor
+    entropy_N: Tensor
+
+
+class LogprobHead(nn.Linear):
+    """An output embedding whose forward also scores targets.
+
+    The loop over chunks stands inside this one module call, because under ZeRO-3 all ranks must call a module equally
+    often, whatever the number of their tokens.
+    """
+
+    logit_scale: float
+    logit_cap: float
+
+    def forward(self, hidden: Tensor, targets_N: Tensor | None = None, **options: Any) -> Any:
+        if targets_N is None:
+            return Logits(scale=self.logit_scale, cap=self.logit_cap).of(hidden, self.weight, self.bias)
+        return chunked_logprobs(
+            hidden, targets_N, self.weight, self.bias, scale=self.logit_scale, cap=self.logit_cap, **options
+        )
+
+
+class CausalModel(nn.Module):
+    """`lm` (a transformers model, or one with adapters) behind a forward that scores tokens."""
+
+    def __init__(self, lm: nn.Module) -> None:
+        super().__init__()
+        self.lm = lm
+        install_logprob_head(unwrap(lm))
+
+    @property
+    def config(self) -> Any:
+        return unwrap(self.lm).config
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        count_BT: Tensor,
+        *,
+        attention_mask: Tensor | None = None,
+        position_ids_BT: Tensor | None = None,
+        temperature: float = 1.0,
+        forbidden_BT: Tensor | None = None,
+        forbidden_ids: Sequence[int] = (),
+        with_entropy: bool = False,
+    ) -> TokenScores:
+        """Scores of the tokens where `count_BT` is True, each given what stands before it in its row.
+
+        Rows are padded on the right: under causal attention a padded token changes nothing before it, so no attention
+        mask is needed. A packed batch brings its own [B, 1, T, T] mask and positions. Column 0 never counts.
+        """
+        extra: dict[str, Any] = {}
+        if attention_mask is not None:
+            extra["attention_mask"] = attention_mask
+        if position_ids_BT is not None:
+            extra["position_ids"] = position_ids_BT
+        hidden_BTD = backbone(self.lm)(input_ids=input_ids_BT, use_cache=False, **extra)[0]
+        count = count_BT[:, 1:]  # the hidden state at t − 1 predicts the token at t
+        logprobs_N, entropy_N = unwrap(self.lm).get_output_embeddings()(
+            hidden_BTD[:, :-1][count],
+            input_ids_BT[:, 1:][count],
+            temperature=temperature,
+            forbidden_N=None if forbidden_BT is None else forbidden_BT[:, 1:][count],
+            forbidden_ids=forbidden_ids,
+            with_entropy=with_entropy,
+        )
+        return TokenScores(logprobs_N, entropy_N)
+
+
+def install_logprob_head(model: Any) -> None:
+    """Turn the model's output embedding into a `LogprobHead`, in place, its weights untouched."""
+    head: Any = model.get_output_embeddings()
+    if isinstance(head, LogprobHead):
+        return
+    assert head.__class__ is nn.Linear, f"the output embedding is a {type(head).__name__}, not a plain linear layer"
+    head.__class__ = LogprobHead
+    head.logit_scale, head.logit_cap = _scale_and_cap(model.config.get_text_config())
+
+
+def head_logits(model: Any, hidden: Tensor) -> Tensor:
+    """The output embedding with the scale and cap of the family on top, in fp32: [..., V]."""
+    head = model.get_output_embeddings()
+    logits = head(hidden).float()
+    if isinstance(head, LogprobHead):
+        return logits
+    scale, cap = _scale_and_cap(model.config.get_text_config())
+    return Logits(scale=scale, cap=cap).shape(logits)
+
+
+def _scale_and_cap(config: Any) -> tuple[float, float]:
+    """What a family puts on top of its logits: a factor and a soft cap (0 is off)."""
+    cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
+    divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
+    return (1.0 / float(divisor) if divisor else float(getattr(config, "logit_scale", None) or 1.0)), cap
+
+
+def table_from_flat(flat_N: Tensor, mask_BT: Tensor) -> Tensor:
+    """Flat values back in the places where `mask_BT` is True, zeros elsewhere: [B, T]."""
+    table = torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device)
+    return table.masked_scatter(mask_BT, flat_N)

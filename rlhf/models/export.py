@@ -1,0 +1,139 @@
+"""Export to Hugging Face folders: gathered from any ZeRO stage, adapters merged (and kept beside), atomically."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlhf.files import new_folder
+from rlhf.models.loading import unwrap
+from rlhf.models.lora import is_adapted
+from rlhf.training import distributed
+from rlhf.training.engine import gathered
+
+# The whole value of a parameter, on every rank; None means "as it is in the module".
+FullValue = Callable[[nn.Parameter], Tensor | None]
+
+
+def export(
+    model: Any,
+    folder: Path,
+    *,
+    tokenizer: Any,
+    full_value: FullValue = lambda parameter: None,
+    config_changes: dict[str, Any] | None = None,
+) -> None:
+    """Write a transformers model (or one with adapters) to `folder`, with tokenizer, template, generation config.
+
+    All ranks take part, since ZeRO-3 gathers; rank 0 holds the whole model in CPU memory and writes. `full_value` gives
+    other weights than the module's (the moving average).
+    """
+    lm = unwrap(model)
+    weights = {name: tensor for name, tensor in _merged_weights(lm, full_value) if tensor is not None}
+    adapters = dict(_adapter_weights(model, full_value)) if is_adapted(model) else {}
+    if distributed.is_main():
+        lm.config.use_cache = True
+        for key, value in (config_changes or {}).items():
+            setattr(lm.config, key, value)
+        with new_folder(folder) as temporary:
+            lm.save_pretrained(temporary, state_dict=weights)
+            tokenizer.save_pretrained(temporary)
+            if adapters:
+                _save_adapters(model, adapters, temporary / "adapter")
+    distributed.barrier()
+
+
+def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor | None]]:
+    """(name, tensor on rank 0) of every weight and saved buffer, adapters added in; one module at a time is whole."""
+    persistent = set(lm.state_dict(keep_vars=True)) if not _is_sharded(lm) else None
+    seen: set[int] = set()
+    for name, module in lm.named_modules():
+        if ".lora_" in f".{name}" or name.endswith(".base_layer"):
+            continue
+        adapter = hasattr(module, "lora_A") and hasattr(module, "base_layer")
+        source = module.base_layer if adapter else module
+        own = [(key, p) for key, p in source.named_parameters(recurse=False) if id(p) not in seen]
+        seen.update(id(p) for _, p in own)
+        factors = [p for n, p in module.named_parameters() if "lora_" in n] if adapter else []
+        # a moving average of an adapter: put it in the place of the factors while the delta is worked out
+        with gathered([p for _, p in own] + factors), _in_place(factors, full_value):
+            for key, parameter in own:
+                value = full_value(parameter)
+                tensor = parameter.detach() if value is None else value.to(parameter.dtype)
+                if adapter and key == "weight":
+                    for active in module.active_adapters:
+                        tensor = tensor + module.get_delta_weight(active).to(tensor.dtype)
+                # a copy: what was gathered is sharded again when the block ends
+                copy = tensor.to("cpu", copy=True).contiguous() if distributed.is_main() else None
+                yield f"{name}.{key}" if name else key, copy
+        for key, buffer in source.named_buffers(recurse=False):
+            full = f"{name}.{key}" if name else key
+            if key not in source._non_persistent_buffers_set and (persistent is None or full in persistent):
+                yield full, buffer.detach().cpu() if distributed.is_main() else None
+
+
+def _is_sharded(lm: Any) -> bool:
+    return any(hasattr(p, "ds_id") for p in lm.parameters())
+
+
+class _in_place:
+    """While inside, parameters hold their `full_value`."""
+
+    def __init__(self, parameters: list[Any], full_value: FullValue) -> None:
+        self.parameters, self.full_value = parameters, full_value
+
+    def __enter__(self) -> None:
+        self.saved = []
+        for parameter in self.parameters:
+            value = self.full_value(parameter)
+            if value is not None:
+                self.saved.append((parameter, parameter.data.clone()))
+                parameter.data.copy_(value)
+
+    def __exit__(self, *_: object) -> None:
+        for parameter, data in self.saved:
+            parameter.data.copy_(data)
+
+
+def _adapter_weights(model: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            with gathered([parameter]):
+                value = full_value(parameter)
+                if distributed.is_main():
+                    yield name, (parameter.detach() if value is None else value).to("cpu", copy=True)
+
+
+def _save_adapters(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
+    """peft's own layout, which `PeftModel.from_pretrained` reads."""
+    from safetensors.torch import save_file
+
+    folder.mkdir()
+    model.peft_config["default"].save_pretrained(folder)
+    save_file(
+        {name.replace(".default", ""): tensor.contiguous() for name, tensor in weights.items()},
+        folder / "adapter_model.safetensors",
+        metadata={"format": "pt"},
+    )
+
+
+def full_master(parameter: nn.Parameter) -> Tensor | None:
+    """The fp32 master of a trained parameter, whole, under any ZeRO stage; None where the module's own value is it."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if not parameter.requires_grad or not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
+        return None
+    return safe_get_full_fp32_param(parameter)
+
+
+def swap(left: list[Tensor], right: list[Tensor]) -> None:
+    """Exchange the contents of two lists of tensors of equal shapes."""
+    with torch.no_grad():
+        for a, b in zip(left, right, strict=True):
+            held = a.detach().clone()
+            a.copy_(b)
+            b.copy_(held)

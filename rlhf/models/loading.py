@@ -1,0 +1,215 @@
+"""Tokenizers and causal language models: loaded strictly, pad ≠ end token, dropout as told."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from rlhf.errors import ConfigError, ModelError
+from rlhf.models.attention import serve_on_cpu
+from rlhf.models.names import resolve
+from rlhf.template import Template, install_template
+from rlhf.training.engine import gathered
+
+# Their bars and reports are not ours; what matters of a loaded model is checked in `load_strict`.
+hf_logging.disable_progress_bar()
+hf_logging.set_verbosity_error()
+
+VOCABULARY_MULTIPLE = 64
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The names that configs of the families give their dropouts.
+_DROPOUTS = (
+    "dropout", "attention_dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop", "attn_pdrop",
+    "hidden_dropout", "classifier_dropout", "summary_first_dropout",
+)  # fmt: skip
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The torch dtype of a `dtype` setting; auto is bf16 on an accelerator that has it, else fp32."""
+    if name == "auto":
+        from deepspeed.accelerator import get_accelerator
+
+        accelerator: Any = get_accelerator()
+        return (
+            torch.bfloat16 if accelerator.device_name() != "cpu" and accelerator.is_bf16_supported() else torch.float32
+        )
+    if name == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("dtype fp16 needs a GPU: its kernels and loss scaling do not exist on CPUs; use fp32 or bf16")
+    return _DTYPES[name]
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, with a chat template, padded on the right by a token that is not the end token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    install_template(tokenizer)
+    tokenizer.padding_side = "right"
+    _separate_pad(tokenizer, Template(tokenizer))
+    return tokenizer
+
+
+def _separate_pad(tokenizer: Any, template: Template) -> None:
+    """Give the tokenizer a pad token that neither ends a turn nor is written by the template."""
+    used = {template.end_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in used:
+        return
+    written = set(template.prompt_ids([{"role": "user", "content": "x"}]))
+    added = tokenizer.added_tokens_decoder  # id → AddedToken
+    spare = {
+        token.content: index
+        for index, token in added.items()
+        if token.special and index not in used and index not in written and token.content != tokenizer.unk_token
+    }
+    for part in ("pad", "reserved", "unused", ""):
+        for content in spare:
+            if part in content.lower():
+                tokenizer.pad_token = content
+                return
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+
+
+def load_causal_lm(
+    name: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    dtype: torch.dtype = torch.float32,
+    zero_config: dict[str, Any] | None = None,
+    no_dropout: bool = False,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model, in eval mode. Raises ModelError naming any weight that is missing or left over.
+
+    `tokenizer`: embeddings grow to hold its added tokens (to a multiple of 64), and the end and pad ids are written
+    into the configs. `zero_config`: a DeepSpeed config of ZeRO-3, so that weights are sharded as they are read.
+    """
+    model = load_strict(
+        AutoModelForCausalLM, name, dtype=dtype, zero_config=zero_config, no_dropout=no_dropout,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if tokenizer is not None:
+        fit_to_tokenizer(model, tokenizer, zero_config=zero_config)
+    return model
+
+
+def load_strict(
+    auto_class: Any,
+    name: str,
+    *,
+    dtype: torch.dtype,
+    zero_config: dict[str, Any] | None,
+    no_dropout: bool,
+    trust_remote_code: bool,
+    may_miss: tuple[str, ...] = (),
+    may_be_left: tuple[str, ...] = (),
+    **config_changes: Any,
+) -> PreTrainedModel:
+    """`from_pretrained` with every weight accounted for; weights whose names hold a `may_…` part are excused."""
+    folder = resolve(name)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **config_changes)
+        if no_dropout:
+            remove_dropout(config)
+        with sharded_loading(zero_config):
+            model, info = auto_class.from_pretrained(
+                folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
+    except Exception as error:
+        raise ModelError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
+    missing = [k for k in info["missing_keys"] if not any(part in k for part in may_miss)]
+    left = [k for k in info["unexpected_keys"] if not any(part in k for part in may_be_left)]
+    for what, keys in (("lacks", missing), ("holds what the model does not know:", left)):
+        if keys:
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise ModelError(f"{name}: the checkpoint {what} {', '.join(sorted(keys)[:3])}{more}")
+    if info.get("mismatched_keys"):
+        raise ModelError(f"{name}: weights of another shape than the config says: {sorted(info['mismatched_keys'])[0]}")
+    serve_on_cpu(model)
+    return model.eval()
+
+
+def remove_dropout(config: Any) -> None:
+    """Set every dropout of a config to 0."""
+    for field in _DROPOUTS:
+        if isinstance(getattr(config, field, None), (int, float)):
+            setattr(config, field, 0.0)
+
+
+@contextlib.contextmanager
+def sharded_loading(zero_config: dict[str, Any] | None) -> Iterator[None]:
+    """While inside, `from_pretrained` shards weights as ZeRO-3 will; with None nothing changes.
+
+    transformers keeps this config in a global, which must not outlive the loading of one model.
+    """
+    if zero_config is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    keep_alive = HfDeepSpeedConfig(zero_config)
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
+        del keep_alive
+
+
+def fit_to_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, zero_config: dict[str, Any] | None = None
+) -> None:
+    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs.
+
+    `zero_config` as in loading: transformers must know that the weights are sharded.
+    """
+    rows = embedding_rows(model)
+    if len(tokenizer) > rows:
+        target = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        with sharded_loading(zero_config):
+            model.resize_token_embeddings(target, mean_resizing=False)
+        _fill_new_rows(model, rows)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.pad_token_id = tokenizer.pad_token_id
+        generation.eos_token_id = Template(tokenizer).end_token_id
+
+
+def _fill_new_rows(model: PreTrainedModel, first: int) -> None:
+    """Rows of the embeddings from `first` on become the mean of those before (Hewitt 2021).
+
+    A random row's logit is near 0, which lies far above all others in some families (GPT-2's are near −100), so the
+    model would say nothing but the new tokens.
+    """
+    embeddings = [e for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None]
+    parameters = list({id(p): p for e in embeddings for p in e.parameters(recurse=False)}.values())
+    with gathered(parameters, modify=True), torch.no_grad():
+        for parameter in parameters:
+            parameter[first:] = parameter[:first].mean(dim=0)
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    weight: Any = model.get_input_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])
+
+
+def unwrap(model: Any) -> Any:
+    """The transformers model inside an adapter wrapper."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def backbone(model: Any) -> nn.Module:
+    """The transformer below the head: maps ids to hidden states [B, T, D]."""
+    return unwrap(model).base_model
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,61 @@
+"""One step of a pipeline: a module run as a process (or as ranks) with its own log, shown live. Imports no torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlhf.console.replay import Replay
+from rlhf.errors import RLHFError
+from rlhf.pipeline.launch import Placement, RankFailed, launch
+from rlhf.stage import LOG_NAME
+
+
+class StepFailed(RLHFError):
+    """A step of the pipeline failed; `log` holds all that it said."""
+
+    def __init__(self, step: str, log: Path, failure: RankFailed) -> None:
+        super().__init__(str(failure))
+        self.step, self.log, self.problems, self.exit_code = step, log, failure.problems, failure.exit_code
+
+
+def run_step(
+    name: str, folder: Path, module: str, arguments: Sequence[str], placement: Placement, log_name: str = LOG_NAME
+) -> list[str]:
+    """Run `python -m module` as a step with its own log, shown live; the lines of its output that were no events.
+
+    Raises StepFailed.
+    """
+    lines: list[str] = []
+    log_path = folder / log_name
+    with log_path.open("a", encoding="utf-8") as log:
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {module} {' '.join(arguments)}", file=log, flush=True)
+        replay = Replay(log)
+
+        def line(text: str) -> None:
+            lines.append(text)
+            del lines[:-50]
+            replay.line(text)
+
+        try:
+            launch(module, arguments, placement, line=line, started=lambda: replay.wait(name))
+        except RankFailed as failure:
+            raise StepFailed(name, log_path, failure) from None
+        finally:
+            replay.close()
+    return lines
+
+
+def as_flags(settings: Mapping[str, Any]) -> list[str]:
+    """`{"max_steps": 3, "quick": True}` → `["--max-steps", "3", "--quick"]`; a list repeats its flag."""
+    words: list[str] = []
+    for name, value in settings.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            for item in value if isinstance(value, list) else [value]:
+                words += [f"--{flag}", str(item)]
+    return words

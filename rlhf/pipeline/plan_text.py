@@ -1,0 +1,116 @@
+"""What `train.py --dry-run` prints: the commands, the batch algebra, and what every option resolves to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf import hardware
+from rlhf.config import targets
+from rlhf.console import say, table
+from rlhf.models.names import resolve
+from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.launch import command, shown
+from rlhf.pipeline.placement import describe
+from rlhf.pipeline.plan import Plan, StagePlan
+from rlhf.stage import CONFIG_NAME
+from rlhf.stage_config import BatchSettings, several
+
+
+def show_plan(plan: Plan) -> None:
+    """The plan in full; nothing is written or started."""
+    say(f"ranks: {describe(plan.placement)}")
+    if plan.prepare is not None:
+        say(f"prepare: python -m {plan.prepare['module']}, which brings what is still empty below")
+    for stage in plan.stages:
+        _show_stage(plan, stage)
+    if plan.evaluate is not None:
+        say(f"\nevaluate: {_listed(plan.evaluate)}")
+    rows = [[f"--{name.replace('_', '-')}", *_option(plan, name)] for name in PipelineConfig.model_fields]
+    say("")
+    table("Options", ["option", "value", "from", "stands for"], [row for row in rows if row[1] != ""])
+    table("Settings of stages that differ from their defaults", ["setting", "stages", "value", "from"], _changed(plan))
+
+
+def _changed(plan: Plan) -> list[list[str]]:
+    """Each setting once for all the stages in which it has the same value from the same source."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for stage in plan.stages:
+        for name, source in stage.sources.items():
+            if stage.config.changed(name) and name != "output_dir":
+                key = (name, _text(getattr(stage.config, name)), source)
+                rows.setdefault(key, []).append(str(stage.spec.number))
+    return [[name, " ".join(numbers), value, source] for (name, value, source), numbers in rows.items()]
+
+
+def _show_stage(plan: Plan, stage: StagePlan) -> None:
+    config, folder = stage.config, stage.config.output_dir
+    say(f"\n[{stage.spec.number}] {stage.spec.package}{': finished, will not run again' if stage.finished else ''}")
+    models = {name: getattr(config, name, None) for name in ("model", "actor_model", "reward_model")}
+    for name, value in models.items():
+        if value is not None:
+            say(f"    {name}: {resolve(value) if value else '(from prepare)'}")
+    if isinstance(config, BatchSettings):
+        say(f"    {_rollout_algebra(config)}{config.batch_algebra(plan.placement.world_size)}")
+    say(f"    dtype: {_dtype(plan, getattr(config, 'dtype', 'auto'))}, {_zero(plan, config)}")
+    words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)], plan.placement)
+    times = f"{plan.placement.ranks} × " if plan.placement.nodes == 1 and plan.placement.ranks > 1 else ""
+    say(f"    {times}{shown(words)}")
+
+
+def _rollout_algebra(config: Any) -> str:
+    """`rollout_batch_size 64 = 32 prompts × 2 responses, 2 steps of `, for a stage that has rollouts."""
+    size = getattr(config, "rollout_batch_size", None)
+    if size is None:
+        return ""
+    each = config.responses_per_prompt
+    steps = config.ppo_epochs * -(-size // config.mini_batch_size)
+    parts = f"{several(size // each, 'prompt')} × {several(each, 'response')}"
+    return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of "
+
+
+def _dtype(plan: Plan, name: str) -> str:
+    if name != "auto":
+        return name
+    return "bf16" if plan.placement.gpus and hardware.bf16_gpus() else "fp32"
+
+
+def _zero(plan: Plan, config: Any) -> str:
+    """`ZeRO 1` or, with several roles, `ZeRO actor 2, critic 2, reference 0, reward 0`."""
+    by_itself = 2 if plan.placement.gpus else 1
+    stages = {
+        name.removesuffix("zero_stage").rstrip("_"): by_itself if value is None else value
+        for name in type(config).model_fields
+        if name.endswith("zero_stage")
+        for value in [getattr(config, name)]
+    }
+    return "ZeRO " + ", ".join(f"{role} {value}".strip() for role, value in stages.items())
+
+
+def _option(plan: Plan, name: str) -> list[str]:
+    """Value, where it came from, and what it stands for; an option left alone and without effect is empty."""
+    value, source = getattr(plan.pipeline, name), plan.given.get(name, "")
+    meaning = ", ".join(targets(PipelineConfig.model_fields[name]))
+    if name in ("actor_model", "reward_model", "sft_model") and value and resolve(value) != value:
+        meaning = f"{resolve(value)}{f' as {meaning}' if meaning else ''}"
+    if name == "num_gpus":
+        return [str(plan.placement.ranks), source or "by itself", describe(plan.placement)]
+    if not source and value is None:
+        return ["", "", ""]
+    return [_text(value), source or "default", meaning]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in settings.items())
+
+
+def continue_command(arguments: list[str]) -> str:
+    """The command that goes on after a failure: the same one, but it does not start anew."""
+    return shown([sys.executable, sys.argv[0], *(word for word in arguments if word != "--overwrite")])

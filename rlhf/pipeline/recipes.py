@@ -1,0 +1,100 @@
+"""Recipes: files of settings for the pipeline and its stages, and which one a run takes."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rlhf.config import read_yaml
+from rlhf.errors import UserError, nearest
+from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.launch import ROOT
+from rlhf.stage_config import RunSettings
+
+RECIPES = ROOT / "scripts" / "recipes"
+PIPELINE_NAME = "pipeline.yaml"
+_MODEL_FLAGS = ("actor_model", "reward_model", "sft_model", "data_path")
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """A stage that a pipeline is made of."""
+
+    number: int
+    package: str
+    config_class: type[RunSettings]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user typed."""
+
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    sets: Sequence[str] = ()
+    recipe: str | None = None
+    overwrite: bool = False
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def choose_recipe(request: Request) -> tuple[str | None, str]:
+    """The recipe to take, and what to say about it when it was not asked for: the one that the output folder was begun
+    with; the demo where no model and no data are named; the one that is made for the actor."""
+    if request.recipe is not None:
+        return None if request.recipe == "none" else request.recipe, ""
+    output = Path(request.flags.get("output_dir", PipelineConfig.model_fields["output_dir"].default))
+    if (output / PIPELINE_NAME).exists() and not request.overwrite:
+        known = read_yaml(output / PIPELINE_NAME).get("run", {}).get("recipe")
+        return known, f"recipe {known}, as {output} was begun with" if known else ""
+    if not any(request.flags.get(key) for key in _MODEL_FLAGS) and not any("model=" in item for item in request.sets):
+        return "demo", "no model and no data are named: this is the demo (--recipe demo)"
+    alias = str(request.flags.get("actor_model", "")).lower()
+    if alias in recipe_names():
+        return alias, f"recipe {alias}, which is made for this actor; --recipe none takes the built-in defaults"
+    return None, ""
+
+
+def read_recipe(name: str | None, specs: Iterable[StageSpec], problems: list[str]) -> dict[str, Any]:
+    if name is None:
+        return {}
+    path = RECIPES / f"{name}.yaml"
+    if not path.exists():
+        path = Path(name)
+    if not path.exists():
+        names = recipe_names()
+        problems.append(
+            f"--recipe {name}: no such file, and no recipe of this name{nearest(name, names)} "
+            f"(there are {', '.join(names)})"
+        )
+        return {}
+    known = ["pipeline", "prepare", "evaluate", "run", *(spec.package for spec in specs)]
+    found: dict[str, Any] = {}
+    try:
+        values = read_yaml(path)
+    except UserError as error:
+        problems += error.problems
+        return {}
+    for section, settings in values.items():
+        if section not in known:
+            problems.append(f"{path}: '{section}' is no section of a recipe{nearest(str(section), known)}")
+        elif settings is not None and not isinstance(settings, dict):
+            problems.append(f"{path}: section '{section}' holds no settings but {settings!r}")
+        elif settings is not None:
+            found[section] = settings
+    return found
+
+
+def module_problems(prepare: Mapping[str, Any]) -> list[str]:
+    module = str(prepare.get("module", ""))
+    try:
+        found = bool(module) and importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        found = False
+    return (
+        [] if found else [f"prepare.module={module!r}: there is no such Python module; give one such as scripts.demo"]
+    )

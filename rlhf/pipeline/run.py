@@ -1,0 +1,153 @@
+"""Runs a plan: prepare, the stages one after the other, evaluate, report; and says at the end what came out.
+
+A stage is finished when its completion marker exists, so a run that stopped anywhere goes on by the same command.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rlhf.console import duration, say
+from rlhf.errors import EXIT_DONE, ConfigError, Terminated, describe
+from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_yaml
+from rlhf.pipeline import preparation
+from rlhf.pipeline.closing import close_run, figures
+from rlhf.pipeline.evaluation import EVALUATION_NAME
+from rlhf.pipeline.job import StepFailed, run_step
+from rlhf.pipeline.launch import RankFailed
+from rlhf.pipeline.placement import describe as describe_placement
+from rlhf.pipeline.plan import Plan, StagePlan
+from rlhf.pipeline.recipes import PIPELINE_NAME
+from rlhf.pipeline.record import record_data, record_run
+from rlhf.stage import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
+
+_MARKER_SECONDS = 60.0  # for the first node's completion marker to reach the others
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of a run needs to know."""
+
+    plan: Plan
+    overwrite: bool
+    again: str  # the command that continues
+
+    @property
+    def output(self) -> Path:
+        return self.plan.pipeline.output_dir
+
+
+def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], overwrite: bool, again: str) -> int:
+    """Run the plan to its end; the exit code. `replan` makes the plan anew from what the preparation brought."""
+    run = Run(plan, overwrite, again)
+    try:
+        if plan.placement.first:
+            claim_folder(run.output)
+            lock_folder(run.output)
+            if overwrite:
+                _start_anew(run)
+        if plan.prepare is not None:
+            placement = plan.placement
+            if not placement.first:
+                _await(preparation.marker(run.output), minutes=30)
+            run = replace(run, plan=replan(preparation.prepare(run.output, plan.prepare, gpus=placement.gpus)))
+        if plan.placement.first:
+            record_run(run.plan, command=again)
+        results = [_run_stage(run, index) for index in range(len(run.plan.stages))]
+        if plan.placement.first:
+            close_run(run.plan, results)
+        return EXIT_DONE
+    except StepFailed as failure:
+        for problem in failure.problems:
+            _error(f"{failure.step}: {problem}")
+        _hint(f"its log: {failure.log}", f"to continue: {run.again}")
+        return failure.exit_code
+    except (KeyboardInterrupt, Terminated) as error:
+        lines, code = describe(error)
+        _error(lines[0])
+        _hint(f"to continue: {run.again}")
+        return code
+
+
+def _start_anew(run: Run) -> None:
+    folders = [stage.config.output_dir for stage in run.plan.stages]
+    if run.plan.pipeline.selected == [1, 2, 3]:
+        folders.append(run.output / preparation.FOLDER)
+    for folder in folders:
+        if folder.is_dir():
+            claim_folder(folder)
+            lock_folder(folder, wait=3.0)
+            empty_folder(folder)
+            release_folder(folder)  # the stage itself takes it
+    for name in (EVALUATION_NAME, "report.html", PIPELINE_NAME):
+        (run.output / name).unlink(missing_ok=True)
+
+
+# --- steps -----------------------------------------------------------------------------------------------------------
+
+
+def _run_stage(run: Run, index: int) -> StageResult:
+    """Run one stage, unless it is finished; its result from the completion marker."""
+    stage, placement = run.plan.stages[index], run.plan.placement
+    package, folder = stage.spec.package, stage.config.output_dir
+    head = f"[{index + 1}/{len(run.plan.stages)}] {package}"
+    result = read_result(folder) if not run.overwrite else None
+    if result is not None:
+        say(f"{head}: finished before in {duration(result.seconds)}")
+        if placement.first:
+            record_data(run.output, package, folder)
+        return result
+    say(f"{head}: {_start_of(stage)}, {describe_placement(placement)}")
+    with tempfile.TemporaryDirectory() as own:
+        if placement.first:
+            claim_folder(folder)
+            config, log_name = folder / CONFIG_NAME, LOG_NAME
+        else:  # the folder is the first node's; this one only needs the settings, which are the same
+            _await(folder, minutes=10)
+            config, log_name = Path(own) / CONFIG_NAME, f"log.node{placement.node_rank}.txt"
+        write_yaml(config, stage.config.model_dump(mode="json"))
+        if placement.nodes > 1 and placement.hostfile is None:  # the launcher counts nodes by their names
+            hosts = Path(own) / "hostfile"
+            hosts.write_text("".join(f"node-{i} slots={placement.ranks}\n" for i in range(placement.nodes)))
+            placement = replace(placement, hostfile=hosts)
+        run_step(package, folder, package, ["--config", str(config)], placement, log_name)
+    if not placement.first:
+        _await(folder / DONE_NAME, minutes=_MARKER_SECONDS / 60)
+    result = read_result(folder)
+    if result is None:
+        failure = RankFailed([f"it ended without its completion marker {folder / DONE_NAME}"], exit_code=1)
+        raise StepFailed(package, folder / LOG_NAME, failure)
+    if placement.first:
+        record_data(run.output, package, folder)
+    say(f"{package} finished in {duration(result.seconds)}: {figures(result)}")
+    return result
+
+
+def _start_of(stage: StagePlan) -> str:
+    """The models that a stage starts from."""
+    names = [getattr(stage.config, name, "") for name in ("model", "actor_model", "reward_model")]
+    return " and ".join(name for name in names if name)
+
+
+def _await(path: Path, *, minutes: float) -> None:
+    deadline = time.monotonic() + 60 * minutes
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise ConfigError(f"{path} did not appear: the nodes must share the output folder, and node 0 must run")
+        time.sleep(0.2)
+
+
+def _error(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def _hint(*lines: str) -> None:
+    for line in lines:
+        print(f"  {line}", file=sys.stderr, flush=True)

@@ -1,0 +1,243 @@
+"""python -m rlhf.report RUN: one self-contained page of what a run did, `report.html` in the run's folder.
+
+Whatever comes from data, models and files is escaped by the template engine. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+from markupsafe import Markup
+
+from rlhf.command import Command
+from rlhf.config import read_yaml
+from rlhf.console import duration, figure, say
+from rlhf.errors import EXIT_DONE, DataError, describe
+from rlhf.evaluate.comparison import KINDS, summary
+from rlhf.files import write_text
+from rlhf.metrics import FILE_NAME as METRICS_NAME
+from rlhf.metrics import read_metrics
+from rlhf.report.charts import Line, bar_chart, line_chart
+from rlhf.report.layout import STAGES, Chart, StageLayout
+from rlhf.stage import CONFIG_NAME, StageResult, read_result
+
+REPORT_NAME = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A chart with the metrics that were there, the last value of the first, and the picture."""
+
+    chart: Chart
+    names: list[str]
+    last: str
+    picture: Markup
+
+
+@dataclass
+class StageView:
+    """One stage as the template shows it."""
+
+    name: str
+    layout: StageLayout
+    state: str  # "finished", "not finished" or "not run"
+    result: StageResult | None
+    figures: list[tuple[str, str]] = field(default_factory=list)
+    charts: list[Drawn] = field(default_factory=list)
+    more: list[Drawn] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def time(self) -> str:
+        return duration(self.result.seconds) if self.result else ""
+
+
+def write_report(output_dir: Path) -> Path:
+    """Write `report.html` of a run, finished or not. Raises DataError when the folder holds no run."""
+    path = output_dir / REPORT_NAME
+    write_text(path, render(output_dir).encode("utf-8", "replace").decode("utf-8"))
+    return path
+
+
+def render(output_dir: Path) -> str:
+    """The page. A file that cannot be read is named on it and left out."""
+    from jinja2 import Environment, StrictUndefined
+
+    if not output_dir.is_dir():
+        raise DataError(f"no folder {output_dir}; give the output folder of a run")
+    unreadable: list[str] = []
+
+    def read(reader: Callable[[Path], Any], path: Path) -> Any:
+        try:
+            return reader(path) if path.exists() else None
+        except Exception as error:  # whatever is wrong with one file: the rest of the page is worth having
+            unreadable.append(f"{path.relative_to(output_dir)}: {describe(error)[0][0]}")
+            return None
+
+    record = read(read_yaml, output_dir / "pipeline.yaml") or {}
+    stages = [_stage_view(output_dir / name, layout, read) for name, layout in STAGES.items()]
+    if not record and all(stage.state == "not run" for stage in stages):
+        raise DataError(f"{output_dir} holds no run: no pipeline.yaml and no stage's metrics")
+    run = record.get("run")
+    evaluation = read(_evaluation, output_dir / "evaluation.json")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters.update(figure=shown_figure, flat=flat)
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        name=output_dir.resolve().name,
+        written=time.strftime("%Y-%m-%d %H:%M"),
+        headlines=_headlines(stages, evaluation),
+        stages=stages,
+        total=duration(sum(s.result.seconds for s in stages if s.result)),
+        evaluation=evaluation,
+        record=record,
+        run=run if isinstance(run, dict) else {},
+        unreadable=unreadable,
+    )
+
+
+def _stage_view(folder: Path, layout: StageLayout, read: Callable[[Callable[[Path], Any], Path], Any]) -> StageView:
+    rows = read(read_metrics, folder / METRICS_NAME) or []
+    result = read(lambda marker: read_result(marker.parent), folder / "done.json")
+    state = "finished" if result else "not finished" if rows or (folder / CONFIG_NAME).exists() else "not run"
+    view = StageView(folder.name, layout, state, result, settings=read(read_yaml, folder / CONFIG_NAME) or {})
+    if result:
+        view.figures = [(text, figure(result.metrics[n])) for n, text in layout.results.items() if n in result.metrics]
+    series = _series(rows)
+    view.charts = [drawn for chart in layout.charts if (drawn := _draw(chart, series))]
+    known = {name for chart in layout.charts for name in chart.names}
+    view.more = [
+        drawn for name in sorted(series) if name not in known and (drawn := _draw(Chart(name, (name,)), series))
+    ]
+    return view
+
+
+def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Metric → (step, value) in the order of the file."""
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, (int, float)):
+                series.setdefault(name, []).append((float(row["step"]), float(value)))
+    return series
+
+
+def _draw(chart: Chart, series: Mapping[str, list[tuple[float, float]]]) -> Drawn | None:
+    """None where no metric of the chart was recorded."""
+    lines = [Line(_words(name), series[name], chart.noisy) for name in chart.names if name in series]
+    if not lines:
+        return None
+    last = next((figure(y) for _, y in reversed(lines[0].points) if math.isfinite(y)), "")
+    picture = line_chart(lines, floor=chart.floor, ceiling=chart.ceiling)
+    return Drawn(chart, [line.name for line in lines], last, picture)
+
+
+def _words(name: str) -> str:
+    """`ppo/approx_kl` → `approx kl`."""
+    return name.rpartition("/")[2].replace("_", " ")
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`evaluation.json` as the template shows it."""
+
+    labels: list[str]
+    columns: list[str]
+    rows: list[list[str]]
+    charts: list[tuple[str, Markup]]
+    samples: list[dict[str, Any]]
+    count: int
+    settings: dict[str, Any]
+
+
+def _evaluation(path: Path) -> Evaluation:
+    result = json.loads(path.read_text(encoding="utf-8"))
+    columns, rows = summary(result)
+    models = result["models"]
+    charts = [
+        (text.capitalize(), bar_chart([(m["label"], m[kind]["mean"], m[kind]["stderr"]) for m in models]))
+        for kind, text in KINDS.items()
+        if all(kind in model for model in models)
+    ]
+    labels = [model["label"] for model in models]
+    samples = [
+        {"prompt": sample["prompt"], "responses": [_response(sample["responses"], label) for label in labels]}
+        for sample in result["samples"]
+    ]
+    return Evaluation(labels, columns, rows, charts, samples, result["prompts"]["count"], result.get("settings", {}))
+
+
+def _response(responses: Mapping[str, Any], label: str) -> dict[str, Any]:
+    response = responses[label]
+    scores = [f"{text} {response[kind]:.3f}" for kind, text in KINDS.items() if kind in response]
+    ended = "" if response["ended"] else "not ended"
+    return {"label": label, "text": response["text"], "facts": [*scores, f"{response['length']} tokens", ended]}
+
+
+# --- small things ----------------------------------------------------------------------------------------------------
+
+
+def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
+    """What a reader wants first: (name, value, beside it)."""
+    found = []
+    metrics = {name: value for stage in stages if stage.result for name, value in stage.result.metrics.items()}
+    for name, before, text in (
+        ("sft/perplexity", "sft/perplexity_before", "SFT perplexity"),
+        ("reward/accuracy", "reward/accuracy_before", "reward accuracy"),
+        ("ppo/scores_mean", "ppo/scores_mean_first", "reward score in PPO"),
+    ):
+        if name in metrics:
+            found.append((text, figure(metrics[name]), f"from {figure(metrics[before])}" if before in metrics else ""))
+    if evaluation and len(evaluation.columns) > 3:  # a kind of score was asked for
+        first = evaluation.rows[0]
+        last = next((row for row in evaluation.rows if row[0] == "PPO"), evaluation.rows[-1])
+        found.append(
+            (
+                f"evaluation {evaluation.columns[1]} of {last[0]}",
+                last[1].split()[0],
+                f"{first[0]} {first[1].split()[0]}",
+            )
+        )
+    return found
+
+
+def shown_figure(value: Any) -> str:
+    """A setting's value as text: numbers short, nothing as a dash."""
+    if value is None or value in ("", []):
+        return "–"
+    if isinstance(value, list):
+        return ", ".join(map(shown_figure, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return figure(value) if isinstance(value, float) else str(value)
+
+
+def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as rows: {"a": {"b": 1}} → [("a.b", 1)]; mappings in a list are numbered."""
+    if isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        value = dict(enumerate(value, start=1))
+    if not isinstance(value, dict):
+        return [(prefix, value)]
+    return [row for key, inner in value.items() for row in flat(inner, f"{prefix}.{key}" if prefix else str(key))]
+
+
+@click.command("python -m rlhf.report", cls=Command)
+@click.argument("output_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--debug", is_flag=True, help="show tracebacks")
+def main(output_dir: Path, debug: bool) -> int:
+    """Write report.html into RUN, the output folder of a run, finished or not."""
+    if debug:
+        os.environ["RLHF_DEBUG"] = "1"
+    say(f"report: {write_report(output_dir)}")
+    return EXIT_DONE

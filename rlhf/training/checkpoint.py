@@ -1,0 +1,229 @@
+"""Save and resume: everything that a run needs to go on exactly, written atomically, by all ranks at once.
+
+A checkpoint is a folder: per engine and rank a file of fragments (`engine_state.py`), and `state.json`, written
+last, with the stage's own state and the digests of all files. What is a pure function of the step (learning rate, order
+of the data, random numbers) is not stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlhf import console
+from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, describe
+from rlhf.files import sync_folder, write_json
+from rlhf.training import distributed
+from rlhf.training.engine import TrainEngine
+from rlhf.training.engine_state import Extra, Reader, read_engine, write_engine
+from rlhf.training.interrupt import Interrupts
+
+STATE_NAME = "state.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: its step and the stage's own state."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+    engines: dict[str, Any]
+
+    def restore(self, engines: Mapping[str, TrainEngine], extras: Mapping[str, Extra] | None = None) -> None:
+        """Put weights and optimiser state back; all ranks take part. Raises TrainingError where they do not fit."""
+        for name, engine in engines.items():
+            reader = Reader(sorted(self.folder.glob(f"{name}-*.safetensors")))
+            read_engine(engine, reader, self.engines[name], (extras or {}).get(name, {}))
+        distributed.barrier()
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a stage: `step-00000120/` and so on, the last `keep` and the best of them.
+
+    `sources` are fingerprints of the data that the run reads: on other data it is not gone on with.
+    """
+
+    def __init__(self, folder: Path, *, keep: int, sources: Sequence[str] = ()) -> None:
+        self.folder, self.keep, self.sources = folder, keep, list(sources)
+
+    def save(
+        self,
+        step: int,
+        engines: Mapping[str, TrainEngine],
+        state: Mapping[str, Any],
+        *,
+        extras: Mapping[str, Extra] | None = None,
+        score: float | None = None,
+    ) -> None:
+        """Write the state after `step` steps. `score` (higher is better) decides which one is kept as the best.
+
+        Nothing is visible before all of it is on the disk; when a rank cannot write, what was written is removed, older
+        checkpoints stay, and every rank raises.
+        """
+        final, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.part"
+        rank, world = distributed.rank(), distributed.world_size()
+        self._agree(final, temporary, lambda: self._begin(temporary) if rank == 0 else None)
+        told: dict[str, Any] = {}
+        digests: dict[str, str] = {}
+
+        def write() -> None:
+            for name, engine in engines.items():
+                path = temporary / f"{name}-{rank:05}.safetensors"
+                told[name] = write_engine(engine, path, (extras or {}).get(name, {}))
+                digests[path.name] = _digest(path, sync=True)
+
+        self._agree(final, temporary, write)
+        files = {name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()}
+        finite = score if score is not None and math.isfinite(score) else None
+        value = {"step": step, "ranks": world, "score": finite, "state": state, "engines": told}
+        value |= {"sources": self.sources, "files": files}
+        self._agree(final, temporary, lambda: self._publish(final, temporary, value) if rank == 0 else None)
+
+    def _agree(self, final: Path, temporary: Path, action: Callable[[], None]) -> None:
+        """Do `action` on this rank; when it fails on any, remove what was written and raise the same on all."""
+        failure, said = None, None
+        try:
+            action()
+        except Exception as error:
+            failure, said = error, describe(error)
+        lines, code = next((s for s in distributed.gather_objects(said) if s), ([], 0))
+        if not lines:
+            return
+        if distributed.is_main():
+            shutil.rmtree(temporary, ignore_errors=True)
+        distributed.barrier()
+        text = f"checkpoint {final.name} could not be written: {lines[0]}"
+        raise (UserError(text) if code == EXIT_USER else TrainingError(text)) from failure
+
+    @staticmethod
+    def _begin(temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+
+    def _publish(self, final: Path, temporary: Path, value: dict[str, Any]) -> None:
+        """Give a complete checkpoint its name, and remove what it makes superfluous."""
+        write_json(temporary / STATE_NAME, {**value, "digest": _digest_of(value)})
+        _discard(final)
+        os.replace(temporary, final)
+        sync_folder(self.folder)
+        self._prune(newest=final)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest complete checkpoint, the same on every rank; a damaged one is named and skipped. Raises DataError
+        when the run was begun with other data."""
+        chosen = self._newest_sound() if distributed.is_main() else None
+        name = distributed.gather_objects(chosen)[0]
+        if name is None:
+            return None
+        folder = self.folder / name
+        value = _read_state(folder)
+        if value.get("sources", self.sources) != self.sources:
+            raise DataError(
+                f"{folder} was written by a run whose data files held something else; put the old ones back to go on, "
+                "or start anew with --overwrite"
+            )
+        return Checkpoint(folder, int(value["step"]), value["state"], value["engines"])
+
+    def _newest_sound(self) -> str | None:
+        for folder in self._folders():
+            problem = _damage(folder)
+            if problem is None:
+                return folder.name
+            console.warn(f"checkpoint {folder} is damaged ({problem}) and is skipped")
+        return None
+
+    def _folders(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def _prune(self, newest: Path) -> None:
+        for folder in self._folders():
+            if folder.name > newest.name:  # damaged ones that this run, resumed from an older one, has not overwritten
+                _discard(folder)
+        scores = {f: _score(f) for f in self._folders()}
+        known = {f: s for f, s in scores.items() if s is not None}
+        best = max(known, key=lambda f: known[f], default=None)
+        for folder in self._folders()[self.keep :]:
+            if folder != best:
+                _discard(folder)
+        for part in self.folder.glob(".step-*"):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a checkpoint; one that is half removed is none any more."""
+    if folder.exists():
+        hidden = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(folder, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def save_when_due(
+    checkpoints: Checkpoints, interrupts: Interrupts, *, step: int, total: int, every: int | None, **what: Any
+) -> None:
+    """After `step` of `total`: a checkpoint when one is due, after the last step, and when a signal has arrived, which
+    then ends the process. `what` goes to `Checkpoints.save`."""
+    signal = interrupts.agreed()
+    if signal or step == total or (every and step % every == 0):
+        checkpoints.save(step, **what)
+    if signal:
+        console.say(f"interrupted: a checkpoint of step {step} is written, the same command goes on from there")
+        interrupts.end(signal)
+
+
+def _score(folder: Path) -> float | None:
+    try:
+        return _read_state(folder)["score"]
+    except (OSError, ValueError):
+        return None
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        for name, digest in _read_state(folder)["files"].items():
+            if _digest(folder / name) != digest:
+                return f"{name} has other content than was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except ValueError:
+        return f"{STATE_NAME} has other content than was written"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return None
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    """The content of `state.json`; raises ValueError when it is not as it was written."""
+    value = json.loads((folder / STATE_NAME).read_text(encoding="utf-8"))
+    if not isinstance(value, dict) or value.pop("digest", None) != _digest_of(value):
+        raise ValueError
+    return value
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
+
+
+def _digest(path: Path, *, sync: bool = False) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        for block in _blocks(file):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _blocks(file: Any) -> Iterator[bytes]:
+    while block := file.read(1 << 22):
+        yield block

@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C during training: noted, agreed on by all ranks after the step, then a checkpoint and the end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rlhf.errors import Terminated
+from rlhf.training import distributed
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Interrupts:
+    """Remembers the first signal. A second one ends the process at once, without a checkpoint."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        if self.received:
+            self.end(number)
+        self.received = number
+
+    def agreed(self) -> int:
+        """The signal that any rank has received, 0 for none; the same on every rank. All ranks call it."""
+        return int(distributed.max_over_ranks(self.received))
+
+    @staticmethod
+    def end(number: int) -> None:
+        """Leave as the signal asks: KeyboardInterrupt (exit code 130) or Terminated (143)."""
+        raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+
+@contextmanager
+def noted() -> Iterator[Interrupts]:
+    """While inside, the signals are noted instead of ending the process; one that came after the last step ends it on
+    leaving. Only the main thread can do that; elsewhere (in a notebook's thread, say) signals keep what they do."""
+    interrupts = Interrupts()
+    try:
+        before = {number: signal.signal(number, interrupts.note) for number in _SIGNALS}
+    except ValueError:
+        before = {}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if interrupts.received:
+        interrupts.end(interrupts.received)

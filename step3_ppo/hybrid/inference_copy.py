@@ -1,0 +1,167 @@
+"""The actor's copy for generation: the same model in another layout, refreshed from the training weights.
+
+The copy may be cut over ranks (tensor parallelism) and may be of another dtype. Its storage can be given back between
+rollouts. Whatever the ZeRO stage, at most one module of the training weights is whole at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from rlhf.models.loading import unwrap
+from rlhf.training.engine import gathered
+from step3_ppo.hybrid.packed_linear import PackedLinear, can_pack, pack_layers
+from step3_ppo.hybrid.tensor_parallel import ShardedLinear, shard
+
+
+class InferenceCopy:
+    """`lm` is a transformers model of the same class as the trained one, frozen, in eval mode; it holds values between
+    `refresh` and `release`. `packed`: on a CPU, weights are kept in the order of its kernels (not when cut over ranks).
+    """
+
+    def __init__(
+        self,
+        trained: Any,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        group: dist.ProcessGroup | None,
+        packed: bool = True,
+    ) -> None:
+        self.trained, self.device = unwrap(trained), device
+        config = copy.deepcopy(self.trained.config)
+        with torch.device("meta"):
+            self.lm = type(self.trained)(config).to(dtype)
+            if group is not None:
+                shard(self.lm, group)
+        if packed and group is None and can_pack(dtype, device):
+            pack_layers(self.lm, dtype)
+        else:
+            self.lm.tie_weights()
+        self.lm.eval().requires_grad_(False)
+        self._copy_buffers()
+        self.is_held = False
+        self._storage = self._materialise()
+
+    def _copy_buffers(self) -> None:
+        """Rotary frequencies, masks and the like: not part of a checkpoint and never trained."""
+        own = {name: (module, key) for name, module, key in _buffers(self.lm)}
+        for name, module, key in _buffers(self.trained):
+            if name in own:
+                target, target_key = own[name]
+                target._buffers[target_key] = module._buffers[key].detach().to(self.device, copy=True)
+        left = [name for name, module, key in _buffers(self.lm) if module._buffers[key].is_meta]
+        assert not left, f"buffers of the copy without a value: {left}"
+        for module in self.lm.modules():  # rotary layers keep the frequencies a second time, as a plain attribute
+            for key, value in list(vars(module).items()):
+                if isinstance(value, Tensor) and value.is_meta and key.startswith("original_"):
+                    setattr(module, key, getattr(module, key.removeprefix("original_")).clone())
+
+    def _materialise(self) -> list[tuple[nn.Parameter, torch.Size]]:
+        """Replace parameters on the meta device by real ones that as yet hold nothing (tied ones stay one), and say
+        which there are and of which shape."""
+        storage = []
+        for parameter, places in _places(self.lm).items():
+            real = nn.Parameter(parameter.new_empty(0, device=self.device), requires_grad=False)
+            for module, key in places:
+                module._parameters[key] = real
+            storage.append((real, parameter.shape))
+        return storage
+
+    def refresh(self) -> None:
+        """Copy the training weights, with the adapters' deltas added on the way. All ranks take part."""
+        if not self.is_held:
+            for parameter, shape in self._storage:
+                parameter.data = torch.empty(shape, dtype=parameter.dtype, device=self.device)
+            self.is_held = True
+        done: set[int] = set()
+        with torch.no_grad():
+            for name, module in self.lm.named_modules():
+                own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in done]
+                done.update(id(p) for _, p in own)
+                if isinstance(module, PackedLinear):
+                    _pack([self.trained.get_submodule(source) for source in module.sources], module)
+                elif own:
+                    _copy_module(self.trained.get_submodule(name), module, own)
+
+    def release(self) -> None:
+        """Give the weights' memory back."""
+        for layer in self._packed():
+            layer.release()
+        for parameter, _ in self._storage:
+            parameter.data = parameter.data.new_empty(0)
+        self.is_held = False
+
+    def bytes(self) -> int:
+        """Memory of the copy's weights on this rank while they are held."""
+        plain = sum(shape.numel() * p.element_size() for p, shape in self._storage)
+        return plain + sum(layer.bytes() for layer in self._packed())
+
+    def _packed(self) -> list[PackedLinear]:
+        return [module for module in self.lm.modules() if isinstance(module, PackedLinear)]
+
+
+def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Parameter]]) -> None:
+    """One module's parameters: gathered, adapters added in fp32, cut, rounded once."""
+    holder, factors = _holder_and_factors(source)
+    with gathered([getattr(holder, key) for key, _ in own] + factors):
+        for key, parameter in own:
+            value = getattr(holder, key).detach()
+            if key == "weight":
+                value = _with_adapters(source, value)
+            if isinstance(target, ShardedLinear):
+                value = target.take_weight(value) if key == "weight" else target.take_bias(value)
+            assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
+            parameter.data.copy_(value)
+
+
+def _pack(sources: list[Any], target: PackedLinear) -> None:
+    """The same for the layers that one packed layer holds."""
+    holders, factors = zip(*map(_holder_and_factors, sources), strict=True)
+    keys = ("weight", "bias") if target.has_bias else ("weight",)
+    with gathered([getattr(h, key) for h in holders for key in keys] + [f for of_one in factors for f in of_one]):
+        target.pack(
+            [_with_adapters(s, h.weight.detach()) for s, h in zip(sources, holders, strict=True)],
+            [h.bias.detach() for h in holders] if target.has_bias else [],
+        )
+
+
+def _holder_and_factors(source: Any) -> tuple[Any, list[Tensor]]:
+    """The module that holds the weight itself, and the parameters of its adapters."""
+    if not _is_adapted(source):
+        return source, []
+    return source.base_layer, [p for name, p in source.named_parameters() if "lora_" in name]
+
+
+def _is_adapted(source: Any) -> bool:
+    return hasattr(source, "lora_A") and hasattr(source, "base_layer")
+
+
+def _with_adapters(source: Any, weight: Tensor) -> Tensor:
+    for adapter in source.active_adapters if _is_adapted(source) else ():
+        weight = weight.float() + source.get_delta_weight(adapter).float()
+    return weight
+
+
+def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
+    """Each parameter and all modules and names under which it is held (tied embeddings are held twice)."""
+    found: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                found.setdefault(parameter, []).append((module, key))
+    return found
+
+
+def _buffers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
+    """(full name, module, key) of every buffer, adapters' wrappers left out of the names."""
+    for name, module in model.named_modules():
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield (f"{name}.{key}" if name else key), module, key

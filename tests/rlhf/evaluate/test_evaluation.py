@@ -1,0 +1,260 @@
+"""Evaluation: figures worked by hand, what counts as ended, both judges, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoModelForSequenceClassification
+
+from rlhf.errors import ConfigError, DataError
+from rlhf.evaluate.comparison import compare, mean_and_error, plus_minus, spread
+from rlhf.evaluate.evaluation import EvaluateConfig, answer_all, evaluate, main, read_prompts
+from rlhf.evaluate.judges import Asked, Response, reward_model_judge, scorer_judge
+from rlhf.generation.sampler import Generation
+from rlhf.generation.speaker import Speaker
+from rlhf.generation.streaming import find_stops
+from rlhf.template import Template, install_template
+from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
+
+
+def test_mean_and_standard_error():
+    """0, 1, 2: the mean is 1, the variance with n - 1 is 1, so the error of the mean is 1/√3."""
+    assert mean_and_error([0, 1, 2]) == {"mean": 1.0, "stderr": pytest.approx(3**-0.5)}
+    assert mean_and_error([0.3]) == {"mean": 0.3, "stderr": None}
+
+
+def test_a_model_is_held_to_the_first_prompt_by_prompt():
+    """Gains 0.2 and 0: mean 0.1, each 0.1 away, so the error is √(0.02/1/2) = 0.1. A win and a tie are 0.75."""
+    figures = compare([0.4, 0.5], [0.2, 0.5])
+    assert figures["mean"] == pytest.approx(0.45)
+    assert figures["gain"] == {"mean": pytest.approx(0.1), "stderr": pytest.approx(0.1)}
+    assert figures["win_rate"]["mean"] == 0.75
+
+
+def test_figures_as_text():
+    assert plus_minus({"mean": 0.5, "stderr": 0.0312}) == "0.500 ± 0.031"
+    assert plus_minus({"mean": 0.625, "stderr": None}, percent=True) == "62%"
+
+
+def test_samples_are_spread_over_the_prompts():
+    assert spread(10, 3) == [0, 3, 6]
+    assert spread(2, 6) == [0, 1]
+    assert spread(2, 0) == []
+
+
+# --- prompts ---------------------------------------------------------------------------------------------------------
+
+
+def prompts_file(folder: Path, *rows: Any) -> Path:
+    path = folder / "prompts.jsonl"
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def test_prompts_are_text_or_messages(tmp_path: Path):
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    path = prompts_file(tmp_path, {"prompt": "hi"}, "", {"prompt": talk}, {"prompt": "too many"})
+    asked = read_prompts(path, limit=2)
+    assert [(a.row, a.text, len(a.messages)) for a in asked] == [(1, "hi", 1), (3, "c", 3)]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"promt": "x"}, r"row 2 has no column 'prompt'; did you mean 'promt'\?"),
+        ('{"prompt": "x"', "line 2 is not JSON"),
+        ([1], "row 2 has no column 'prompt'; --prompt-column names another"),
+        ({"prompt": 3}, "row 2: 'prompt' is neither text nor messages"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: 'prompt' is neither text nor messages that end"),
+    ],
+)
+def test_a_bad_row_is_named(tmp_path: Path, row, message):
+    with pytest.raises(DataError, match=message):
+        read_prompts(prompts_file(tmp_path, {"prompt": "good"}, row))
+
+
+def test_files_without_prompts(tmp_path: Path):
+    with pytest.raises(DataError, match="no such file"):
+        read_prompts(tmp_path / "none.jsonl")
+    with pytest.raises(DataError, match="holds no prompts"):
+        read_prompts(prompts_file(tmp_path, ""))
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path):
+    config = EvaluateConfig(
+        model=[f"a={tmp_path}/x", f"a={tmp_path}/y"], prompts=f"{tmp_path}/none.jsonl", scorer="nowhere:f"
+    )
+    with pytest.raises(ConfigError) as caught:
+        evaluate(config)
+    told = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 4
+    for part in ("same label", "no folder", "no such file", "there is no module nowhere"):
+        assert part in told
+
+
+# --- judges ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scorer(tmp_path, monkeypatch) -> str:
+    """A module with scoring functions, on the path."""
+    (tmp_path / "my_scorer.py").write_text(
+        "def length(prompt, response):\n    return len(response) / 100\n"
+        "def nothing(prompt, response):\n    return float('nan')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    return "my_scorer"
+
+
+ASKED = [Asked(1, [{"role": "user", "content": "hi"}]), Asked(4, [{"role": "user", "content": "Hello there"}])]
+
+
+def test_a_scorer_is_a_function_of_prompt_and_response(scorer):
+    judge = scorer_judge(f"{scorer}:length")
+    assert judge(ASKED, [Response("abc", 4, True), Response("", 1, True)]) == [0.03, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_scorer", "write it as package.module:function"),
+        ("my_scores:length", "there is no module my_scores"),
+        ("my_scorer:size", "my_scorer has no function size"),
+    ],
+)
+def test_a_scorer_that_is_not_there(scorer, name, message):
+    with pytest.raises(ConfigError, match=message):
+        scorer_judge(name)
+
+
+def test_a_score_that_is_no_number_is_named_with_its_row(scorer):
+    with pytest.raises(DataError, match="gave nan for the prompt in row 1"):
+        scorer_judge(f"{scorer}:nothing")(ASKED, [Response("a", 1, True)] * 2)
+
+
+def test_the_reward_model_reads_its_own_template_and_the_end_token_only_where_there_is_one(tmp_path: Path):
+    """Each score is the head at the last token of the conversation, in units of the reward model's own spread."""
+    torch.manual_seed(0)
+    config = FAMILIES["llama"]()
+    config.num_labels, config.score_mean, config.score_std = 1, 0.25, 2.0
+    model = AutoModelForSequenceClassification.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = tiny_tokenizer()
+    install_template(tokenizer)
+    tokenizer.save_pretrained(tmp_path)
+    judge = reward_model_judge(str(tmp_path), dtype="fp32", batch_size=2)
+    scores = judge(ASKED, [Response("yes", 4, True), Response("no", 2, False)])
+    for text, score in zip(["hi\n\nAssistant: yes</s>", "Hello there\n\nAssistant: no"], scores, strict=True):
+        ids = tokenizer(f"Human: {text}", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            raw = model.score(model.model(input_ids=ids)[0])[0, -1, 0]
+        assert score == pytest.approx((float(raw) - 0.25) / 2.0, abs=1e-5)
+
+
+# --- responses -------------------------------------------------------------------------------------------------------
+
+
+class Canned:
+    """A sampler whose responses are given, by the row that a prompt has in the file."""
+
+    def __init__(self, tokenizer, *responses: str) -> None:
+        self.ids = [tokenizer(r)["input_ids"] for r in responses]
+        self.batches: list[list[int]] = []
+
+    def generate(self, prompts, sampling, *, seed, rows):
+        self.batches.append(list(rows))
+        self.sampling = sampling
+        width = max(len(self.ids[r]) for r in rows)
+        ids = torch.tensor([self.ids[r] + [0] * (width - len(self.ids[r])) for r in rows])
+        mask = torch.tensor([[i < len(self.ids[r]) for i in range(width)] for r in rows])
+        return Generation(ids, mask, torch.zeros(ids.shape), torch.zeros(len(rows), dtype=torch.bool))
+
+
+def canned(*responses: str, limit=None) -> Any:
+    tokenizer = tiny_tokenizer()
+    install_template(tokenizer)
+    template = Template(tokenizer)
+    sampler: Any = Canned(tokenizer, *responses)
+    return Speaker("actor", "actor", template, sampler, find_stops(template), limit, "")
+
+
+def test_a_response_has_ended_when_its_last_token_is_the_end_token():
+    """The length counts the end token, the text does not show it; batches hold prompts of like length."""
+    speaker = canned("Yes.</s>", "Well, I")
+    assert answer_all(speaker, ASKED, EvaluateConfig(batch_size=1)) == [
+        Response("Yes.", 5, True),
+        Response("Well, I", 7, False),
+    ]
+    assert speaker.sampler.batches == [[1], [0]]
+
+
+def test_an_invented_turn_is_scored_unless_it_is_cut():
+    """PPO's reward model sees what a model writes after its answer; chat does not. Either may be asked for."""
+    invented = "No.\n\nHuman: why?"
+    responses = answer_all(canned(invented), ASKED[:1], EvaluateConfig())
+    assert responses == [Response(invented, 16, False)]
+    assert answer_all(canned(invented), ASKED[:1], EvaluateConfig(stop_at_next_turn=True)) == [
+        Response("No.", 16, False)
+    ]
+
+
+def test_a_prompt_that_leaves_no_room_is_named():
+    with pytest.raises(DataError, match=r"row 4: the prompt's 30 tokens and max_new_tokens=80 exceed the 100 tokens"):
+        answer_all(canned(limit=100), ASKED, EvaluateConfig(prompts="p.jsonl", max_new_tokens=80))
+
+
+# --- the whole way ---------------------------------------------------------------------------------------------------
+
+
+def test_models_side_by_side_from_folders_to_json(tmp_path: Path, scorer, capsys):
+    """A model against itself wins half; another batch size gives the same responses; text is not read as markup."""
+    folder, other = save_tiny(tmp_path / "a"), save_tiny(tmp_path / "b", seed=5)
+    prompts = prompts_file(tmp_path, *({"prompt": f"[red]{'x' * n}"} for n in range(5)))
+    common: dict[str, Any] = {"prompts": str(prompts), "max_new_tokens": 8, "scorer": f"{scorer}:length", "samples": 2}
+    models = [f"one={folder}", f"same={folder}", f"other={other}"]
+    output = tmp_path / "new" / "evaluation.json"
+    arguments = ["--prompts", str(prompts), "--max-new-tokens", "8", "--scorer", f"{scorer}:length", "--samples", "2"]
+    for model in models:
+        arguments += ["--model", model]
+    run = CliRunner().invoke(main, [*arguments, "--output", str(output)], standalone_mode=False, catch_exceptions=False)
+    assert run.return_value == 0
+    result = json.loads(output.read_text())
+    one, same, third = result["models"]
+    assert same["score"] == {**one["score"], "win_rate": {"mean": 0.5, "stderr": 0.0}}
+    assert same["score"]["gain"] == {"mean": 0.0, "stderr": 0.0}
+    assert third["score"]["gain"]["stderr"] > 0
+    assert [s["row"] for s in result["samples"]] == [1, 3]
+    assert "[red]xx" in run.stdout
+    again = evaluate(EvaluateConfig(model=models[:1], batch_size=2, **common))
+    assert again["models"][0]["score"]["mean"] == one["score"]["mean"]
+    assert again["samples"][1]["responses"]["one"] == result["samples"][1]["responses"]["one"]
+
+
+def test_sampled_responses_do_not_depend_on_the_batch(tmp_path: Path):
+    folder = save_tiny(tmp_path / "a")
+    prompts = prompts_file(tmp_path, *({"prompt": "x" * n} for n in range(1, 5)))
+    texts = [
+        [
+            sample["responses"]["m"]["text"]
+            for sample in evaluate(
+                EvaluateConfig(
+                    model=[f"m={folder}"],
+                    prompts=str(prompts),
+                    temperature=1.0,
+                    max_new_tokens=6,
+                    batch_size=size,
+                    seed=3,
+                )
+            )["samples"]
+        ]
+        for size in (1, 4)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts[0])) > 1

@@ -1,0 +1,260 @@
+"""The report: charts worked by hand, hostile text, runs that are half there."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlhf.errors import DataError
+from rlhf.report.charts import (
+    FEW,
+    HEIGHT,
+    MAX_POINTS,
+    MAX_TIPS,
+    WIDTH,
+    Line,
+    bar_chart,
+    line_chart,
+    smoothed,
+    thinned,
+    ticks,
+)
+from rlhf.report.page import flat, main, render, shown_figure, write_report
+
+HOSTILE = "<script>alert(1)</script>\"'&{{ 7*7 }}"
+
+
+# --- charts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.13, 0.91, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (0, 100, [0, 25, 50, 75, 100]),
+        (-0.8, 0.9, [-1, -0.5, 0, 0.5, 1]),
+        (0, 1e-5, [0, 2.5e-6, 5e-6, 7.5e-6, 1e-5]),
+    ],
+)
+def test_ticks_are_round_and_span_the_values(low, high, expected):
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_ticks_of_steps_are_whole_and_inside():
+    assert ticks(1, 7, whole=True) == [2, 4, 6]
+    assert ticks(1, 2, whole=True) == [1, 2]
+    assert ticks(5, 5, whole=True) == [5]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_any_range_has_some_ticks_around_it(a, b):
+    low, high = min(a, b), max(a, b)
+    marks = ticks(low, high)
+    assert 2 <= len(marks) <= 7
+    dust = 1e-8 * (marks[-1] - marks[0])
+    assert marks[0] <= low + dust
+    assert marks[-1] >= high - dust
+    assert len(set(marks)) == len(marks)
+
+
+def test_smoothing_does_not_lag():
+    """A mean over both sides leaves a straight line where it is; a running mean would draw it to the right."""
+    straight = [(float(x), 2.0 * x) for x in range(100)]
+    assert [y for _, y in smoothed(straight)][1:99] == pytest.approx([y for _, y in straight][1:99])
+    assert [y for _, y in smoothed([(0.0, 0.0), (1.0, 3.0), (2.0, 3.0), (3.0, 0.0)])] == [1.5, 2, 2, 1.5]
+
+
+def test_thinning_keeps_spikes():
+    points = [(float(x), 0.0) for x in range(5000)]
+    points[1234] = (1234.0, 9.0)
+    kept = thinned(points)
+    assert len(kept) <= MAX_POINTS + 1
+    assert (1234.0, 9.0) in kept
+    assert kept == sorted(kept)
+
+
+def paths(svg: str) -> list[list[tuple[str, float, float]]]:
+    """The strokes of each drawn line: (M or L, x, y)."""
+    found = re.findall(r'class="line [^"]*" d="([^"]*)"', svg)
+    return [[(c, float(x), float(y)) for c, x, y in re.findall(r"([ML])([\d.-]+) ([\d.-]+)", d)] for d in found]
+
+
+def test_a_line_is_lifted_where_a_value_is_missing():
+    """A loss that was not finite at step 2 leaves a gap, not a zero; and NaN never reaches the picture."""
+    svg = line_chart([Line("loss", [(1, 3.0), (2, math.nan), (3, 1.0), (4, 0.5)])])
+    ((first, second, third),) = paths(svg)
+    assert (first[0], second[0], third[0]) == ("M", "M", "L")
+    assert "nan" not in re.sub("<title>[^<]*", "", svg)
+
+
+def test_higher_values_are_drawn_higher_and_later_steps_further_right():
+    ((first, second),) = paths(line_chart([Line("x", [(0, 1.0), (10, 2.0)])]))
+    assert first[1] < second[1]
+    assert first[2] > second[2]
+
+
+def test_values_far_apart_and_constant_ones_are_drawn():
+    for points in ([(1.0, 5.0)], [(1.0, 0.0), (2.0, 0.0)], [(1.0, 1e-12), (2.0, 1e12)], [(3.0, -2.0), (9.0, -2.0)]):
+        svg = line_chart([Line("x", points)])
+        for _, x, y in paths(svg)[0]:
+            assert 0 <= x <= WIDTH
+            assert 0 <= y <= HEIGHT
+        ElementTree.fromstring(svg)
+    assert "no finite values" in line_chart([Line("x", [(1, math.nan)])])
+
+
+def test_a_long_chart_stays_small():
+    svg = line_chart([Line("x", [(float(i), math.sin(i)) for i in range(100_000)])])
+    assert svg.count("<title>") <= MAX_TIPS
+    assert "<circle" not in svg
+    assert len(svg) < 40_000
+    assert line_chart([Line("x", [(1.0 * i, 1.0) for i in range(FEW)])]).count("<circle") == FEW
+
+
+def test_bars_begin_at_zero_and_carry_their_error():
+    svg = ElementTree.fromstring(bar_chart([("base", -0.5, None), ("PPO", 1.0, 0.1)]))
+    below, above = (bar for bar in svg.iter() if bar.get("class", "").startswith("bar"))
+    zero = float(below.get("x", "")) + float(below.get("width", ""))
+    assert zero == pytest.approx(float(above.get("x", "")), abs=0.2)
+    assert float(above.get("width", "")) == pytest.approx(2 * float(below.get("width", "")), abs=0.2)
+    assert sum(element.get("class") == "whisker" for element in svg.iter()) == 1
+
+
+# --- the page --------------------------------------------------------------------------------------------------------
+
+
+def a_run(folder: Path, text: str = "plain") -> Path:
+    """A run whose stages 1 and 2 are there, with `text` wherever text may come from outside."""
+    for name, rows in (
+        ("step1_sft", [{"step": 0, "sft/perplexity": 9.5}, {"step": 1, "sft/loss": 2.25, f"sft/{text}": 1.0}]),
+        ("step3_ppo", [{"step": 1, "ppo/scores_mean": 0.5, "ppo/kl": None}]),
+    ):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / name / "config.yaml").write_text(yaml.safe_dump({"data_path": [text], "lr": 1e-5, "ema": True}))
+    metrics = {"sft/perplexity_before": 9.5, "sft/perplexity": 3.25}
+    done = {"stage": "step1_sft", "seconds": 61.0, "metrics": metrics, "models": {"sft": text}}
+    (folder / "step1_sft" / "done.json").write_text(json.dumps(done))
+    sections = {"pipeline": {"actor_model": text}, "run": {"ranks": text, "data": {text: {"fingerprint": text}}}}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(sections))
+    figures = {"mean": 0.5, "stderr": 0.1}
+    model = {"label": text, "model": text, "length": figures, "end_rate": 1.0, "seconds": 1.0}
+    model["score"] = {**figures, "gain": figures, "win_rate": figures}
+    said = {text: {"text": text, "length": 3, "ended": False, "score": 0.5}}
+    evaluation = {
+        "prompts": {"file": text, "count": 7},
+        "settings": {},
+        "models": [model],
+        "samples": [{"row": 1, "prompt": text, "responses": said}],
+    }
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    return folder
+
+
+class Page(HTMLParser):
+    """The tags of a page, its text, and whether they close in order."""
+
+    VOID = ("meta", "br", "hr", "img", "link", "input")
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(page)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+
+def test_the_page_shows_the_run(tmp_path: Path):
+    page = Page(render(a_run(tmp_path / "run")))
+    for part in (
+        "SFT perplexity3.25from 9.5",
+        "not finished",
+        "not run",
+        "1:01",
+        "Evaluation on 7 prompts",
+        "0.500 ± 0.100",
+    ):
+        assert part in re.sub(r"\s*\n\s*", "", page.text), part
+    titles = re.findall("Loss|Held-out perplexity|KL to the reference|Accuracy", page.text)
+    assert titles == ["Loss", "Held-out perplexity", "KL to the reference"]
+
+
+def test_text_from_outside_stays_text(tmp_path: Path):
+    """Prompts, responses, labels, metric names, settings and paths may hold anything; none of it becomes markup."""
+    run = a_run(tmp_path / "<i>run", HOSTILE)
+    (run / "step2_reward").mkdir()
+    (run / "step2_reward" / "metrics.jsonl").write_text(f"{HOSTILE}\n{HOSTILE}\n")
+    page = Page(render(run))
+    assert not {tag for tag, _ in page.tags} & {"script", "i", "img", "link", "iframe", "a"}
+    assert page.text.count(HOSTILE) >= 8
+    assert "<i>run" in page.text
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on") or a in ("src", "href")]
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path):
+    text = render(a_run(tmp_path / "run"))
+    assert "http" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_what_cannot_be_read_is_named_and_left_out(tmp_path: Path):
+    """A report is written at the end of a long run: one broken file must not cost it."""
+    run = a_run(tmp_path / "run")
+    (run / "evaluation.json").write_text("{")
+    (run / "step1_sft" / "metrics.jsonl").write_text('nonsense\n{"step": 1}\n')
+    (run / "step3_ppo" / "config.yaml").write_text("- a\n- b\n")
+    page = Page(render(run))
+    for name in ("evaluation.json", "step1_sft/metrics.jsonl", "step3_ppo/config.yaml"):
+        assert f"could not be read: {name}" in page.text
+    assert "KL to the reference" in page.text
+
+
+def test_half_a_character_in_a_response_can_be_written(tmp_path: Path):
+    """JSON may hold half of a pair of surrogates, which UTF-8 cannot write."""
+    run = a_run(tmp_path / "run", "x\ud83dx")
+    assert "x?x" in write_report(run).read_text(encoding="utf-8")
+
+
+def test_the_command_writes_the_page(tmp_path: Path):
+    run = a_run(tmp_path / "run")
+    result = CliRunner().invoke(main, [str(run)], standalone_mode=False, catch_exceptions=False)
+    assert result.return_value == 0
+    assert (run / "report.html").read_text().startswith("<!doctype html>")
+    assert "report.html" in result.stdout
+
+
+def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path):
+    with pytest.raises(DataError, match=r"holds no run: no pipeline\.yaml and no stage's metrics"):
+        write_report(tmp_path)
+    with pytest.raises(DataError, match="no folder"):
+        write_report(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_as_rows():
+    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": [{"f": 3}]}) == [("a.b", 1), ("d", [1, 2]), ("e.1.f", 3)]
+    assert [shown_figure(v) for v in (None, [], True, 1e-5, ["a", 2], "x")] == ["–", "–", "yes", "1e-05", "a, 2", "x"]

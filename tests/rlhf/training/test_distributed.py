@@ -1,0 +1,78 @@
+"""Sums over ranks, seeds, and what must be true of the process group."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlhf.training import distributed
+
+
+def test_without_a_group_this_is_rank_0_of_1() -> None:
+    if not torch.distributed.is_initialized():
+        assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    assert distributed.sum_over_ranks(2, 0.5, torch.tensor(3)) == [2.0, 0.5, 3.0]
+    assert distributed.max_over_ranks(4) == 4.0
+    assert distributed.gather_objects("x") == ["x"]
+    distributed.barrier()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_deepspeeds_shared_memory_all_reduce_is_off() -> None:
+    """It ignores `group=`. The switch is private, so an update of DeepSpeed may lose it."""
+    import deepspeed.ops
+
+    assert deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] is False
+    assert torch.distributed.get_backend() == "gloo"
+
+
+def test_a_seed_reaches_every_generator() -> None:
+    draws = []
+    for _ in range(2):
+        distributed.set_seed(5)
+        draws.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+    assert draws[0] == draws[1]
+    distributed.set_seed(2**40 + 1)  # numpy takes 32 bits
+
+
+def test_a_steps_seed_depends_on_the_step_alone() -> None:
+    """A resumed run draws the dropout of step 7 as the uninterrupted one did, whatever was drawn before."""
+
+    def draw(seed: int, step: int) -> float:
+        distributed.seed_step(seed, step)
+        return float(torch.rand(()))
+
+    first = draw(0, 7)
+    torch.rand(100)
+    assert draw(0, 7) == first
+    assert len({draw(seed, step) for seed in range(3) for step in range(5)}) == 15
+
+
+def _collectives() -> dict[str, Any]:
+    rank = distributed.rank()
+    distributed.seed_step(0, 0)
+    return {
+        "rank": (rank, distributed.world_size(), distributed.is_main()),
+        "sums": distributed.sum_over_ranks(rank, 2**40 + rank, 0.5),
+        "max": distributed.max_over_ranks(float(rank)),
+        "objects": distributed.gather_objects({"rank": rank}),
+        "draw": float(torch.rand(())),
+        "device": str(distributed.device()),
+    }
+
+
+def test_three_ranks(run_ranks: Callable[..., list[Any]]) -> None:
+    """Counts stay exact; ranks draw different dropout."""
+    results = run_ranks(_collectives, world_size=3)
+    assert [r["rank"] for r in results] == [(0, 3, True), (1, 3, False), (2, 3, False)]
+    for result in results:
+        assert result["sums"] == [3.0, 3 * 2**40 + 3, 1.5]
+        assert result["max"] == 2.0
+        assert result["objects"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
+        assert result["device"].startswith("cpu")
+    assert len({r["draw"] for r in results}) == 3
