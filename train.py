@@ -8,7 +8,6 @@ Puts recipe and flags together, checks everything, starts each stage and follows
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -65,17 +64,13 @@ def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[s
 @click.option("--set", "sets", multiple=True, metavar="STAGE.FIELD=VALUE", help="any setting of a stage, repeatable")
 @click.option("--overwrite", is_flag=True, help="run the stages anew in an output folder that has a run")
 @click.option("--dry-run", is_flag=True, help="print the plan and what every option resolves to; start nothing")
-@click.option("--debug", is_flag=True, help="show tracebacks")
 def main(
     recipe: str | None,
     sets: tuple[str, ...],
     overwrite: bool,
     dry_run: bool,
-    debug: bool,
     **flags: Any,
 ) -> int:
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     request = Request(flags=given(flags), sets=sets, recipe=recipe, overwrite=overwrite)
     name, why = choose_recipe(request)
     if why:

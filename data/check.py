@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,8 @@ from data.show import show_blend
 from rlhf.command import Command
 from rlhf.config import build, given, options
 from rlhf.console import say
-from rlhf.console.screen import clean, screen
+from rlhf.console.screen import screen
+from rlhf.console.text import clean
 from rlhf.errors import EXIT_DONE, EXIT_USER, DataError
 
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
@@ -26,14 +26,11 @@ STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 @click.command("python -m data.check", cls=Command)
 @options(DataSettings)
 @click.option("--model", help="measure lengths with the tokenizer and template of this folder, hub name or alias")
-@click.option("--debug", is_flag=True, help="show tracebacks")
-def main(model: str | None, debug: bool, **flags: Any) -> int:
+def main(model: str | None, **flags: Any) -> int:
     """Check the sources without training: broken rows, answers that teach nothing, repeats, leakage, lengths.
 
     Ends with exit code 2 when a row would stop a run.
     """
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     settings = build(DataSettings, given(flags), where="")
     if not settings.data_path:
         raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")

@@ -5,7 +5,6 @@ prompt, counted response tokens, end token, padding, and what was cut away.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +20,8 @@ from data.store import Store
 from rlhf.command import Command
 from rlhf.config import build, given, options
 from rlhf.console import say, table
-from rlhf.console.screen import clean, screen
+from rlhf.console.screen import screen
+from rlhf.console.text import clean
 from rlhf.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,11 +46,8 @@ Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
 @click.option("--model", required=True, help="whose tokenizer and template are used: a folder, a hub name or an alias")
 @click.option("--stage", "stages", type=click.IntRange(1, 3), multiple=True, help="show this stage alone; repeatable")
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="examples of each stage")
-@click.option("--debug", is_flag=True, help="show tracebacks")
-def main(model: str, stages: tuple[int, ...], rows: int, debug: bool, **flags: Any) -> int:
+def main(model: str, stages: tuple[int, ...], rows: int, **flags: Any) -> int:
     """Show what each stage would get of the sources: the blend, then examples token by token."""
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     settings = build(DataSettings, given(flags), where="")
     if found := problems(settings):
         raise DataError(*found)

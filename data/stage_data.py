@@ -11,7 +11,6 @@ time: one builds, the others wait. Nothing here needs a process group.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,7 @@ from data.rows import Rows
 from data.sources import parse
 from data.store import Store, open_stores
 from data.tokens import encoded
+from rlhf import process
 from rlhf.console import say
 from rlhf.errors import DataError
 from rlhf.files import write_yaml
@@ -47,7 +47,7 @@ class StageData:
 
     def record(self, folder: Path) -> None:
         """Write the report to `folder/data.yaml`, from rank 0."""
-        if os.environ.get("RANK", "0") in ("", "0"):
+        if process.is_main():
             write_yaml(folder / "data.yaml", self.report)
 
 

@@ -15,7 +15,8 @@ from typing import Any, NoReturn
 
 import click
 
-from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, describe
+from rlhf import process
+from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, error_lines
 
 
 class Command(click.Command):
@@ -27,6 +28,9 @@ class Command(click.Command):
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
+        self.params.append(
+            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help="tracebacks with errors")
+        )
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         if not standalone_mode:
@@ -35,7 +39,7 @@ class Command(click.Command):
             with terminable():
                 code = super().main(*args, standalone_mode=False, **kwargs)
         except click.Abort:  # what click makes of Ctrl-C
-            code = report(KeyboardInterrupt())
+            code = show_error(KeyboardInterrupt())
         except click.UsageError as error:
             code = EXIT_USER
             _show([f"{error.format_message().rstrip('.')}; --help lists the options"])
@@ -43,7 +47,7 @@ class Command(click.Command):
             code = EXIT_USER
             _show([error.format_message()])
         except (Exception, KeyboardInterrupt, Terminated) as error:
-            code = report(error)
+            code = show_error(error)
         return leave(code or 0)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -62,11 +66,16 @@ class Command(click.Command):
                     formatter.write_dl(rows, col_max=34)
 
 
-def report(error: BaseException) -> int:
+def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        os.environ["RLHF_DEBUG"] = "1"
+
+
+def show_error(error: BaseException) -> int:
     """Show an error as its lines and return the exit code. A failure's traceback goes before it with RLHF_DEBUG=1, and
     with RLHF_EVENTS=1, where it only reaches the stage's log."""
-    lines, code = describe(error)
-    if os.environ.get("RLHF_DEBUG") == "1" or (code == EXIT_FAILURE and os.environ.get("RLHF_EVENTS") == "1"):
+    lines, code = error_lines(error)
+    if process.shows_tracebacks() or (code == EXIT_FAILURE and process.sends_events()):
         traceback.print_exception(error)
     _show(lines)
     return code
@@ -104,8 +113,7 @@ def terminable() -> Iterator[None]:
 
 
 def _show(lines: Sequence[str]) -> None:
-    rank = os.environ.get("RANK", "0")
-    tag = f"rank {rank}: " if rank not in ("", "0") else ""
+    tag = "" if process.is_main() else f"rank {process.rank()}: "
     for line in lines:
         print(f"error: {tag}{line}", file=sys.stderr)
     sys.stderr.flush()

@@ -57,7 +57,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def describe(error: BaseException) -> tuple[list[str], int]:
+def error_lines(error: BaseException) -> tuple[list[str], int]:
     """The lines to show for an error, and the exit code. Unknown errors become their type and first line."""
     if isinstance(error, UserError):
         return error.problems, error.exit_code

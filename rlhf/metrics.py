@@ -9,11 +9,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf import process
 from rlhf.errors import ConfigError, DataError
 from rlhf.files import write_text
 
@@ -37,7 +37,7 @@ class MetricsLog:
     ) -> None:
         self._file = None
         self._trackers: list[Any] = []
-        if os.environ.get("RANK", "0") not in ("", "0"):
+        if not process.is_main():
             return
         problems = tracker_problems(trackers)
         if problems:

@@ -23,10 +23,11 @@ from typing import Any
 
 import click
 
-from rlhf import hardware
+from rlhf import hardware, process
 from rlhf.command import Command, leave_through
 from rlhf.config import build, differences, given, options, read_yaml
-from rlhf.console import duration, figure, say
+from rlhf.console import say
+from rlhf.console.text import duration, figure
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, UserError
 from rlhf.files import claim_folder, empty_folder, lock_folder, write_json, write_yaml
 from rlhf.metrics import tracker_problems
@@ -54,21 +55,16 @@ def stage_command(config_class: type[RunSettings], package: str, *, process_grou
     @options(config_class)
     @click.option("--config", type=click.Path(path_type=Path), help="a YAML file of settings; flags go before it")
     @click.option("--overwrite", is_flag=True, help="start anew in an output folder that has a run")
-    @click.option("--debug", is_flag=True, help="show tracebacks")
     @click.option("--events", is_flag=True, hidden=True)  # RLHF_EVENTS=1 where a launcher does not pass it on
     @click.option("--local_rank", "--local-rank", type=int, hidden=True)  # launchers add it; LOCAL_RANK is what counts
-    def command(
-        config: Path | None, overwrite: bool, debug: bool, events: bool, local_rank: int | None, **flags: Any
-    ) -> int:
-        if debug:
-            os.environ["RLHF_DEBUG"] = "1"
+    def command(config: Path | None, overwrite: bool, events: bool, local_rank: int | None, **flags: Any) -> int:
         if events:
             os.environ["RLHF_EVENTS"] = "1"
         _die_with_owner()
         values = {**(read_yaml(config) if config else {}), **given(flags)}
         settings = build(config_class, values, where=package)
-        if not _is_main():
-            started_by_train = os.environ.get("RLHF_EVENTS") == "1"  # which starts no stage that is finished
+        if not process.is_main():
+            started_by_train = process.sends_events()  # which starts no stage that is finished
             if overwrite or started_by_train or not (settings.output_dir / DONE_NAME).exists():
                 _run(settings, package, process_group=process_group)
             return EXIT_DONE
@@ -156,13 +152,13 @@ def _run(config: RunSettings, package: str, *, process_group: bool) -> None:
         if process_group:
             importlib.import_module("rlhf.training.distributed").barrier()  # every rank came to its end
     except BaseException as error:
-        if _is_main():
+        if process.is_main():
             _note_spent(config.output_dir, before + time.monotonic() - began)
-        if os.environ.get("RLHF_EVENTS") != "1" and not isinstance(error, UserError):
+        if not process.sends_events() and not isinstance(error, UserError):
             with (config.output_dir / LOG_NAME).open("a", encoding="utf-8") as log:
                 traceback.print_exception(error, file=log)
         raise
-    if _is_main():
+    if process.is_main():
         _finish(config.output_dir, package, result, seconds=before + time.monotonic() - began)
 
 
@@ -200,15 +196,11 @@ def _finish(folder: Path, package: str, result: StageResult, *, seconds: float) 
         "models": {label: str(path) for label, path in result.models.items()},
     }
     write_json(folder / DONE_NAME, done)
-    if os.environ.get("RLHF_EVENTS") != "1":
+    if not process.sends_events():
         figures = ", ".join(f"{name} {figure(value)}" for name, value in metrics.items())
         say(f"{package} finished in {duration(seconds)}: {figures}")
         for label, path in result.models.items():
             say(f"  {label}: {path}")
-
-
-def _is_main() -> bool:
-    return os.environ.get("RANK", "0") in ("", "0")
 
 
 def _die_with_owner() -> None:

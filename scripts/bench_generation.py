@@ -47,7 +47,8 @@ def worker(arguments: dict[str, Any]) -> None:
     vocabulary = model.config.vocab_size
     prompts = prompts_of(setting, vocabulary)
     if variant.startswith("ours"):
-        from rlhf.generation.sampler import Sampler, Sampling
+        from rlhf.generation.drawing import Sampling
+        from rlhf.generation.sampler import Sampler
         from rlhf.training import cpu
         from step3_ppo.hybrid.inference_copy import InferenceCopy
 

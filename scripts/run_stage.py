@@ -18,7 +18,7 @@ from rlhf.command import Command
 from rlhf.config import build, read_yaml
 from rlhf.console import say
 from rlhf.console.replay import Replay
-from rlhf.console.screen import duration, figure
+from rlhf.console.text import duration, figure
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import RankFailed, launch

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from rlhf.generation.sampler import Sampler, Sampling
+from rlhf.generation.drawing import Sampling
+from rlhf.generation.sampler import Sampler
 from rlhf.models.tensors import pad_right
 from rlhf.training import distributed
 

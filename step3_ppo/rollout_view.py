@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlhf.console.screen import clean, figure
+from rlhf.console.text import clean, figure
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -6,7 +6,6 @@ through a pipe every row is printed. Imports no torch.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ import click
 
 from rlhf.command import Command
 from rlhf.console import table
-from rlhf.console.screen import figure, interactive, screen
+from rlhf.console.screen import interactive, screen
+from rlhf.console.text import figure
 from rlhf.errors import ConfigError, DataError
 from step3_ppo.rollout_files import iteration_of, read_rollouts
 from step3_ppo.rollout_view import (
@@ -62,7 +62,6 @@ class View:
 @click.option("--colour", "shade", type=click.Choice(list(SHADES)), default="kl", help="what shades a token")
 @click.option("--rows", type=click.IntRange(1), help="show only so many")
 @click.option("--list", "listing", is_flag=True, help="only the iterations that are there, as a table")
-@click.option("--debug", is_flag=True, help="show tracebacks")
 def main(
     run: Path,
     iteration: int | None,
@@ -72,11 +71,8 @@ def main(
     shade: str,
     rows: int | None,
     listing: bool,
-    debug: bool,
 ) -> int:
     """Show what the actor answered: each token's KL, advantage or value, each response's score, and how it ended."""
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     files = rollout_files(run)
     if listing:
         columns = [(number, summary(load(files, number).rows)) for number in files]

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import step3_ppo.main
-from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, describe
+from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, error_lines
 from rlhf.metrics import FILE_NAME, MetricsLog
 from rlhf.training.checkpoint import Checkpoints
 from step3_ppo.rollout import Rollout
@@ -217,7 +217,7 @@ def test_a_signal_leaves_a_checkpoint_of_the_step_that_was_running(
     """Step 3 is due for none: without the signal the next checkpoint would be of step 4."""
     with pytest.raises((Terminated, KeyboardInterrupt)) as caught, at_row(3, lambda: os.kill(os.getpid(), number)):
         run("sft", tmp_path / "cut", inputs, 1, False)
-    assert describe(caught.value)[1] == code
+    assert error_lines(caught.value)[1] == code
     assert "a checkpoint of step 3 is written" in capsys.readouterr().out
     run("sft", tmp_path / "cut", inputs, 1, False)
     assert "resumed after step 3 of 4" in capsys.readouterr().out

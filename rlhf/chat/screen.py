@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.cells import cell_len
 
 from rlhf.chat.conversation import Answer
-from rlhf.console import clean
+from rlhf.console.text import clean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

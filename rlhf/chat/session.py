@@ -194,11 +194,8 @@ class Session:
 @click.argument("model")
 @click.option("--compare", metavar="MODEL", help="a second model that answers beside the first")
 @options(ChatSettings)
-@click.option("--debug", is_flag=True, help="show tracebacks")
-def main(model: str, compare: str | None, debug: bool, **flags: Any) -> int:
+def main(model: str, compare: str | None, **flags: Any) -> int:
     """Chat with MODEL: a folder that a stage wrote, a hub name or an alias such as opt-1.3b."""
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     settings = build(ChatSettings, given(flags), where="")
     names = [model] if compare is None else [model, compare]
     found = [p for name, flag in zip(names, ("MODEL", "--compare"), strict=False) for p in problems(name, flag=flag)]

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rlhf import process
 from rlhf.console.bars import Bar, EventBar, LiveBar, PlainBar, live
-from rlhf.console.screen import clean, duration, emit, events, figure, interactive, screen, silent
+from rlhf.console.screen import emit, interactive, screen
+from rlhf.console.text import clean, figure
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-__all__ = ["Bar", "clean", "duration", "figure", "progress", "say", "table", "warn"]
 
 
 class _OpenBars:
@@ -31,9 +31,9 @@ _open_bars = _OpenBars()
 
 def say(text: str) -> None:
     """One line (or several) for the user."""
-    if silent():
+    if not process.is_main():
         return
-    if events():
+    if process.sends_events():
         emit({"event": "say", "text": str(text)})
     else:
         _print(clean(text))
@@ -41,9 +41,9 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """A line that asks for attention; it starts with "warning:"."""
-    if silent():
+    if not process.is_main():
         return
-    if events():
+    if process.sends_events():
         emit({"event": "warn", "text": str(text)})
         return
     line = f"warning: {clean(text)}"
@@ -55,9 +55,9 @@ def warn(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """A table; numbers are shown with `figure` and stand at the right."""
-    if silent():
+    if not process.is_main():
         return
-    if events():
+    if process.sends_events():
         cells = [[_cell(cell) for cell in row] for row in rows]
         emit({"event": "table", "title": title, "columns": list(columns), "rows": cells})
         return
@@ -76,7 +76,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 @contextmanager
 def progress(name: str, *, total: int | None = None, unit: str = "step", start: int = 0) -> Iterator[Bar]:
     """A bar from `start` (what a resumed run has done already) to `total`; None is an end not known."""
-    kind = Bar if silent() else EventBar if events() else LiveBar if interactive() else PlainBar
+    if not process.is_main():
+        kind = Bar
+    else:
+        kind = EventBar if process.sends_events() else LiveBar if interactive() else PlainBar
     bar = kind(name, total=total, unit=unit, start=start, inner=_open_bars.count > 0)
     bar.open()
     _open_bars.count += 1

@@ -7,7 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from rlhf.console.screen import clean, duration, emit, figure, screen
+from rlhf.console.screen import emit, screen
+from rlhf.console.text import clean, duration, figure
 
 if TYPE_CHECKING:
     from rich.progress import Progress

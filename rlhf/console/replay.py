@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, TextIO
 
+from rlhf import process
 from rlhf.console import progress, say, table, warn
 from rlhf.console.bars import Bar, PlainBar
-from rlhf.console.screen import EVENT_MARK, figure, interactive, silent
+from rlhf.console.screen import EVENT_MARK, interactive
+from rlhf.console.text import figure
 
 
 class Replay:
@@ -23,7 +25,7 @@ class Replay:
 
     def wait(self, name: str) -> None:
         """On a terminal, show that `name` is at work until `close()`; its own bars appear below."""
-        if interactive() and not silent():
+        if interactive() and process.is_main():
             shown = progress(name, unit="")
             self._bars[""] = (shown, shown.__enter__(), PlainBar(name, stream=self._log, total=None, unit=""))
 

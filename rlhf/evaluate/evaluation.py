@@ -8,7 +8,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -240,14 +239,11 @@ def _fingerprint(asked: Sequence[Asked]) -> str:
 
 @click.command("python -m rlhf.evaluate", cls=Command)
 @options(EvaluateConfig)
-@click.option("--debug", is_flag=True, help="show tracebacks")
-def main(debug: bool, **flags: Any) -> int:
+def main(**flags: Any) -> int:
     """Let models answer the same prompts and score their answers:
 
     python -m rlhf.evaluate --model sft=output/step1_sft/model --model ppo=output/step3_ppo/actor --prompts FILE.jsonl
     """
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     config = build(EvaluateConfig, given(flags), where="")
     result = evaluate(config)
     comparison.show(result)

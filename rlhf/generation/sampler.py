@@ -25,8 +25,6 @@ from rlhf.models.causal_model import CausalModel, head_logits
 from rlhf.models.loading import backbone, unwrap
 from rlhf.training import distributed
 
-__all__ = ["Generation", "Sampler", "Sampling", "draw", "uniforms"]
-
 # Prompts are read in groups of at most this many tokens, which bounds the memory of their activations.
 PREFILL_TOKENS = 8192
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rlhf.console import duration, figure, say, table, warn
-from rlhf.errors import RLHFError, describe
+from rlhf.console import say, table, warn
+from rlhf.console.text import duration, figure
+from rlhf.errors import RLHFError, error_lines
 from rlhf.pipeline import preparation
 from rlhf.pipeline.evaluation import evaluate
 from rlhf.pipeline.plan import Plan
@@ -56,5 +57,5 @@ def _report(output: Path) -> Path | None:
     try:
         return write_report(output)
     except (RLHFError, OSError, ValueError, KeyError) as error:
-        warn(f"no report: {describe(error)[0][0]}")
+        warn(f"no report: {error_lines(error)[0][0]}")
         return None

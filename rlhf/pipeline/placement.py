@@ -39,7 +39,7 @@ def place(pipeline: PipelineConfig) -> tuple[Placement, list[str]]:
     return placement, problems
 
 
-def describe(placement: Placement) -> str:
+def placement_text(placement: Placement) -> str:
     """`2 CPU ranks, 1 thread each`, `8 GPUs`, `2 nodes × 8 GPUs`."""
     kind = "GPU" if placement.gpus else "CPU rank"
     text = f"{placement.ranks} {kind}{'' if placement.ranks == 1 else 's'}"

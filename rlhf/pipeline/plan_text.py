@@ -12,7 +12,7 @@ from rlhf.console import say, table
 from rlhf.models.names import resolve
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import command, shown
-from rlhf.pipeline.placement import describe
+from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
 from rlhf.stage import CONFIG_NAME
 from rlhf.stage_config import BatchSettings, several
@@ -20,7 +20,7 @@ from rlhf.stage_config import BatchSettings, several
 
 def show_plan(plan: Plan) -> None:
     """The plan in full; nothing is written or started."""
-    say(f"ranks: {describe(plan.placement)}")
+    say(f"ranks: {placement_text(plan.placement)}")
     if plan.prepare is not None:
         say(f"prepare: python -m {plan.prepare['module']}, which brings what is still empty below")
     for stage in plan.stages:
@@ -95,7 +95,7 @@ def _option(plan: Plan, name: str) -> list[str]:
     if name in ("actor_model", "reward_model", "sft_model") and value and resolve(value) != value:
         meaning = f"{resolve(value)}{f' as {meaning}' if meaning else ''}"
     if name == "num_gpus":
-        return [str(plan.placement.ranks), source or "by itself", describe(plan.placement)]
+        return [str(plan.placement.ranks), source or "by itself", placement_text(plan.placement)]
     if not source and value is None:
         return ["", "", ""]
     return [_text(value), source or "default", meaning]

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rlhf.console import duration, say
+from rlhf.console import say
+from rlhf.console.text import duration
 from rlhf.errors import ConfigError
 from rlhf.files import claim_folder, write_json
 from rlhf.pipeline.config import PipelineConfig

@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.config import read_yaml
 from rlhf.files import write_yaml
 from rlhf.pipeline.launch import ROOT
-from rlhf.pipeline.placement import describe
+from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan
 from rlhf.pipeline.recipes import PIPELINE_NAME
 
@@ -35,7 +35,7 @@ def record_run(plan: Plan, *, command: str) -> None:
     about = {
         "recipe": plan.recipe,
         "command": command,
-        "ranks": describe(plan.placement),
+        "ranks": placement_text(plan.placement),
         "versions": _versions(),
         "git": _git_revision(),
         "data": old.get("run", {}).get("data", {}),

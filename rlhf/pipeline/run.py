@@ -14,15 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlhf.console import duration, say
-from rlhf.errors import EXIT_DONE, ConfigError, Terminated, describe
+from rlhf.console import say
+from rlhf.console.text import duration
+from rlhf.errors import EXIT_DONE, ConfigError, Terminated, error_lines
 from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_yaml
 from rlhf.pipeline import preparation
 from rlhf.pipeline.closing import close_run, figures
 from rlhf.pipeline.evaluation import EVALUATION_NAME
 from rlhf.pipeline.job import StepFailed, run_step
 from rlhf.pipeline.launch import RankFailed
-from rlhf.pipeline.placement import describe as describe_placement
+from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
 from rlhf.pipeline.recipes import PIPELINE_NAME
 from rlhf.pipeline.record import record_data, record_run
@@ -70,7 +71,7 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
         _hint(f"its log: {failure.log}", f"to continue: {run.again}")
         return failure.exit_code
     except (KeyboardInterrupt, Terminated) as error:
-        lines, code = describe(error)
+        lines, code = error_lines(error)
         _error(lines[0])
         _hint(f"to continue: {run.again}")
         return code
@@ -104,7 +105,7 @@ def _run_stage(run: Run, index: int) -> StageResult:
         if placement.first:
             record_data(run.output, package, folder)
         return result
-    say(f"{head}: {_start_of(stage)}, {describe_placement(placement)}")
+    say(f"{head}: {_start_of(stage)}, {placement_text(placement)}")
     with tempfile.TemporaryDirectory() as own:
         if placement.first:
             claim_folder(folder)

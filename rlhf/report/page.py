@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from markupsafe import Markup
 
 from rlhf.command import Command
 from rlhf.config import read_yaml
-from rlhf.console import duration, figure, say
-from rlhf.errors import EXIT_DONE, DataError, describe
+from rlhf.console import say
+from rlhf.console.text import duration, figure
+from rlhf.errors import EXIT_DONE, DataError, error_lines
 from rlhf.evaluate.comparison import KINDS, summary
 from rlhf.files import write_text
 from rlhf.metrics import FILE_NAME as METRICS_NAME
@@ -80,7 +80,7 @@ def render(output_dir: Path) -> str:
         try:
             return reader(path) if path.exists() else None
         except Exception as error:  # whatever is wrong with one file: the rest of the page is worth having
-            unreadable.append(f"{path.relative_to(output_dir)}: {describe(error)[0][0]}")
+            unreadable.append(f"{path.relative_to(output_dir)}: {error_lines(error)[0][0]}")
             return None
 
     record = read(read_yaml, output_dir / "pipeline.yaml") or {}
@@ -234,10 +234,7 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 @click.command("python -m rlhf.report", cls=Command)
 @click.argument("output_dir", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--debug", is_flag=True, help="show tracebacks")
-def main(output_dir: Path, debug: bool) -> int:
+def main(output_dir: Path) -> int:
     """Write report.html into RUN, the output folder of a run, finished or not."""
-    if debug:
-        os.environ["RLHF_DEBUG"] = "1"
     say(f"report: {write_report(output_dir)}")
     return EXIT_DONE

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import console
-from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, describe
+from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, error_lines
 from rlhf.files import sync_folder, write_json
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
@@ -93,7 +93,7 @@ class Checkpoints:
         try:
             action()
         except Exception as error:
-            failure, said = error, describe(error)
+            failure, said = error, error_lines(error)
         lines, code = next((s for s in distributed.gather_objects(said) if s), ([], 0))
         if not lines:
             return

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rlhf import console
 from rlhf.errors import ConfigError
-from rlhf.generation.sampler import Generation, Sampler, Sampling
+from rlhf.generation.drawing import Sampling
+from rlhf.generation.sampler import Generation, Sampler
 from rlhf.models.loading import dtype_of
 from rlhf.models.lora import is_adapted
 from rlhf.training import distributed
@@ -72,9 +73,9 @@ class HybridEngine:
         )
         self._sampler = sampler
         self.sampler: Any = sampler if self.group is None else GroupSampler(sampler, self.group)
-        console.say(f"generation: {self.describe()}")
+        console.say(f"generation: {self.text()}")
 
-    def describe(self) -> str:
+    def text(self) -> str:
         if self.copy is None:
             return "on the training weights, without a copy"
         dtype = str(next(self.copy.lm.parameters()).dtype).removeprefix("torch.")

@@ -6,12 +6,12 @@ import errno
 
 import pytest
 
-from rlhf.errors import ConfigError, DataError, ModelError, Terminated, TrainingError, describe, nearest
+from rlhf.errors import ConfigError, DataError, ModelError, Terminated, TrainingError, error_lines, nearest
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError])
 def test_what_the_user_can_mend_is_all_its_lines_and_2(kind: type[ConfigError]) -> None:
-    assert describe(kind("one", "two")) == (["one", "two"], 2)
+    assert error_lines(kind("one", "two")) == (["one", "two"], 2)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_what_the_user_can_mend_is_all_its_lines_and_2(kind: type[ConfigError]) 
     ],
 )
 def test_an_error_is_one_line_and_a_code(error: BaseException, line: str, code: int) -> None:
-    lines, found = describe(error)
+    lines, found = error_lines(error)
     assert len(lines) == 1
     assert lines[0].startswith(line)
     assert found == code

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlhf import files
-from rlhf.errors import ConfigError, describe
+from rlhf.errors import ConfigError, error_lines
 from rlhf.files import LOCK_NAME, claim_folder, empty_folder, folder_problems, lock_folder, new_folder, write_text
 
 
@@ -27,7 +27,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, mon
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
-    lines, code = describe(caught.value)
+    lines, code = error_lines(caught.value)
     assert lines == [f"the disk is full while writing {path}; free some space and run the same command again"]
     assert code == 2
 

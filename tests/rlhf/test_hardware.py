@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from rlhf import hardware
-from rlhf.errors import describe
+from rlhf.errors import error_lines
 from rlhf.hardware import visible
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.placement import describe as describe_placement
 from rlhf.pipeline.placement import place
+from rlhf.pipeline.placement import placement_text as describe_placement
 from rlhf.stage_config import engine_problems
 from step1_sft.config import SFTConfig
 from step3_ppo.config import PPOConfig
@@ -183,7 +183,7 @@ def test_batch_algebra() -> None:
     ],
 )
 def test_errors_as_the_user_sees_them(error: BaseException, words: str, code: int) -> None:
-    lines, found = describe(error)
+    lines, found = error_lines(error)
     assert len(lines) == 1
     assert words in lines[0]
     assert found == code

@@ -10,7 +10,8 @@ import pytest
 from rlhf import console
 from rlhf.console import bars
 from rlhf.console.replay import Replay
-from rlhf.console.screen import EVENT_MARK, duration, figure
+from rlhf.console.screen import EVENT_MARK
+from rlhf.console.text import duration, figure
 
 
 def test_text_of_models_is_not_markup(capsys: pytest.CaptureFixture[str]) -> None:

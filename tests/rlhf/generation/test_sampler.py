@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlhf.generation.sampler import Sampler, Sampling, draw, uniforms
+from rlhf.generation.drawing import Sampling, draw, uniforms
+from rlhf.generation.sampler import Sampler
 from tests.helpers.tiny import FAMILIES, VOCABULARY, tiny_lm
 
 PAD = 0

@@ -141,7 +141,7 @@ def test_children_of_ranks_end_with_them(name: str, tmp_path: Path) -> None:
 
 _WATCHER = """
 import sys
-from rlhf.command import report, terminable
+from rlhf.command import show_error, terminable
 from rlhf.errors import Terminated
 from rlhf.pipeline.launch import Placement, launch
 
@@ -149,7 +149,7 @@ try:
     with terminable():
         launch(sys.argv[1], sys.argv[2:], Placement(ranks=2), line=print)
 except (KeyboardInterrupt, Terminated) as error:
-    raise SystemExit(report(error))
+    raise SystemExit(show_error(error))
 """
 
 

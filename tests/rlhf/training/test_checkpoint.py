@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from rlhf.errors import EXIT_USER, TrainingError, UserError, describe
+from rlhf.errors import EXIT_USER, TrainingError, UserError, error_lines
 from rlhf.training import distributed
 from rlhf.training.checkpoint import STATE_NAME, Checkpoint, Checkpoints
 from rlhf.training.engine import TrainEngine
@@ -193,7 +193,7 @@ def test_what_cannot_be_written_costs_nothing_that_was_complete(
         patch.setattr(where, fails)
         with pytest.raises(UserError) as caught:
             save(two, train, 3)
-    lines, code = describe(caught.value)
+    lines, code = error_lines(caught.value)
     assert code == EXIT_USER
     assert len(lines) == 1 and "\n" not in lines[0]
     assert "step-00000003 could not be written" in lines[0] and said in lines[0]
@@ -221,7 +221,7 @@ def _one_rank_cannot_write(folder: str) -> tuple[list[str], int, list[str]]:
         with broken:
             save(Path(folder), train, 2)
     except UserError as error:
-        return *describe(error), sorted(path.name for path in Path(folder).iterdir())
+        return *error_lines(error), sorted(path.name for path in Path(folder).iterdir())
     return [], 0, []
 
 

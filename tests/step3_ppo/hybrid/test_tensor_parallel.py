@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from rlhf.errors import ConfigError
-from rlhf.generation.sampler import Sampler, Sampling
+from rlhf.generation.drawing import Sampling
+from rlhf.generation.sampler import Sampler
 from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
 from rlhf.training import distributed

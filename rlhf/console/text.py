@@ -1,0 +1,26 @@
+"""Numbers, times and foreign text as people read them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def figure(value: Any) -> str:
+    """A number as people read it: whole numbers with thousands apart, others with four digits; text stays."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `42 s`, `3:07`, `2:10:00`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if isinstance(seconds, float) and seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def clean(text: Any) -> str:
+    """Text without control characters, which could move the cursor or recolour the terminal; newline and tab stay."""
+    return "".join(c for c in str(text) if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
