@@ -16,7 +16,7 @@ class SourceSettings(Config):
     columns: str = setting("", "where columns have other names: prompt=question,chosen=best,rejected=worst")
     data_adapter: str = setting("", "file.py:function, your own row → Iterable[Example], for all sources")
     skip_bad_rows: bool = setting(False, "count and skip rows that cannot be used, instead of stopping")
-    data_seed: int = setting(0, "of split and blend; the same in all stages", ge=0)
+    data_seed: int = setting(0, "of split and blend; the same in all stages", alike=True, ge=0)
     data_cache_dir: Path | None = setting(
         None, "where read and tokenised data are kept; by itself $RLHF_CACHE or ~/.cache/rlhf", resumable=True
     )
@@ -30,8 +30,10 @@ class DataSettings(SourceSettings):
         [], "SOURCE[:weight]: a .jsonl, .json, .csv or .parquet file, a folder, a glob or a hub dataset org/name"
     )
     eval_data_path: list[str] = setting([], "held-out rows; without it, a part of each source is held out")
-    data_split: str = setting("2,4,4", "shares of the prompts that stages 1, 2 and 3 get; a prompt reaches one stage")
-    eval_ratio: float = setting(0.05, "share of a source's prompts that is held out", gt=0, lt=1)
+    data_split: str = setting(
+        "2,4,4", "shares of the prompts that stages 1, 2 and 3 get; a prompt reaches one stage", alike=True
+    )
+    eval_ratio: float = setting(0.05, "share of a source's prompts that is held out", alike=True, gt=0, lt=1)
     max_samples: int | None = setting(None, "rows of the blend that a stage trains on, at most", ge=1)
     max_eval_samples: int | None = setting(512, "held-out rows that a stage evaluates on, at most", ge=1)
     max_prompt_length: int = setting(256, "tokens of a prompt", ge=1)

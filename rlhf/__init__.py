@@ -1,1 +1,3 @@
-"""What the three stages share; imports nothing of the project outside itself."""
+"""What the stages share. `__version__` is the version of the whole project."""
+
+__version__ = "0.2.0"

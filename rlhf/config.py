@@ -7,9 +7,9 @@ with the nearest name, and all problems are reported at once. Imports no torch.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 import yaml
@@ -23,6 +23,8 @@ class Config(BaseModel):
     """Base of every config: unknown keys are errors, defaults are validated, values are fixed once built."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+    # Headings of the help → names of fields. A heading without names says where fields of a base class go.
+    help_groups: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def problems(self, world_size: int) -> list[str]:
         """What is wrong between fields, each line with a way out; `world_size` is the number of ranks."""
@@ -36,12 +38,15 @@ class Config(BaseModel):
 ConfigType = TypeVar("ConfigType", bound=Config)
 
 
-def setting(default: Any, help: str, *, resumable: bool = False, sets: Iterable[str] = (), **bounds: Any) -> Any:
+def setting(
+    default: Any, help: str, *, resumable: bool = False, flag: str = "", alike: bool = False, **bounds: Any
+) -> Any:
     """A field: its default, its one line of help, and whether a resumed run may change it.
 
-    `sets` lists the stage fields (`"step3_ppo.kl_coef"`) that a pipeline-wide setting stands for.
+    `flag` names the pipeline setting that stands for a stage's field, where it is not the one of the same name. `alike`
+    says that the stages of a run must agree on the value.
     """
-    extra = {"resumable": resumable, "sets": list(sets)}
+    extra: Any = {"resumable": resumable, "flag": flag, "alike": alike}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
 
 
@@ -53,8 +58,14 @@ def is_resumable(field: FieldInfo) -> bool:
     return bool(_extra(field).get("resumable"))
 
 
-def targets(field: FieldInfo) -> list[str]:
-    return list(_extra(field).get("sets", []))
+def flag_of(config_class: type[Config], name: str) -> str:
+    """The pipeline setting that stands for a stage's setting."""
+    return str(_extra(config_class.model_fields[name]).get("flag") or name)
+
+
+def must_be_alike(config_class: type[Config]) -> list[str]:
+    """The settings on which the stages of a run must agree."""
+    return [name for name, field in config_class.model_fields.items() if _extra(field).get("alike")]
 
 
 # --- values in -------------------------------------------------------------------------------------------------------
@@ -176,6 +187,23 @@ def options(config_class: type[Config], *, exclude: Iterable[str] = ()) -> Decor
         return function
 
     return decorate
+
+
+def groups_of(config_class: type[Config], **more: Sequence[str]) -> dict[str, list[str]]:
+    """The headings of a command's help with the names below each: those of the class, then those of its bases.
+
+    `more` are names of options that are no fields, by heading.
+    """
+    groups: dict[str, list[str]] = {}
+    placed: set[str] = set()
+    for cls in config_class.__mro__:
+        for heading, names in vars(cls).get("help_groups", {}).items():
+            fresh = [name for name in names if name in config_class.model_fields and name not in placed]
+            groups.setdefault(heading, []).extend(fresh)
+            placed.update(fresh)
+    for heading, names in more.items():
+        groups.setdefault(heading, []).extend(names)
+    return groups
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,28 @@ import importlib.util
 import os
 import re
 import shutil
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 _CGROUP = Path("/sys/fs/cgroup")
 _AMD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 _BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere and later multiply bf16 in hardware
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run computes on: `ranks` on each of `nodes`; `bf16` says whether its GPUs compute in bf16."""
+
+    ranks: int = 1
+    nodes: int = 1
+    gpus: bool = False
+    bf16: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Ranks on all nodes together."""
+        return self.ranks * self.nodes
 
 
 def cores() -> int:

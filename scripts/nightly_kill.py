@@ -23,10 +23,10 @@ from rlhf.command import Command
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError, RLHFError
 from rlhf.files import claim_folder, empty_folder
 from rlhf.metrics import FILE_NAME
-from rlhf.pipeline.config import STAGES
 from rlhf.pipeline.launch import ROOT
-from rlhf.stage import DONE_NAME, read_result
+from rlhf.stages.result import DONE_NAME, read_result
 
+STAGES = ("step1_sft", "step2_reward", "step3_ppo")
 _TIMED = ("time/", "perf/")
 
 

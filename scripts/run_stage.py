@@ -23,7 +23,7 @@ from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import RankFailed, launch
 from rlhf.pipeline.placement import place
-from rlhf.stage import read_result
+from rlhf.stages.result import read_result
 
 SHOWN = 60  # lines of a failed stage's other output
 

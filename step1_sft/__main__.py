@@ -1,9 +1,9 @@
-"""python -m step1_sft: run this stage alone."""
+"""python -m step1_sft: this stage alone."""
 
-from rlhf.stage import stage_command
-from step1_sft.config import SFTConfig
+from rlhf.stages.command import stage_command
+from step1_sft.spec import SPEC
 
-main = stage_command(SFTConfig, package="step1_sft")
+main = stage_command(SPEC)
 
 if __name__ == "__main__":
     main()

@@ -10,8 +10,10 @@ from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, Ru
 class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """Supervised fine-tuning of a causal language model on prompts and chosen responses."""
 
-    model: str = setting("", "the pretrained model: a folder, a hub name or an alias such as opt-1.3b")
-    zero_stage: ZeroStage | None = setting(None, "ZeRO: by itself 2 on GPUs, 1 on CPUs", resumable=True)
+    model: str = setting("", "pretrained model: a folder, a hub name or an alias such as opt-1.3b", flag="actor_model")
+    zero_stage: ZeroStage | None = setting(
+        None, "ZeRO stage; default: 2 on GPUs, 1 on CPUs", flag="actor_zero_stage", resumable=True
+    )
     learning_rate: float = setting(1e-5, "of the weights; lora_learning_rate takes its place under LoRA", gt=0)
     epochs: int = setting(1, "passes over the demonstrations", ge=1)
     packing: bool = setting(False, "several demonstrations in a row, attention never crossing them; the same loss")

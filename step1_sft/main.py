@@ -22,7 +22,7 @@ from rlhf.models.causal_model import CausalModel
 from rlhf.models.export import export
 from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
 from rlhf.models.lora import attach
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.checkpoint import Checkpoints, save_when_due

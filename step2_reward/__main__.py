@@ -1,9 +1,9 @@
-"""python -m step2_reward: run this stage alone."""
+"""python -m step2_reward: this stage alone."""
 
-from rlhf.stage import stage_command
-from step2_reward.config import RewardConfig
+from rlhf.stages.command import stage_command
+from step2_reward.spec import SPEC
 
-main = stage_command(RewardConfig, package="step2_reward")
+main = stage_command(SPEC)
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,9 @@ class RewardConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, 
     """A reward model from a pretrained language model and pairs of chosen and rejected responses."""
 
     model: str = setting("", "the pretrained model: a folder, a hub name or an alias such as opt-350m")
-    zero_stage: ZeroStage | None = setting(None, "ZeRO: by itself 2 on GPUs, 1 on CPUs", resumable=True)
+    zero_stage: ZeroStage | None = setting(
+        None, "ZeRO stage; default: 2 on GPUs, 1 on CPUs", flag="critic_zero_stage", resumable=True
+    )
     learning_rate: float = setting(1e-5, "of the weights; lora_learning_rate takes its place under LoRA", gt=0)
     epochs: int = setting(1, "passes over the pairs", ge=1)
     eval_every: int | None = setting(None, "held-out accuracy every this many steps; always at start and end", ge=1)

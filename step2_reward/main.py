@@ -22,7 +22,7 @@ from rlhf.models.export import export
 from rlhf.models.loading import dtype_of, load_tokenizer
 from rlhf.models.lora import attach
 from rlhf.models.scalar_model import HEAD, ScalarModel, load_scalar_model, values_at
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.checkpoint import Checkpoints, save_when_due

@@ -1,9 +1,9 @@
-"""python -m step3_ppo: run this stage alone."""
+"""python -m step3_ppo: this stage alone."""
 
-from rlhf.stage import stage_command
-from step3_ppo.config import PPOConfig
+from rlhf.stages.command import stage_command
+from step3_ppo.spec import SPEC
 
-main = stage_command(PPOConfig, package="step3_ppo")
+main = stage_command(SPEC)
 
 if __name__ == "__main__":
     main()

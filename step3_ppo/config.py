@@ -8,7 +8,7 @@ from pydantic import field_validator
 
 from data.config import DataSettings, PretrainingMixSettings
 from rlhf.config import setting
-from rlhf.stage_config import BatchSettings, Dtype, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
+from rlhf.stage_config import BatchSettings, Dtype, LoraSettings, OptimizerSettings, RunSettings, ZeroStage, several
 
 
 class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
@@ -107,6 +107,14 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         """YAML reads a bare `on` or `off` as true or false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
+    def batch_algebra(self, world_size: int) -> str:
+        """`rollout_batch_size 64 = 32 prompts × 2 responses; 2 steps of mini_batch_size 32 = …`."""
+        size, each = self.rollout_batch_size, self.responses_per_prompt
+        steps = self.ppo_epochs * -(-size // self.mini_batch_size)
+        parts = f"{several(size // each, 'prompt')} × {several(each, 'response')}"
+        algebra = super().batch_algebra(world_size)
+        return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of {algebra}"
+
     def problems(self, world_size: int) -> list[str]:
         found = self.lora_problems("step3_ppo")
         size = self.rollout_batch_size
@@ -122,12 +130,6 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
             found.append(
                 f"step3_ppo.min_response_length={self.min_response_length} must be below "
                 f"max_response_length={self.max_response_length}"
-            )
-        if world_size % self.inference_tp_size:
-            fitting = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
-            found.append(
-                f"step3_ppo.inference_tp_size={self.inference_tp_size} does not divide the {world_size} ranks; "
-                f"try {', '.join(fitting)}"
             )
         if self.reuse_forward and 3 in (self.actor_zero_stage, self.critic_zero_stage):
             found.append(

@@ -9,7 +9,17 @@ from typing import Any
 from rlhf import console
 from rlhf.errors import ConfigError
 from rlhf.models.names import read_config
+from rlhf.stages.spec import ModelConfig
 from step3_ppo.config import PPOConfig
+
+WAY_OUT = "PPO would learn from these scores; improve stage 2, or use --force to go on all the same"
+
+
+def gate_problems(model: ModelConfig, config: PPOConfig) -> list[str]:
+    """Why PPO would be refused for this reward model, `model` being its config.json; nothing with `force`."""
+    held_out = model.get("held_out")
+    problems = judge(held_out, config)[1] if held_out and not config.force else []
+    return [*problems, WAY_OUT] if problems else []
 
 
 def check_gate(config: PPOConfig) -> None:
@@ -22,15 +32,10 @@ def check_gate(config: PPOConfig) -> None:
         return
     rows, problems = judge(held_out, config)
     console.table("the gate: the reward model on held-out pairs", ["figure", "value", "wanted", ""], rows)
-    if not problems:
-        return
-    if config.force:
-        for problem in problems:
-            console.warn(f"{problem} (--force: going on)")
-        return
-    raise ConfigError(
-        *problems, "PPO would learn from these scores; mend stage 2, or use --force to go on all the same"
-    )
+    for problem in problems if config.force else ():
+        console.warn(f"{problem} (--force: going on)")
+    if problems and not config.force:
+        raise ConfigError(*problems, WAY_OUT)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from rlhf.generation.drawing import Sampling
 from rlhf.metrics import MetricsLog
 from rlhf.models.export import export, full_master
 from rlhf.models.loading import load_tokenizer
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.checkpoint import Checkpoints, save_when_due
@@ -32,7 +32,7 @@ from step3_ppo.gate import check_gate
 from step3_ppo.optimise import PretrainingMix, Totals, first_rows, optimise, steps_per_iteration
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import roll_out
-from step3_ppo.rollout_files import RolloutFiles, rollout_rows
+from step3_ppo.rollout_files import HELD_OUT_NAME, RolloutFiles, rollout_rows
 
 INSTRUCT_GPT_PTX_COEF = 27.8
 SAMPLER_MISMATCH_THAT_WARNS = 0.01
@@ -189,7 +189,7 @@ def write_held_out_prompts(rows: Any, folder: Path) -> None:
     """The held-out prompts as JSONL, for the evaluation after the stage."""
     if distributed.is_main():
         lines = (json.dumps({"prompt": json.loads(row["messages"])}, ensure_ascii=False) for row in rows)
-        write_text(folder / "held_out_prompts.jsonl", "".join(f"{line}\n" for line in lines))
+        write_text(folder / HELD_OUT_NAME, "".join(f"{line}\n" for line in lines))
 
 
 def _skipped(roles: Roles) -> int:

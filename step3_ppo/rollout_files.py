@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from step3_ppo.experience import Experience
 
 
+HELD_OUT_NAME = "held_out_prompts.jsonl"  # the prompts that the stage holds out, for the evaluation
 FIELDS = {"prompt", "response", "stopped", "score", "final_score", "tokens", "kl", "value", "advantage"}
 
 

@@ -27,12 +27,13 @@ NOT_FOR_DATA = "training generation"
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
-    "rlhf": "command config console errors files hardware metrics stage stage_config template models.names "
+    "rlhf": "command config console errors files hardware metrics stage_config process template "
+    "stages.command stages.problems stages.spec models.names "
     "pipeline.run pipeline.placement pipeline.plan pipeline.launch report.page report.charts chat.__main__ "
     "chat.session chat.screen chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges "
     "evaluate.comparison generation.speaker generation.streaming",
     "data": "adapters blend config example preflight sources",
-    **dict.fromkeys(STAGES, "config __main__"),
+    **dict.fromkeys(STAGES, "config spec __main__"),
 }
 HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets")
 

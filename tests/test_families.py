@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlhf.metrics import read_metrics
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from tests.helpers import stages
 from tests.helpers.tiny import FAMILIES, save_tiny

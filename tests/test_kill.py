@@ -13,7 +13,7 @@ import step1_sft.main
 import step2_reward.main
 import step3_ppo.main
 from rlhf.errors import EXIT_DONE, EXIT_TERMINATED
-from rlhf.stage import CONFIG_NAME, DONE_NAME
+from rlhf.stages.result import CONFIG_NAME, DONE_NAME
 from scripts.nightly_kill import after_step, differences, last_step, train
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig

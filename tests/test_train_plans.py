@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 import train
 from rlhf.errors import ConfigError
 from rlhf.files import claim_folder
+from rlhf.pipeline.plan import make_plan
 from rlhf.pipeline.recipes import Request, choose_recipe
 from tests.helpers import calls
 from tests.helpers.calls import run
@@ -32,7 +34,8 @@ def plan(*words: str, prepared: dict[str, object] | None = None) -> object:
         else:
             flags[flag[2:].replace("-", "_")] = [value] if flag == "--data-path" else yaml.safe_load(value)
     request = Request(flags=flags, sets=sets, recipe=recipe)
-    return train.make_plan(train.STAGES, request, data_problems=lambda config: [], prepared=prepared)
+    specs = [replace(spec, problems=lambda *_: []) for spec in train.STAGES]  # what is named need not be there
+    return make_plan(specs, request, prepared=prepared)
 
 
 def settings(made: object) -> dict[str, object]:

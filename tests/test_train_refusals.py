@@ -28,7 +28,7 @@ def errors(result: Result) -> list[str]:
 def test_help_is_in_groups_and_names_every_option() -> None:
     text = run("--help").output
     headings = re.findall(r"^(\w[\w ]+):$", text, re.MULTILINE)
-    assert headings == ["Models", "Data", "The run", "Training", "The machine"]
+    assert headings == ["Models", "Data", "Run", "Training", "Machine", "Other"]
     for name in PipelineConfig.model_fields:
         assert f"--{name.replace('_', '-')} " in text
     for flag in ("--recipe", "--set", "--overwrite", "--dry-run", "--no-ema"):
@@ -43,7 +43,7 @@ def test_help_is_in_groups_and_names_every_option() -> None:
         (["--actor-model", "no/such/folder"], "--actor-model no/such/folder: no folder no/such/folder"),
         (["--reward-model", "rows.jsonl"], "--reward-model rows.jsonl: rows.jsonl is a file"),
         (["--data-path", "none.jsonl"], "none.jsonl"),
-        (["--stages", "4"], "--stages '4' is not valid: stages are 1, 2 and 3"),
+        (["--stages", "4"], "--stages 4: there is no stage 4; there are 1, 2, 3"),
         (["--num-gpus", "5"], "--num-gpus 5: there is no GPU, and 4 cores hold that many CPU ranks at most"),
         (["--dtype", "fp16"], "step1_sft.dtype=fp16 needs a GPU"),
         (["--dtype", "bf16", "--actor-zero-stage", "0"], "step1_sft.zero_stage=0 with bf16 drifts"),

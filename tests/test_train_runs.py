@@ -15,13 +15,12 @@ import pytest
 import yaml
 from click.testing import Result
 
-import train
+from rlhf.pipeline.command import pipeline_command
 from rlhf.pipeline.launch import ROOT
-from rlhf.pipeline.recipes import StageSpec
-from rlhf.stage import read_result
+from rlhf.stages.result import read_result
 from tests.helpers import calls
 from tests.helpers.calls import run
-from tests.helpers.fakes import make_model, make_stage
+from tests.helpers.fakes import make_model, make_stage, spec_of
 
 Invoke = Callable[..., Result]
 machine = calls.machine
@@ -33,19 +32,14 @@ machine = calls.machine
 @pytest.fixture
 def pipeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
     """`pipeline("--set", "{1}.steps=2")` runs three fake stages into out/; {1}, {2}, {3} are their names."""
-    packages = [make_stage(tmp_path / "packages", monkeypatch, suffix=f"step{n}") for n in (1, 2, 3)]
-    specs = tuple(
-        StageSpec(number, name, __import__(f"{name}.config", fromlist=["FakeConfig"]).FakeConfig)
-        for number, name in enumerate(packages, start=1)
-    )
-    monkeypatch.setattr(train, "STAGES", specs)
-    monkeypatch.setattr(train, "data_problems", lambda config: [])
+    packages = [make_stage(tmp_path / "packages", monkeypatch, number=number) for number in (1, 2, 3)]
+    command = pipeline_command("train.py", [spec_of(name) for name in packages], help="")
     monkeypatch.setattr("rlhf.pipeline.closing._report", lambda output: None)
     make_model(tmp_path / "model")
 
     def invoke(*words: str) -> Result:
         given = ["--output-dir", "out", "--reward-model", "model", "--set", f"{packages[0]}.model=model", *words]
-        return run(*(word.format("", *packages) for word in given))
+        return run(*(word.format("", *packages) for word in given), command=command)
 
     invoke.packages = packages  # type: ignore[attr-defined]
     return invoke
@@ -154,7 +148,7 @@ def test_the_record_of_a_run_is_a_recipe(pipeline: Invoke) -> None:
     """Another run with the same settings, elsewhere: --recipe out/pipeline.yaml."""
     assert pipeline("--stages", "1", "--set", "{1}.steps=2").exit_code == 0
     one = pipeline.packages[0]  # type: ignore[attr-defined]
-    again = run("--stages", "1", "--recipe", "out/pipeline.yaml", "--output-dir", "other")
+    again = pipeline("--stages", "1", "--recipe", "out/pipeline.yaml", "--output-dir", "other")
     assert again.exit_code == 0, again.output
     result = read_result(Path("other", one))
     assert result is not None
@@ -180,17 +174,13 @@ def test_train_as_a_process_answers_without_torch_and_with_its_exit_code(tmp_pat
 
 
 _FAKE_TRAIN = """
-import sys, importlib
-import train
-from rlhf.pipeline.recipes import StageSpec
+import sys
+from rlhf.pipeline.command import pipeline_command
+from tests.helpers.fakes import spec_of
 
-names = sys.argv[1].split(",")
-train.STAGES = tuple(
-    StageSpec(n, name, importlib.import_module(f"{name}.config").FakeConfig) for n, name in enumerate(names, start=1)
-)
-train.data_problems = lambda config: []
+specs = [spec_of(name) for name in sys.argv[1].split(",")]
 sys.argv[:2] = ["train.py"]
-train.main()
+pipeline_command("train.py", specs, help="")()
 """
 
 

@@ -19,9 +19,6 @@ from rlhf.template import Message, Template
 if TYPE_CHECKING:
     from rlhf.generation.sampler import Sampler
 
-# Where a run leaves its chat models, the best first.
-RUN_MODELS = ("step3_ppo/actor", "step3_ppo/actor_ema", "step1_sft/model")
-
 
 @dataclass(frozen=True)
 class Speaker:
@@ -48,9 +45,10 @@ def problems(name: str, *, flag: str) -> list[str]:
     """What keeps a model from answering, one line each, found without torch."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists():
-        inside = [str(folder / part) for part in RUN_MODELS if (folder / part / "config.json").exists()]
-        if inside:
-            return [f"{flag} {name}: is the folder of a run; its chat models are {', '.join(inside)}"]
+        inside = [found.parent for found in sorted(folder.glob("*/*/config.json"), reverse=True)]
+        chat = [str(found) for found in inside if not check_model(str(found), flag="", kind="language")]
+        if chat:
+            return [f"{flag} {name}: is the folder of a run; its chat models are {', '.join(chat)}"]
     return check_model(name, flag=flag, kind="language")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +88,7 @@ def _hint(name: str) -> str:
     return "" if name.lower() in ALIASES else nearest(name.lower(), ALIASES)
 
 
-def has_scalar_head(config: dict[str, Any]) -> bool:
+def has_scalar_head(config: Mapping[str, Any]) -> bool:
     """Whether a config is of a reward model or critic: sequence classification with one label."""
     architectures = config.get("architectures") or [""]
     labels = config.get("num_labels") or len(config.get("id2label") or [0, 0])
@@ -120,9 +121,9 @@ def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
     return found
 
 
-def length_problems(name: str, longest: int) -> list[str]:
-    """A line when sequences of `longest` tokens do not fit the model's positions."""
-    limit = model_limit(read_config(name))
+def length_problems(config: Mapping[str, Any], name: str, longest: int) -> list[str]:
+    """A line when sequences of `longest` tokens do not fit the positions of a model, `config` being its config.json."""
+    limit = model_limit(config)
     if limit is None or longest <= limit:
         return []
     return [
@@ -131,7 +132,7 @@ def length_problems(name: str, longest: int) -> list[str]:
     ]
 
 
-def model_limit(config: dict[str, Any]) -> int | None:
+def model_limit(config: Mapping[str, Any]) -> int | None:
     """The longest sequence that a model's positions allow, in tokens; None where its config does not say."""
     limits = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
     return next((int(limit) for limit in limits if limit), None)

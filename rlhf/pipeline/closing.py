@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf.console import say, table, warn
-from rlhf.console.text import duration, figure
+from rlhf.console.text import duration
 from rlhf.errors import RLHFError, error_lines
 from rlhf.pipeline import preparation
 from rlhf.pipeline.evaluation import evaluate
 from rlhf.pipeline.plan import Plan
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 
 
 def close_run(plan: Plan, results: Sequence[StageResult]) -> None:
@@ -23,14 +23,10 @@ def close_run(plan: Plan, results: Sequence[StageResult]) -> None:
     report = _report(plan.pipeline.output_dir)
     if report:
         say(f"report: {report}")
-    chat = models.get("actor") or models.get("sft")
+    outputs = [output for stage in reversed(plan.stages) for output in stage.spec.outputs]
+    chat = next((models[o.label] for o in outputs if o.kind == "language" and o.label in models), None)
     if chat:
         say(f"chat:   python -m rlhf.chat {chat}")
-
-
-def figures(result: StageResult) -> str:
-    """A stage's figures in one line."""
-    return ", ".join(f"{name} {figure(value)}" for name, value in result.metrics.items())
 
 
 def _show_times(plan: Plan, results: Sequence[StageResult], evaluation_seconds: float) -> None:
@@ -38,7 +34,7 @@ def _show_times(plan: Plan, results: Sequence[StageResult], evaluation_seconds: 
     price, ranks = plan.pipeline.price_per_gpu_hour, plan.placement.world_size
     preparing = preparation.seconds(plan.pipeline.output_dir) if plan.prepare is not None else 0.0
     steps = [("prepare", preparing, 1, "")]
-    steps += [(s.spec.package, r.seconds, ranks, figures(r)) for s, r in zip(plan.stages, results, strict=True)]
+    steps += [(s.spec.package, r.seconds, ranks, r.text()) for s, r in zip(plan.stages, results, strict=True)]
     steps = [step for step in [*steps, ("evaluate", evaluation_seconds, 1, "")] if step[1]]
     rows = [[name, duration(taken), *_cost(price, taken * used), said] for name, taken, used, said in steps]
     whole, paid = sum(step[1] for step in steps), sum(step[1] * step[2] for step in steps)

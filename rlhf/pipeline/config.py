@@ -1,100 +1,83 @@
 """Settings of the pipeline as a whole: the flags of `train.py` and the `pipeline:` section of a recipe.
 
-Most stand for settings of stages (`sets`); one that is not given leaves the stages' own defaults. Imports no torch.
+A flag stands for the setting of the same name in every stage that has one, or for the settings that name it as their
+`flag`. A flag that is not given leaves the stages' own defaults. Imports no torch.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import field_validator
 
 from rlhf.config import Config, setting
 from rlhf.stage_config import Dtype, ZeroStage
 
-STAGES = ("step1_sft", "step2_reward", "step3_ppo")
-
-
-def _all(name: str) -> list[str]:
-    return [f"{stage}.{name}" for stage in STAGES]
-
 
 class PipelineConfig(Config):
     """From a pretrained language model to a chat model: SFT, reward model, PPO."""
 
+    help_groups: ClassVar = {
+        "Models": ("actor_model", "reward_model", "sft_model", "trust_remote_code"),
+        "Data": (
+            *("data_path", "eval_data_path", "columns", "data_split", "max_samples", "max_prompt_length"),
+            *("max_response_length", "ptx_data"),
+        ),
+        "Run": ("output_dir", "stages", "seed", "max_steps", "trackers", "force", "price_per_gpu_hour"),
+        "Training": (
+            *("dtype", "micro_batch_size", "lora_rank", "actor_zero_stage", "critic_zero_stage"),
+            *("reference_zero_stage", "reward_zero_stage", "ema", "kl_coef", "ptx_coef"),
+        ),
+        "Machine": ("num_gpus", "num_nodes", "hostfile", "node_rank", "master_addr", "master_port"),
+    }
+
     # models
-    actor_model: str | None = setting(
-        None, "the pretrained model: a folder, a hub name or an alias such as opt-13b", sets=["step1_sft.model"]
-    )
+    actor_model: str | None = setting(None, "the pretrained model: a folder, a hub name or an alias such as opt-13b")
     reward_model: str | None = setting(
         None,
         "the pretrained model that stage 2 makes a reward model of; by itself the actor's. Without stage 2, a "
         "trained reward model",
     )
     sft_model: str | None = setting(None, "the actor of stage 3 when stage 1 is left out")
-    trust_remote_code: bool | None = setting(None, "run code that comes with a model", sets=_all("trust_remote_code"))
+    trust_remote_code: bool | None = setting(None, "run code that comes with a model")
 
     # data
     data_path: list[str] | None = setting(
         None,
         "SOURCE[:weight], repeatable: a .jsonl, .json, .csv or .parquet file, or a hub dataset",
-        sets=_all("data_path"),
     )
-    eval_data_path: list[str] | None = setting(
-        None, "held-out rows; without it a part of each source is held out", sets=_all("eval_data_path")
-    )
-    columns: str | None = setting(
-        None, "columns of other names: prompt=question,chosen=best,rejected=worst", sets=_all("columns")
-    )
-    data_split: str | None = setting(
-        None, "shares of the prompts that stages 1, 2 and 3 get, such as 2,4,4", sets=_all("data_split")
-    )
-    max_samples: int | None = setting(None, "rows that a stage trains on, at most", sets=_all("max_samples"), ge=1)
-    max_prompt_length: int | None = setting(None, "tokens of a prompt", sets=_all("max_prompt_length"), ge=1)
-    max_response_length: int | None = setting(None, "tokens of a response", sets=_all("max_response_length"), ge=1)
-    ptx_data: list[str] | None = setting(
-        None, "plain text that is mixed into PPO, repeatable", sets=["step3_ppo.ptx_data"]
-    )
+    eval_data_path: list[str] | None = setting(None, "held-out rows; without it a part of each source is held out")
+    columns: str | None = setting(None, "columns of other names: prompt=question,chosen=best,rejected=worst")
+    data_split: str | None = setting(None, "shares of the prompts that stages 1, 2 and 3 get, such as 2,4,4")
+    max_samples: int | None = setting(None, "rows that a stage trains on, at most", ge=1)
+    max_prompt_length: int | None = setting(None, "tokens of a prompt", ge=1)
+    max_response_length: int | None = setting(None, "tokens of a response", ge=1)
+    ptx_data: list[str] | None = setting(None, "plain text that is mixed into PPO, repeatable")
 
     # the run
-    stages: str = setting("1,2,3", "which stages run, such as 3 or 2,3")
+    stages: str = setting("", "numbers of the stages to run, such as 3 or 2,3; default: all")
     output_dir: Path = setting(Path("output"), "the run's folder")
-    seed: int | None = setting(None, "of every random choice", sets=_all("seed"), ge=0)
-    max_steps: int | None = setting(
-        None, "optimiser steps of a stage, iterations of stage 3, at most", sets=_all("max_steps"), ge=1
-    )
-    trackers: list[Literal["tensorboard", "wandb"]] | None = setting(
-        None, "also send metrics there, repeatable", sets=_all("trackers")
-    )
-    force: bool | None = setting(
-        None, "go on to PPO although the reward model fails its gate", sets=["step3_ppo.force"], resumable=True
-    )
+    seed: int | None = setting(None, "of every random choice", ge=0)
+    max_steps: int | None = setting(None, "optimiser steps of a stage, iterations of stage 3, at most", ge=1)
+    trackers: list[Literal["tensorboard", "wandb"]] | None = setting(None, "also send metrics there, repeatable")
+    force: bool | None = setting(None, "go on to PPO although the reward model fails its gate", resumable=True)
     price_per_gpu_hour: float | None = setting(None, "for the cost in the last table", gt=0)
 
     # training
-    dtype: Dtype | None = setting(None, "of training: auto is bf16 on GPUs that have it, else fp32", sets=_all("dtype"))
-    micro_batch_size: int | None = setting(
-        None, "rows of one forward on one rank: memory, not results", sets=_all("micro_batch_size"), ge=1
-    )
-    lora_rank: int | None = setting(None, "rank of LoRA adapters; 0 trains all weights", sets=_all("lora_rank"), ge=0)
-    actor_zero_stage: ZeroStage | None = setting(
-        None, "ZeRO of the actor: stages 1 and 3", sets=["step1_sft.zero_stage", "step3_ppo.actor_zero_stage"]
-    )
+    dtype: Dtype | None = setting(None, "of training: auto is bf16 on GPUs that have it, else fp32")
+    micro_batch_size: int | None = setting(None, "rows of one forward on one rank: memory, not results", ge=1)
+    lora_rank: int | None = setting(None, "rank of LoRA adapters; 0 trains all weights", ge=0)
+    actor_zero_stage: ZeroStage | None = setting(None, "ZeRO of the actor: stages 1 and 3")
     critic_zero_stage: ZeroStage | None = setting(
         None,
         "ZeRO of what is trained with a scalar head: the reward model in stage 2, the critic in stage 3",
-        sets=["step2_reward.zero_stage", "step3_ppo.critic_zero_stage"],
     )
-    reference_zero_stage: Literal[0, 3] | None = setting(
-        None, "3 shards the frozen reference of stage 3", sets=["step3_ppo.reference_zero_stage"]
-    )
-    reward_zero_stage: Literal[0, 3] | None = setting(
-        None, "3 shards the frozen reward model of stage 3", sets=["step3_ppo.reward_zero_stage"]
-    )
-    ema: bool | None = setting(None, "keep a moving average of the actor", sets=["step3_ppo.ema"])
-    kl_coef: float | None = setting(None, "multiplies nats per token in the rewards", sets=["step3_ppo.kl_coef"], ge=0)
-    ptx_coef: float | None = setting(None, "multiplies the loss on ptx-data", sets=["step3_ppo.ptx_coef"], ge=0)
+    reference_zero_stage: Literal[0, 3] | None = setting(None, "3 shards the frozen reference of stage 3")
+    reward_zero_stage: Literal[0, 3] | None = setting(None, "3 shards the frozen reward model of stage 3")
+    ema: bool | None = setting(None, "keep a moving average of the actor")
+    kl_coef: float | None = setting(None, "multiplies nats per token in the rewards", ge=0)
+    ptx_coef: float | None = setting(None, "multiplies the loss on ptx-data", ge=0)
 
     # the machine
     num_gpus: int | None = setting(
@@ -110,22 +93,18 @@ class PipelineConfig(Config):
     @classmethod
     def _numbers(cls, value: Any) -> str:
         value = ",".join(map(str, value)) if isinstance(value, list) else str(value)  # YAML's 3 and [2, 3]
-        parts = [part.strip() for part in value.split(",")]
-        if not parts or any(part not in ("1", "2", "3") for part in parts) or len(set(parts)) != len(parts):
-            raise ValueError("stages are 1, 2 and 3, with commas between them")
-        return ",".join(sorted(parts))
+        parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        if not all(part.isdigit() for part in parts) or len(set(parts)) != len(parts):
+            raise ValueError("give numbers of stages with commas between them, such as 1,2,3")
+        return ",".join(sorted(parts, key=int))
 
     @property
     def selected(self) -> list[int]:
-        """The stages to run, as numbers in order."""
-        return [int(part) for part in self.stages.split(",")]
+        """The numbers of the stages to run, in order; empty for all of them."""
+        return [int(part) for part in filter(None, self.stages.split(","))]
 
     def problems(self, world_size: int) -> list[str]:
         found = []
-        if self.sft_model and 1 in self.selected:
-            found.append("--sft-model has no effect while stage 1 runs; drop it, or leave stage 1 out: --stages 2,3")
-        elif self.sft_model and 3 not in self.selected:
-            found.append("--sft-model has no effect without stage 3; drop it")
         nodes = self.num_nodes or (2 if self.hostfile else 1)
         for flag, value in (("--node-rank", self.node_rank), ("--master-addr", self.master_addr)):
             if value is not None and nodes == 1:
@@ -140,31 +119,3 @@ class PipelineConfig(Config):
         if self.node_rank is not None and self.num_nodes and self.node_rank >= self.num_nodes > 1:
             found.append(f"--node-rank {self.node_rank}: with --num-nodes {nodes} they are 0 to {nodes - 1}")
         return found
-
-
-HELP_GROUPS = {
-    "Models": ["actor_model", "reward_model", "sft_model", "trust_remote_code"],
-    "Data": [
-        *("data_path", "eval_data_path", "columns", "data_split", "max_samples", "max_prompt_length"),
-        *("max_response_length", "ptx_data"),
-    ],
-    "The run": [
-        *(
-            "recipe",
-            "stages",
-            "output_dir",
-            "overwrite",
-            "seed",
-            "max_steps",
-            "trackers",
-            "force",
-            "price_per_gpu_hour",
-        ),
-        *("price_per_gpu_hour", "dry_run", "debug", "help"),
-    ],
-    "Training": [
-        *("dtype", "micro_batch_size", "lora_rank", "actor_zero_stage", "critic_zero_stage", "reference_zero_stage"),
-        *("reward_zero_stage", "ema", "kl_coef", "ptx_coef", "sets"),
-    ],
-    "The machine": ["num_gpus", "num_nodes", "hostfile", "node_rank", "master_addr", "master_port"],
-}

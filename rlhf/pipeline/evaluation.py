@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,9 @@ from rlhf.console import say, warn
 from rlhf.evaluate import comparison
 from rlhf.pipeline.job import StepFailed, as_flags, run_step
 from rlhf.pipeline.launch import Placement
-from rlhf.pipeline.plan import Plan
+from rlhf.pipeline.plan import Plan, StagePlan
 
 EVALUATION_NAME = "evaluation.json"
-HELD_OUT_NAME = "held_out_prompts.jsonl"  # what stage 3 may leave in its folder
-_LABELS = {"sft": "SFT", "actor": "PPO", "actor_ema": "EMA"}
 _SAMPLES = 3
 _SMALL = {False: 2e9, True: 40e9}  # bytes of weights that answer a few prompts in a minute: on CPU, on a GPU
 
@@ -36,21 +34,25 @@ def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[s
 
 
 def evaluate(plan: Plan, models: Mapping[str, str]) -> float:
-    """Compare base, SFT, PPO and EMA actors as the recipe says. Without a word in it, small models answer a few of the
-    prompts that stage 3 held out. An evaluation that is there already is shown, when it is of the same models.
+    """Compare the run's base model and the models that its stages made, as the recipe says. Without a word in it, small
+    models answer a few of the prompts that a stage held out. An evaluation that is there already is shown, when it is
+    of the same models.
 
     Returns the seconds that it took now. Raises StepFailed when what the recipe asks for fails."""
     output = plan.pipeline.output_dir
-    compared = {label: models[key] for key, label in _LABELS.items() if key in models}
-    if "PPO" not in compared:
+    last = next((stage for stage in reversed(plan.stages) if stage.spec.evaluation is not None), None)
+    if last is None:
         return 0.0
-    settings = dict(plan.evaluate) if plan.evaluate is not None else _by_itself(plan, models["actor"])
+    outputs = [output for spec in plan.specs for output in spec.outputs if output.title]
+    compared = {output.title: models[output.label] for output in outputs if output.label in models}
+    settings = dict(plan.evaluate) if plan.evaluate is not None else _by_itself(plan, last, compared.values())
     if settings is None:
         return 0.0
     if plan.base_model:
         compared = {"base": plan.base_model, **compared}
-    if "reward" in models:
-        settings.setdefault("reward_model", models["reward"])
+    judge = next((each for each in last.spec.inputs if each.kind == "reward"), None)
+    if judge is not None:
+        settings.setdefault("reward_model", last.model(judge.setting))
     before = _evaluated_before(output / EVALUATION_NAME, settings, compared)
     if before is not None:
         comparison.show(before)
@@ -82,17 +84,13 @@ def _evaluated_before(path: Path, settings: Mapping[str, Any], compared: Mapping
     return result if same else None
 
 
-def _by_itself(plan: Plan, actor: str) -> dict[str, Any] | None:
-    """A few held-out prompts, where that is cheap."""
-    ppo = next((stage.config for stage in plan.stages if stage.spec.number == 3), None)
-    if ppo is None or not (ppo.output_dir / HELD_OUT_NAME).exists():
+def _by_itself(plan: Plan, stage: StagePlan, folders: Iterable[str]) -> dict[str, Any] | None:
+    """Settings for a few prompts that a stage held out, where that is cheap; else None."""
+    assert stage.spec.evaluation is not None
+    settings = stage.spec.evaluation(stage.config)
+    if not Path(settings["prompts"]).exists():
         return None
-    size = sum(file.stat().st_size for file in Path(actor).glob("*.safetensors"))
-    if size > _SMALL[plan.placement.gpus and hardware.accelerators() > 0]:
+    sizes = [sum(file.stat().st_size for file in Path(folder).glob("*.safetensors")) for folder in folders]
+    if max(sizes, default=0) > _SMALL[plan.placement.gpus and hardware.accelerators() > 0]:
         return None
-    return {
-        "prompts": str(ppo.output_dir / HELD_OUT_NAME),
-        "max_prompts": _SAMPLES,
-        "samples": _SAMPLES,
-        "max_new_tokens": getattr(ppo, "max_response_length", None),
-    }
+    return {**settings, "max_prompts": _SAMPLES, "samples": _SAMPLES}

@@ -10,7 +10,7 @@ from typing import Any
 from rlhf.console.replay import Replay
 from rlhf.errors import RLHFError
 from rlhf.pipeline.launch import Placement, RankFailed, launch
-from rlhf.stage import LOG_NAME
+from rlhf.stages.result import LOG_NAME
 
 
 class StepFailed(RLHFError):

@@ -1,7 +1,7 @@
 """From recipe and flags to the stages' configs, with everything checked before a rank is started.
 
-Precedence: default < recipe's `pipeline:` < recipe's section of the stage < flag < `--set`; what `prepare` made goes
-before the recipe. Every problem is collected and reported at once. Imports no torch and no stage: those are passed in.
+Precedence: default < recipe's `pipeline:` < recipe's section of the stage < flag < `--set`; what `prepare` made comes
+before the recipe. Every problem is collected and reported at once. Imports no torch; the stages are passed in.
 """
 
 from __future__ import annotations
@@ -11,19 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf.config import build_leniently, parse_sets, targets
+from rlhf import hardware
+from rlhf.config import build_leniently, flag_of, must_be_alike, parse_sets
 from rlhf.errors import ConfigError, UserError
 from rlhf.files import folder_problems
+from rlhf.hardware import Machine
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import Placement
 from rlhf.pipeline.placement import place
 from rlhf.pipeline.preparation import prepared_before
-from rlhf.pipeline.recipes import Request, StageSpec, module_problems, read_recipe
-from rlhf.pipeline.stage_inputs import is_finished, model_problems, stage_inputs
-from rlhf.stage import CONFIG_NAME, refuse_differences, settings_problems
+from rlhf.pipeline.recipes import Request, module_problems, read_recipe
+from rlhf.pipeline.stage_inputs import Inputs, models_made, runs, stage_inputs, unused_flags
 from rlhf.stage_config import RunSettings
-
-_ALIKE = ("data_split", "data_seed", "eval_ratio")  # stages whose splits differ would see each other's prompts
+from rlhf.stages.folder import refuse_differences
+from rlhf.stages.problems import input_problems, settings_problems
+from rlhf.stages.result import CONFIG_NAME, is_finished
+from rlhf.stages.spec import ModelConfig, StageSpec
 
 
 @dataclass
@@ -35,14 +38,16 @@ class StagePlan:
     sources: dict[str, str]
     finished: bool
 
-    @property
-    def managed(self) -> set[str]:
-        """Settings that train.py works out."""
-        return set(_managed(self.spec))
+    def model(self, setting: str) -> str:
+        """The model that one of the stage's settings names."""
+        return str(getattr(self.config, setting))
 
 
 @dataclass
 class Plan:
+    """All that a run will do. `specs` are all stages that there are, `stages` those that are selected."""
+
+    specs: tuple[StageSpec, ...]
     pipeline: PipelineConfig
     given: dict[str, str]  # pipeline settings that were given, and from where
     recipe: str | None
@@ -57,7 +62,6 @@ def make_plan(
     specs: Sequence[StageSpec],
     request: Request,
     *,
-    data_problems: Callable[[RunSettings], list[str]],
     evaluation_problems: Callable[..., list[str]] = lambda settings, pending: [],
     prepared: Mapping[str, Any] | None = None,
 ) -> Plan:
@@ -75,6 +79,7 @@ def make_plan(
         problems += module_problems(prepare)
         if prepared is None and not request.overwrite:
             prepared = _prepared_before(request, recipe, prepare, problems)
+    pending = prepare is not None and prepared is None
     brought = {key: value for key, value in (prepared or {}).items() if key != "evaluate"}
     layers = {"prepare": brought, "recipe": recipe.get("pipeline", {}), "flag": dict(request.flags)}
     values = {key: value for layer in layers.values() for key, value in layer.items()}
@@ -82,34 +87,57 @@ def make_plan(
     pipeline, wrong = build_leniently(PipelineConfig, values, where="pipeline")
     problems += [_as_flag(problem, request.flags) for problem in wrong]
     placement, wrong = place(pipeline)
-    problems += [*pipeline.problems(placement.world_size), *wrong]
+    problems += [*pipeline.problems(placement.world_size), *wrong, *_unknown_stages(pipeline, specs)]
     problems += folder_problems(pipeline.output_dir)
 
     stages: list[StagePlan] = []
-    pending = prepare is not None and prepared is None
-    for spec in specs:
-        if spec.number not in pipeline.selected:
-            continue
+    all_inputs: list[Inputs] = []
+    made: dict[str, ModelConfig] = {}
+    for spec in (spec for spec in specs if runs(spec, pipeline)):
         settings, sources, wrong = _stage_values(spec, layers, recipe.get(spec.package, {}), sets.get(spec.package, {}))
         problems += wrong
-        inputs = stage_inputs(spec, specs, pipeline, settings)
+        inputs = stage_inputs(spec, specs, pipeline, settings, made)
         problems += inputs.problems
         settings |= inputs.settings
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
-        problems += wrong
-        problems += settings_problems(config, spec.package, world_size=placement.world_size, gpus=placement.gpus)
-        if not pending:
-            problems += model_problems(inputs, config) + data_problems(config)
+        machine = machine_of(placement)
+        problems += [*wrong, *settings_problems(spec, config, machine)]
         finished = not request.overwrite and not pending and _state(config, spec, problems)
-        stages.append(StagePlan(spec, config, {**sources, **dict.fromkeys(inputs.settings, "train.py")}, finished))
-    problems += _unlike(stages)
+        if not pending:
+            models, wrong = inputs.look()
+            made |= models_made(spec, models)
+            if not finished:
+                problems += [*wrong, *input_problems(spec, config, models, machine)]
+        sources |= dict.fromkeys(inputs.settings, "train.py")
+        stages.append(StagePlan(spec, config, sources, finished))
+        all_inputs.append(inputs)
+    problems += [*unused_flags(specs, all_inputs, pipeline), *_unlike(stages)]
     if evaluate is not None:
         evaluate = {**(prepared or {}).get("evaluate", {}), **evaluate}
         problems += evaluation_problems(evaluate, pending=pending)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
-    base = pipeline.actor_model or next((getattr(s.config, "model", "") for s in stages if s.spec.number == 1), "")
-    return Plan(pipeline, given, request.recipe, placement, stages, prepare, evaluate, base)
+    base = pipeline.actor_model or _base_model(stages)
+    return Plan(tuple(specs), pipeline, given, request.recipe, placement, stages, prepare, evaluate, base)
+
+
+def machine_of(placement: Placement) -> Machine:
+    """What a run computes on: the ranks of its placement on this machine's GPUs or CPUs."""
+    gpus = placement.gpus
+    return Machine(ranks=placement.ranks, nodes=placement.nodes, gpus=gpus, bf16=gpus and hardware.bf16_gpus())
+
+
+def _base_model(stages: Sequence[StagePlan]) -> str:
+    """The pretrained language model that a run starts from: what its first stage that needs one is given."""
+    named = ((stage, each) for stage in stages for each in stage.spec.inputs if not each.made_as)
+    return next((stage.model(each.setting) for stage, each in named if each.kind == "language"), "")
+
+
+def _unknown_stages(pipeline: PipelineConfig, specs: Sequence[StageSpec]) -> list[str]:
+    numbers = [spec.number for spec in specs]
+    unknown = [number for number in pipeline.selected if number not in numbers]
+    listed = ", ".join(map(str, numbers))
+    return [f"--stages {pipeline.stages}: there is no stage {number}; there are {listed}" for number in unknown]
 
 
 def _section(key: str, recipe: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -126,53 +154,37 @@ def _stage_values(
     problems = []
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
-    spread = {source: _spread(spec.package, layer) for source, layer in layers.items()}
+    spread = {source: _spread(spec, layer) for source, layer in layers.items()}
     for name, value in spread["flag"].items():
         if name in sets and sets[name] != value:
-            problems.append(
-                f"--{_flag_of(spec.package, name)} {value} and --set {spec.package}.{name}={sets[name]} disagree; "
-                "drop one of them"
-            )
-    for name, way in _managed(spec).items():
+            flag = flag_of(spec.config_class, name).replace("_", "-")
+            given = f"--set {spec.package}.{name}={sets[name]}"
+            problems.append(f"--{flag} {value} and {given} disagree; drop one of them")
+    for name, way in spec.managed.items():
         if name in sets or name in section:
             problems.append(f"{spec.package}.{name} is worked out by train.py; {way}")
     ordered = [("prepare", spread["prepare"]), ("recipe", spread["recipe"]), ("recipe", section)]
     for source, layer in [*ordered, ("flag", spread["flag"]), ("--set", sets)]:
-        kept = {name: value for name, value in layer.items() if name not in _managed(spec)}
+        kept = {name: value for name, value in layer.items() if name not in spec.managed}
         values |= kept
         sources |= dict.fromkeys(kept, source)
     return values, sources, problems
 
 
-def _spread(package: str, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Pipeline settings as the stage settings that they stand for."""
-    values = {}
-    for name, value in layer.items():
-        if name in PipelineConfig.model_fields and value is not None:
-            for target in targets(PipelineConfig.model_fields[name]):
-                section, _, key = target.partition(".")
-                if section == package:
-                    values[key] = value
-    return values
-
-
-def _flag_of(package: str, key: str) -> str:
-    fields = PipelineConfig.model_fields
-    return next(n for n in fields if f"{package}.{key}" in targets(fields[n])).replace("_", "-")
+def _spread(spec: StageSpec, layer: Mapping[str, Any]) -> dict[str, Any]:
+    """Pipeline settings as the settings of a stage that they stand for."""
+    flags = {name: flag_of(spec.config_class, name) for name in spec.config_class.model_fields}
+    return {
+        name: layer[flag]
+        for name, flag in flags.items()
+        if flag in PipelineConfig.model_fields and layer.get(flag) is not None
+    }
 
 
 def _as_flag(problem: str, flags: Mapping[str, Any]) -> str:
     """`pipeline.num_gpus=-1 is …` as the user typed it, if it was typed: `--num-gpus -1 is …`."""
     name = problem.partition("=")[0].removeprefix("pipeline.")
     return f"--{name.replace('_', '-')} {problem.partition('=')[2]}" if name in flags else problem
-
-
-def _managed(spec: StageSpec) -> dict[str, str]:
-    """Settings that train.py works out, and what to use instead."""
-    managed = {"output_dir": "use --output-dir"}
-    if spec.number == 3:
-        managed |= {"actor_model": "use --sft-model", "reward_model": "use --reward-model"}
-    return managed
 
 
 def _prepared_before(
@@ -198,8 +210,9 @@ def _state(config: RunSettings, spec: StageSpec, problems: list[str]) -> bool:
 
 
 def _unlike(stages: Sequence[StagePlan]) -> list[str]:
+    """A line for each setting on which the stages of a run must agree and do not."""
     found = []
-    for name in _ALIKE:
+    for name in dict.fromkeys(name for stage in stages for name in must_be_alike(stage.spec.config_class)):
         values = {s.spec.package: getattr(s.config, name) for s in stages if name in type(s.config).model_fields}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{package}.{name}={value}" for package, value in values.items())

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from rlhf import hardware
-from rlhf.config import targets
+from rlhf.config import flag_of
 from rlhf.console import say, table
 from rlhf.models.names import resolve
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import command, shown
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
-from rlhf.stage import CONFIG_NAME
-from rlhf.stage_config import BatchSettings, several
+from rlhf.stage_config import BatchSettings
+from rlhf.stages.result import CONFIG_NAME
 
 
 def show_plan(plan: Plan) -> None:
@@ -47,27 +47,15 @@ def _changed(plan: Plan) -> list[list[str]]:
 def _show_stage(plan: Plan, stage: StagePlan) -> None:
     config, folder = stage.config, stage.config.output_dir
     say(f"\n[{stage.spec.number}] {stage.spec.package}{': finished, will not run again' if stage.finished else ''}")
-    models = {name: getattr(config, name, None) for name in ("model", "actor_model", "reward_model")}
-    for name, value in models.items():
-        if value is not None:
-            say(f"    {name}: {resolve(value) if value else '(from prepare)'}")
+    for each in stage.spec.inputs:
+        name = stage.model(each.setting)
+        say(f"    {each.setting}: {resolve(name) if name else '(from prepare)'}")
     if isinstance(config, BatchSettings):
-        say(f"    {_rollout_algebra(config)}{config.batch_algebra(plan.placement.world_size)}")
+        say(f"    {config.batch_algebra(plan.placement.world_size)}")
     say(f"    dtype: {_dtype(plan, getattr(config, 'dtype', 'auto'))}, {_zero(plan, config)}")
     words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)], plan.placement)
     times = f"{plan.placement.ranks} × " if plan.placement.nodes == 1 and plan.placement.ranks > 1 else ""
     say(f"    {times}{shown(words)}")
-
-
-def _rollout_algebra(config: Any) -> str:
-    """`rollout_batch_size 64 = 32 prompts × 2 responses, 2 steps of `, for a stage that has rollouts."""
-    size = getattr(config, "rollout_batch_size", None)
-    if size is None:
-        return ""
-    each = config.responses_per_prompt
-    steps = config.ppo_epochs * -(-size // config.mini_batch_size)
-    parts = f"{several(size // each, 'prompt')} × {several(each, 'response')}"
-    return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of "
 
 
 def _dtype(plan: Plan, name: str) -> str:
@@ -91,14 +79,25 @@ def _zero(plan: Plan, config: Any) -> str:
 def _option(plan: Plan, name: str) -> list[str]:
     """Value, where it came from, and what it stands for; an option left alone and without effect is empty."""
     value, source = getattr(plan.pipeline, name), plan.given.get(name, "")
-    meaning = ", ".join(targets(PipelineConfig.model_fields[name]))
-    if name in ("actor_model", "reward_model", "sft_model") and value and resolve(value) != value:
+    meaning = ", ".join(_stands_for(plan, name))
+    names_a_model = name in {flag for spec in plan.specs for each in spec.inputs for flag in each.flags}
+    if names_a_model and value and resolve(value) != value:
         meaning = f"{resolve(value)}{f' as {meaning}' if meaning else ''}"
     if name == "num_gpus":
         return [str(plan.placement.ranks), source or "by itself", placement_text(plan.placement)]
     if not source and value is None:
         return ["", "", ""]
     return [_text(value), source or "default", meaning]
+
+
+def _stands_for(plan: Plan, name: str) -> list[str]:
+    """The settings of stages that a pipeline setting stands for."""
+    return [
+        f"{spec.package}.{field}"
+        for spec in plan.specs
+        for field in spec.config_class.model_fields
+        if flag_of(spec.config_class, field) == name and field not in spec.managed
+    ]
 
 
 def _text(value: Any) -> str:

@@ -15,7 +15,7 @@ from rlhf.files import claim_folder, write_json
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.job import as_flags, run_step
 from rlhf.pipeline.launch import Placement
-from rlhf.stage import DONE_NAME
+from rlhf.stages.result import DONE_NAME
 
 FOLDER = "prepare"
 RESULT_NAME = "prepare.json"  # what a module may write instead of a last line

@@ -12,20 +12,11 @@ from rlhf.config import read_yaml
 from rlhf.errors import UserError, nearest
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import ROOT
-from rlhf.stage_config import RunSettings
+from rlhf.stages.spec import StageSpec
 
 RECIPES = ROOT / "scripts" / "recipes"
 PIPELINE_NAME = "pipeline.yaml"
 _MODEL_FLAGS = ("actor_model", "reward_model", "sft_model", "data_path")
-
-
-@dataclass(frozen=True)
-class StageSpec:
-    """A stage that a pipeline is made of."""
-
-    number: int
-    package: str
-    config_class: type[RunSettings]
 
 
 @dataclass(frozen=True)

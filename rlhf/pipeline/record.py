@@ -8,14 +8,15 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import rlhf
 from rlhf.config import read_yaml
 from rlhf.files import write_yaml
 from rlhf.pipeline.launch import ROOT
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan
 from rlhf.pipeline.recipes import PIPELINE_NAME
+from rlhf.stages.result import DATA_NAME
 
-DATA_NAME = "data.yaml"  # what a stage writes of its data
 _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
 
 
@@ -31,8 +32,9 @@ def record_run(plan: Plan, *, command: str) -> None:
         if getattr(plan, key) is not None:
             sections[key] = getattr(plan, key)
     for stage in plan.stages:
-        sections[stage.spec.package] = stage.config.model_dump(mode="json", exclude=stage.managed)
+        sections[stage.spec.package] = stage.config.model_dump(mode="json", exclude=set(stage.spec.managed))
     about = {
+        "stages": [spec.package for spec in plan.specs],
         "recipe": plan.recipe,
         "command": command,
         "ranks": placement_text(plan.placement),
@@ -52,7 +54,7 @@ def record_data(output: Path, package: str, folder: Path) -> None:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"rlhf-pipeline": rlhf.__version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

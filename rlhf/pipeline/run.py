@@ -19,7 +19,7 @@ from rlhf.console.text import duration
 from rlhf.errors import EXIT_DONE, ConfigError, Terminated, error_lines
 from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_yaml
 from rlhf.pipeline import preparation
-from rlhf.pipeline.closing import close_run, figures
+from rlhf.pipeline.closing import close_run
 from rlhf.pipeline.evaluation import EVALUATION_NAME
 from rlhf.pipeline.job import StepFailed, run_step
 from rlhf.pipeline.launch import RankFailed
@@ -27,7 +27,7 @@ from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
 from rlhf.pipeline.recipes import PIPELINE_NAME
 from rlhf.pipeline.record import record_data, record_run
-from rlhf.stage import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
+from rlhf.stages.result import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
 
 _MARKER_SECONDS = 60.0  # for the first node's completion marker to reach the others
 
@@ -79,7 +79,7 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
 
 def _start_anew(run: Run) -> None:
     folders = [stage.config.output_dir for stage in run.plan.stages]
-    if run.plan.pipeline.selected == [1, 2, 3]:
+    if len(run.plan.stages) == len(run.plan.specs):
         folders.append(run.output / preparation.FOLDER)
     for folder in folders:
         if folder.is_dir():
@@ -127,14 +127,13 @@ def _run_stage(run: Run, index: int) -> StageResult:
         raise StepFailed(package, folder / LOG_NAME, failure)
     if placement.first:
         record_data(run.output, package, folder)
-    say(f"{package} finished in {duration(result.seconds)}: {figures(result)}")
+    say(f"{package} finished in {duration(result.seconds)}: {result.text()}")
     return result
 
 
 def _start_of(stage: StagePlan) -> str:
     """The models that a stage starts from."""
-    names = [getattr(stage.config, name, "") for name in ("model", "actor_model", "reward_model")]
-    return " and ".join(name for name in names if name)
+    return " and ".join(filter(None, (stage.model(each.setting) for each in stage.spec.inputs)))
 
 
 def _await(path: Path, *, minutes: float) -> None:

@@ -1,4 +1,4 @@
-"""What a stage starts from: earlier stages' folders of the same run, or models that were named."""
+"""The models that a stage starts from: those of earlier stages of the same run, or models that flags name."""
 
 from __future__ import annotations
 
@@ -8,85 +8,138 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.models.names import Kind, check_model, has_scalar_head, length_problems, read_config, resolve
+from rlhf.models.names import Kind, has_scalar_head, read_config, resolve
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.recipes import StageSpec
-from rlhf.stage import read_result
-from rlhf.stage_config import RunSettings
+from rlhf.stages.problems import config_of, look_at_models
+from rlhf.stages.result import is_finished
+from rlhf.stages.spec import ModelConfig, ModelInput, ModelOutput, Models, StageSpec
 
 
 @dataclass
 class Inputs:
-    """What train.py works out for a stage, the models to look at (name, flag, kind), and what is missing."""
+    """What train.py works out for a stage.
+
+    `settings` are the stage's settings that name its folder and models. `named` are models that exist already, with the
+    flag that names each; `coming` are the config.json files of models that earlier stages of the run will make.
+    """
 
     settings: dict[str, Any]
-    models: list[tuple[str, str, Kind]] = field(default_factory=list)
+    named: dict[ModelInput, tuple[str, str]] = field(default_factory=dict)
+    coming: dict[str, ModelConfig] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)  # pipeline settings that named a model
+
+    def look(self) -> tuple[Models, list[str]]:
+        """The config.json of each model as it will be when the stage starts; what is wrong with those that exist."""
+        models, found = look_at_models(self.named)
+        return {**self.coming, **models}, found
 
 
 def stage_inputs(
-    spec: StageSpec, specs: Sequence[StageSpec], pipeline: PipelineConfig, settings: Mapping[str, Any]
+    spec: StageSpec,
+    specs: Sequence[StageSpec],
+    pipeline: PipelineConfig,
+    settings: Mapping[str, Any],
+    made: Mapping[str, ModelConfig],
 ) -> Inputs:
-    """The folder of a stage and the models that it starts from."""
-    folders = {each.number: pipeline.output_dir / each.package for each in specs}
-    inputs = Inputs({"output_dir": folders[spec.number]})
-    if spec.number == 1:
-        inputs.models.append((settings.get("model") or "", "--actor-model", "language"))
-    elif spec.number == 2:
-        name = settings.get("model") or pipeline.reward_model or pipeline.actor_model or ""
-        inputs.settings["model"] = name
-        inputs.models.append((name, "--reward-model" if pipeline.reward_model else "--actor-model", "any"))
-    else:
-        _actor_input(inputs, pipeline, folders[1])
-        _reward_input(inputs, pipeline, folders[2])
+    """The folder of a stage and the models that it starts from.
+
+    `specs` are all stages that there are, `made` the config.json files of the models that the stages planned so far
+    will make, by label.
+    """
+    inputs = Inputs({"output_dir": pipeline.output_dir / spec.package})
+    for each in spec.inputs:
+        maker = next(((s, o) for s in specs for o in s.outputs if each.made_as and o.label == each.made_as), None)
+        if maker is None:
+            _named_input(inputs, each, pipeline, settings)
+        else:
+            _made_input(inputs, each, spec, maker, pipeline, made)
     return inputs
 
 
-def _actor_input(inputs: Inputs, pipeline: PipelineConfig, stage1: Path) -> None:
-    inputs.settings["actor_model"] = str(stage1 / "model")
-    if pipeline.sft_model:
-        inputs.settings["actor_model"] = resolve(pipeline.sft_model)
-        inputs.models.append((pipeline.sft_model, "--sft-model", "language"))
-    elif 1 in pipeline.selected:
-        if pipeline.actor_model:  # for its longest sequence
-            inputs.models.append((pipeline.actor_model, "--actor-model", "language"))
-    elif not is_finished(stage1):
-        inputs.problems.append(
-            f"stage 3 needs an actor from stage 1, and {stage1} holds no finished one; "
-            "add stage 1 to --stages, or give --sft-model"
-        )
+def _named_input(inputs: Inputs, each: ModelInput, pipeline: PipelineConfig, settings: Mapping[str, Any]) -> None:
+    """A model that the stage's own setting names, or else a flag."""
+    flag = next((flag for flag in each.flags if getattr(pipeline, flag)), next(iter(each.flags), ""))
+    name = settings.get(each.setting) or (getattr(pipeline, flag) if flag else "") or ""
+    inputs.used.add(flag)
+    if not settings.get(each.setting):
+        inputs.settings[each.setting] = name
+    inputs.named[each] = (name, _option(flag or each.setting))
 
 
-def _reward_input(inputs: Inputs, pipeline: PipelineConfig, stage2: Path) -> None:
-    inputs.settings["reward_model"] = str(stage2 / "model")
-    if 2 in pipeline.selected:
+def _made_input(
+    inputs: Inputs,
+    each: ModelInput,
+    spec: StageSpec,
+    maker: tuple[StageSpec, ModelOutput],
+    pipeline: PipelineConfig,
+    made: Mapping[str, ModelConfig],
+) -> None:
+    """A model that another stage makes, in this run or before it, unless a flag names another one."""
+    stage, output = maker
+    folder = pipeline.output_dir / stage.package
+    inputs.settings[each.setting] = str(folder / output.folder)
+    if runs(stage, pipeline):
+        if each.made_as in made:
+            inputs.coming[each.setting] = made[each.made_as]
         return
-    here = is_finished(stage2)
-    if pipeline.reward_model and (not here or _is_reward_model(pipeline.reward_model)):
-        inputs.settings["reward_model"] = resolve(pipeline.reward_model)
-        inputs.models.append((pipeline.reward_model, "--reward-model", "reward"))
-    elif not here:
+    here = is_finished(folder)
+    flag = next((flag for flag in each.flags if getattr(pipeline, flag)), None)
+    name = getattr(pipeline, flag) if flag else ""
+    if flag and (not here or _is_kind(name, each.kind)):
+        inputs.used.add(flag)
+        inputs.settings[each.setting] = resolve(name)
+        inputs.named[each] = (name, _option(flag))
+    elif here:
+        if (config := config_of(inputs.settings[each.setting])) is not None:
+            inputs.coming[each.setting] = config
+    else:
         inputs.problems.append(
-            f"stage 3 needs a reward model, and {stage2} holds no finished one; "
-            "add stage 2 to --stages, or give --reward-model a trained one"
+            f"stage {spec.number} needs {each.what}, and {folder} holds no finished one; "
+            f"add stage {stage.number} to --stages, or give {_option(each.flags[0])} a trained one"
         )
 
 
-def model_problems(inputs: Inputs, config: RunSettings) -> list[str]:
-    """What is wrong with the models that a stage starts from; sequences must fit their positions."""
-    longest = getattr(config, "max_prompt_length", 0) + getattr(config, "max_response_length", 0)
+def models_made(spec: StageSpec, models: Models) -> dict[str, ModelConfig]:
+    """The config.json files of the models that a stage will make of its inputs, by label, as far as they are known."""
+    made = {}
+    for output in spec.outputs:
+        if output.of in models:
+            kind = "ForSequenceClassification" if output.kind == "reward" else "ForCausalLM"
+            labels = {"num_labels": 1} if output.kind == "reward" else {}
+            # figures of an earlier training do not hold for what the stage makes of the model
+            made[output.label] = {**models[output.of], "architectures": [kind], "held_out": None, **labels}
+    return made
+
+
+def unused_flags(specs: Sequence[StageSpec], inputs: Sequence[Inputs], pipeline: PipelineConfig) -> list[str]:
+    """A line for each given flag whose only use is a model that the run makes itself, or that no stage of it needs."""
+    used = {flag for one in inputs for flag in one.used}
+    flags = [flag for spec in specs for each in spec.inputs for flag in each.flags]
+    makers = {output.label: spec for spec in specs for output in spec.outputs}
     found = []
-    for name, flag, kind in inputs.models:
-        found += check_model(name, flag=flag, kind=kind) or length_problems(name, longest)
+    for spec, each in [(s, i) for s in specs for i in s.inputs if i.made_as in makers]:
+        for flag in each.flags:
+            if getattr(pipeline, flag) and flag not in used and flags.count(flag) == 1:
+                maker = makers[each.made_as]
+                why = f"while stage {maker.number} runs" if runs(maker, pipeline) else f"without stage {spec.number}"
+                found.append(f"{_option(flag)} has no effect {why}; leave it out, or choose other --stages")
     return found
 
 
-def _is_reward_model(name: str) -> bool:
+def runs(spec: StageSpec, pipeline: PipelineConfig) -> bool:
+    """Whether a stage is selected."""
+    return not pipeline.selected or spec.number in pipeline.selected
+
+
+def _is_kind(name: str, kind: Kind) -> bool:
+    if not Path(resolve(name)).is_dir():  # the hub is not asked: its pretrained models are no reward models
+        return kind != "reward"
     try:
-        return Path(resolve(name)).is_dir() and has_scalar_head(read_config(name))
+        return kind == "any" or has_scalar_head(read_config(name)) == (kind == "reward")
     except UserError:
         return False
 
 
-def is_finished(folder: Path) -> bool:
-    return read_result(folder) is not None
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"

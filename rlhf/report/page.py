@@ -26,8 +26,8 @@ from rlhf.files import write_text
 from rlhf.metrics import FILE_NAME as METRICS_NAME
 from rlhf.metrics import read_metrics
 from rlhf.report.charts import Line, bar_chart, line_chart
-from rlhf.report.layout import STAGES, Chart, StageLayout
-from rlhf.stage import CONFIG_NAME, StageResult, read_result
+from rlhf.stages.result import CONFIG_NAME, DONE_NAME, StageResult, read_result
+from rlhf.stages.spec import Chart, Layout, StageSpec, spec_of
 
 REPORT_NAME = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -48,7 +48,8 @@ class StageView:
     """One stage as the template shows it."""
 
     name: str
-    layout: StageLayout
+    spec: StageSpec | None
+    layout: Layout
     state: str  # "finished", "not finished" or "not run"
     result: StageResult | None
     figures: list[tuple[str, str]] = field(default_factory=list)
@@ -84,7 +85,7 @@ def render(output_dir: Path) -> str:
             return None
 
     record = read(read_yaml, output_dir / "pipeline.yaml") or {}
-    stages = [_stage_view(output_dir / name, layout, read) for name, layout in STAGES.items()]
+    stages = [_stage_view(output_dir / name, read) for name in _stage_names(output_dir, record)]
     if not record and all(stage.state == "not run" for stage in stages):
         raise DataError(f"{output_dir} holds no run: no pipeline.yaml and no stage's metrics")
     run = record.get("run")
@@ -104,11 +105,24 @@ def render(output_dir: Path) -> str:
     )
 
 
-def _stage_view(folder: Path, layout: StageLayout, read: Callable[[Callable[[Path], Any], Path], Any]) -> StageView:
+def _stage_names(output_dir: Path, record: Mapping[str, Any]) -> list[str]:
+    """The stages that a run has settings or a folder of, in their order; folders are named like packages."""
+    run = record.get("run")
+    listed = run.get("stages") if isinstance(run, dict) else None
+    recorded = list(map(str, listed)) if isinstance(listed, list) else []
+    begun = [path.parent.name for name in (CONFIG_NAME, METRICS_NAME) for path in output_dir.glob(f"*/{name}")]
+    names = [*recorded, *begun]
+    numbers = {name: spec.number if (spec := spec_of(name)) else math.inf for name in names}
+    return sorted(numbers, key=lambda name: (numbers[name], name))
+
+
+def _stage_view(folder: Path, read: Callable[[Callable[[Path], Any], Path], Any]) -> StageView:
+    spec = spec_of(folder.name)
+    layout = spec.layout if spec else Layout(folder.name)
     rows = read(read_metrics, folder / METRICS_NAME) or []
-    result = read(lambda marker: read_result(marker.parent), folder / "done.json")
+    result = read(lambda marker: read_result(marker.parent), folder / DONE_NAME)
     state = "finished" if result else "not finished" if rows or (folder / CONFIG_NAME).exists() else "not run"
-    view = StageView(folder.name, layout, state, result, settings=read(read_yaml, folder / CONFIG_NAME) or {})
+    view = StageView(folder.name, spec, layout, state, result, settings=read(read_yaml, folder / CONFIG_NAME) or {})
     if result:
         view.figures = [(text, figure(result.metrics[n])) for n, text in layout.results.items() if n in result.metrics]
     series = _series(rows)
@@ -191,17 +205,18 @@ def _response(responses: Mapping[str, Any], label: str) -> dict[str, Any]:
 def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
     """What a reader wants first: (name, value, beside it)."""
     found = []
-    metrics = {name: value for stage in stages if stage.result for name, value in stage.result.metrics.items()}
-    for name, before, text in (
-        ("sft/perplexity", "sft/perplexity_before", "SFT perplexity"),
-        ("reward/accuracy", "reward/accuracy_before", "reward accuracy"),
-        ("ppo/scores_mean", "ppo/scores_mean_first", "reward score in PPO"),
-    ):
-        if name in metrics:
-            found.append((text, figure(metrics[name]), f"from {figure(metrics[before])}" if before in metrics else ""))
+    for stage in stages:
+        metrics = stage.result.metrics if stage.result else {}
+        for headline in stage.layout.headlines:
+            if headline.metric in metrics:
+                before = metrics.get(headline.before)
+                beside = "" if before is None else f"from {figure(before)}"
+                found.append((headline.text, figure(metrics[headline.metric]), beside))
     if evaluation and len(evaluation.columns) > 3:  # a kind of score was asked for
         first = evaluation.rows[0]
-        last = next((row for row in evaluation.rows if row[0] == "PPO"), evaluation.rows[-1])
+        titles = [output.title for stage in reversed(stages) if stage.spec for output in stage.spec.outputs]
+        compared = {row[0]: row for row in evaluation.rows}
+        last = next((compared[title] for title in titles if title in compared), evaluation.rows[-1])
         found.append(
             (
                 f"evaluation {evaluation.columns[1]} of {last[0]}",

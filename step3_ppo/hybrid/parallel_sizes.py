@@ -10,6 +10,16 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _KEY_HEADS = ("num_key_value_heads",)
 _INNER = ("intermediate_size", "ffn_dim", "n_inner")
 
+# Model types that can be cut: those in `tensor_parallel.FAMILIES`, and those whose plan in transformers uses only the
+# styles that `tensor_parallel.py` knows. A test compares the table with the installed transformers.
+CUTTABLE = {
+    "apertus", "arcee", "bloom", "cohere", "cohere2", "cohere_compass_text", "cwm", "ernie4_5", "exaone4",
+    "gemma", "gemma2", "gemma3_text", "gemma3n_text", "gemma4_unified_text", "gpt2", "gpt_neox", "granite",
+    "helium", "hrm_text", "hyperclovax", "internlm3", "iquestcoder", "jais2", "llama", "ministral", "ministral3",
+    "mistral", "nanochat", "nemotron", "olmo", "opt", "phi", "qwen2", "qwen3", "seed_oss", "smollm3",
+    "starcoder2", "vaultgemma", "youtu",
+}  # fmt: skip
+
 
 def sizes_that_divide(config: Mapping[str, Any]) -> list[int]:
     """Every number of ranks that whole heads, key-value heads and the inner layer divide into: 4 heads → 1, 2, 4."""
@@ -22,17 +32,26 @@ def sizes_that_divide(config: Mapping[str, Any]) -> list[int]:
     return [size for size in range(1, heads + 1) if all(count % size == 0 for count in counts)]
 
 
-def parallel_problems(config: Mapping[str, Any], *, model: str, size: int) -> list[str]:
-    """A line when a model cannot be cut into `size` parts, with the sizes that can."""
-    fitting = sizes_that_divide(config)
-    if size in fitting:
+def parallel_problems(config: Mapping[str, Any], *, model: str, size: int, ranks: int) -> list[str]:
+    """What keeps a model from being cut into `size` parts over the `ranks` of a node, one line each."""
+    if size == 1:
         return []
-    heads = _first(config.get("text_config") or config, _HEADS)
-    return [
-        f"step3_ppo.inference_tp_size={size} does not divide the attention of {model} ({heads} heads, "
-        f"{_first(config.get('text_config') or config, _KEY_HEADS) or heads} key-value heads); "
-        f"try {', '.join(map(str, fitting))}"
-    ]
+    where, found = f"step3_ppo.inference_tp_size={size}", []
+    if ranks % size:
+        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
+        found.append(f"{where} does not divide the {ranks} ranks of a node; try {', '.join(map(str, fitting))}")
+    text_config = config.get("text_config") or config
+    model_type = str(text_config.get("model_type", ""))
+    if model_type not in CUTTABLE:
+        return [*found, f"{where}: {model} is of type {model_type}, which has no plan for tensor parallelism; use 1"]
+    fitting = sizes_that_divide(config)
+    if size not in fitting:
+        heads = _first(text_config, _HEADS)
+        found.append(
+            f"{where} does not divide the attention of {model} ({heads} heads, "
+            f"{_first(text_config, _KEY_HEADS) or heads} key-value heads); try {', '.join(map(str, fitting))}"
+        )
+    return found
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -34,5 +35,6 @@ def inputs(tmp_path: Path) -> list[str]:
     return ["--actor-model", "model", "--data-path", "rows.jsonl", "--output-dir", "out"]
 
 
-def run(*words: str) -> Result:
-    return CliRunner().invoke(train.main, list(words))
+def run(*words: str, command: click.Command = train.main) -> Result:
+    """`command`, by itself train.py's, called with `words`."""
+    return CliRunner().invoke(command, list(words))

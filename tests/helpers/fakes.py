@@ -30,22 +30,46 @@ class FakeConfig(RunSettings, BatchSettings):
 
 package = __name__.partition(".")[0]
 """
-_COMMAND = """
+# What the three stages of a pipeline start from and make.
+_MODELS = {
+    1: """
+inputs = (ModelInput("model", "language", "a pretrained model", flags=("actor_model",)),)
+outputs = (ModelOutput("sft", "model", of="model"),)
+""",
+    2: """
+inputs = (ModelInput("model", "any", "a pretrained model", flags=("reward_model", "actor_model")),)
+outputs = (ModelOutput("reward", "model", of="model", kind="reward"),)
+""",
+    3: """
+inputs = (
+    ModelInput("actor_model", "language", "an actor", flags=("sft_model",), made_as="sft"),
+    ModelInput("reward_model", "reward", "a reward model", flags=("reward_model",), made_as="reward"),
+)
+outputs = (ModelOutput("actor", "actor", of="actor_model"),)
+""",
+}
+_SPEC = """
+from rlhf.stages.spec import ModelInput, ModelOutput, StageSpec
 from {package}.config import FakeConfig
-from rlhf.stage import stage_command
+{models}
+SPEC = StageSpec({number}, "{package}", FakeConfig, inputs=inputs, outputs=outputs, process_group=False)
+"""
+_COMMAND = """
+from rlhf.stages.command import stage_command
+from {package}.spec import SPEC
 
-main = stage_command(FakeConfig, package="{package}", process_group=False)
+main = stage_command(SPEC)
 
 if __name__ == "__main__":
     main()
 """
 _MAIN = """
-import errno, os, signal, sys, time
+import errno, importlib, json, os, signal, sys, time
 from pathlib import Path
 from rlhf.console import progress, say, warn
 from rlhf.errors import DataError
 from rlhf.metrics import MetricsLog
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 
 def run(config):
     rank = int(os.environ.get("RANK", "0"))
@@ -54,19 +78,36 @@ def run(config):
             exec(config.do)
             log.log(step, {"fake/loss": 1 / step})
             bar.update(step, {"fake/loss": 1 / step})
-    folders = {1: {"sft": "model"}, 2: {"reward": "model"}, 3: {"actor": "actor"}}
-    number = int(__package__[-1]) if __package__[-1].isdigit() else 1
-    models = {label: str(config.output_dir / name) for label, name in folders.get(number, {}).items()}
+    spec = importlib.import_module(f"{__package__}.spec").SPEC
+    models = {output.label: str(config.output_dir / output.folder) for output in spec.outputs}
+    for output in spec.outputs if rank == 0 else ():
+        folder = config.output_dir / output.folder
+        folder.mkdir(exist_ok=True)
+        kind = "SequenceClassification" if output.kind == "reward" else "CausalLM"
+        (folder / "config.json").write_text(json.dumps({"architectures": [f"LlamaFor{kind}"], "num_labels": 1}))
+        for name in ("model.safetensors", "tokenizer.json"):
+            (folder / name).write_text("")
     return StageResult(metrics={"fake/loss": 1 / config.steps}, models=models)
 """
 
 
-def make_stage(folder: Path, monkeypatch: pytest.MonkeyPatch, *, suffix: str = "", **modules: str) -> str:
-    """Write a stage package into `folder`, importable here and in processes started from here; its name."""
-    name = f"fake{next(_numbers)}_{suffix}" if suffix else f"fake{next(_numbers)}_stage"
+def make_stage(folder: Path, monkeypatch: pytest.MonkeyPatch, *, number: int = 0, **modules: str) -> str:
+    """Write a stage package into `folder`, importable here and in processes started from here; its name.
+
+    `number` 1, 2 or 3 makes it that stage of a pipeline; 0 is a stage that starts from no model.
+    """
+    name = f"fake{next(_numbers)}_step{number}"
     package = folder / name
     package.mkdir(parents=True)
-    texts = {"__init__": "", "config": _CONFIG, "__main__": _COMMAND.format(package=name), "main": _MAIN, **modules}
+    spec = _SPEC.format(package=name, number=number or 1, models=_MODELS.get(number, "inputs = outputs = ()"))
+    texts = {
+        "__init__": "",
+        "config": _CONFIG,
+        "spec": spec,
+        "__main__": _COMMAND.format(package=name),
+        "main": _MAIN,
+        **modules,
+    }
     for module, text in texts.items():
         (package / f"{module}.py").write_text(text, encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
@@ -75,6 +116,12 @@ def make_stage(folder: Path, monkeypatch: pytest.MonkeyPatch, *, suffix: str = "
         root = str(Path(__file__).resolve().parents[2])
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join([root, str(folder), *filter(None, known)]))
     return name
+
+
+def spec_of(name: str) -> Any:
+    """The `SPEC` of a stage package."""
+    __import__(f"{name}.spec")
+    return sys.modules[f"{name}.spec"].SPEC
 
 
 def command_of(name: str) -> Any:

@@ -15,7 +15,7 @@ import step1_sft.main
 import step2_reward.main
 import step3_ppo.main
 from rlhf.models.export import export
-from rlhf.stage import StageResult
+from rlhf.stages.result import StageResult
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig

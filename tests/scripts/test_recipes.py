@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rlhf.config import build, read_yaml, targets
+from rlhf.config import build, flag_of, read_yaml
 from rlhf.models.names import ALIASES
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.stage_config import engine_problems
@@ -47,13 +47,13 @@ def stage_configs(name: str) -> dict[str, Any]:
     values = read_yaml(RECIPES[name])
     assert set(values) <= {"pipeline", "prepare", "evaluate", *STAGES}
     pipeline = build(PipelineConfig, values.get("pipeline") or {}, where="pipeline")
-    stage_values: dict[str, dict[str, Any]] = {stage: {} for stage in STAGES}
-    for field_name, field in PipelineConfig.model_fields.items():
-        for target in targets(field):
-            stage, _, key = target.partition(".")
-            if getattr(pipeline, field_name) is not None:
-                stage_values[stage][key] = getattr(pipeline, field_name)
-    return {s: build(c, {**stage_values[s], **(values.get(s) or {})}, where=s) for s, c in STAGES.items()}
+    given = pipeline.model_dump(exclude_none=True, exclude={"output_dir"})
+    configs = {}
+    for stage, config_class in STAGES.items():
+        flags = {name: flag_of(config_class, name) for name in config_class.model_fields}
+        spread = {name: given[flag] for name, flag in flags.items() if flag in given}
+        configs[stage] = build(config_class, {**spread, **(values.get(stage) or {})}, where=stage)
+    return configs
 
 
 @recipe

@@ -30,7 +30,6 @@ from step3_ppo.config import PPOConfig
             {"min_response_length": 8, "max_response_length": 8},
             "step3_ppo.min_response_length=8 must be below max_response_length=8",
         ),
-        ({"inference_tp_size": 3}, "step3_ppo.inference_tp_size=3 does not divide the 4 ranks; try 1, 2, 4"),
         (
             {"inference_copy": "off", "inference_dtype": "bf16"},
             "step3_ppo.inference_dtype is set but inference_copy is off: it has no effect",

@@ -106,8 +106,10 @@ def test_heads_are_told_apart(tmp_path: Path) -> None:
 
 def test_lengths_that_do_not_fit_the_positions(tmp_path: Path) -> None:
     folder = save(tmp_path / "m", max_position_embeddings=128)
-    assert length_problems(folder, 128) == []
-    (problem,) = length_problems(folder, 140)
+    assert length_problems(read_config(folder), folder, 128) == []
+    (problem,) = length_problems(read_config(folder), folder, 140)
     assert "140 tokens" in problem
     assert "128 positions; lower one of them by 12" in problem
-    assert length_problems(save(tmp_path / "bloom"), 10**6) == []  # no positions in its config: no limit
+    assert (
+        length_problems(read_config(save(tmp_path / "bloom")), "bloom", 10**6) == []
+    )  # no positions in its config: no limit

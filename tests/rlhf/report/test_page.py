@@ -145,7 +145,14 @@ def a_run(folder: Path, text: str = "plain") -> Path:
     metrics = {"sft/perplexity_before": 9.5, "sft/perplexity": 3.25}
     done = {"stage": "step1_sft", "seconds": 61.0, "metrics": metrics, "models": {"sft": text}}
     (folder / "step1_sft" / "done.json").write_text(json.dumps(done))
-    sections = {"pipeline": {"actor_model": text}, "run": {"ranks": text, "data": {text: {"fingerprint": text}}}}
+    sections = {
+        "pipeline": {"actor_model": text},
+        "run": {
+            "stages": ["step1_sft", "step2_reward", "step3_ppo"],
+            "ranks": text,
+            "data": {text: {"fingerprint": text}},
+        },
+    }
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(sections))
     figures = {"mean": 0.5, "stderr": 0.1}
     model = {"label": text, "model": text, "length": figures, "end_rate": 1.0, "seconds": 1.0}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling
@@ -19,7 +23,7 @@ from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
 from rlhf.training import distributed
 from step3_ppo.hybrid.engine import HybridEngine
-from step3_ppo.hybrid.parallel_sizes import parallel_problems, sizes_that_divide
+from step3_ppo.hybrid.parallel_sizes import CUTTABLE, parallel_problems, sizes_that_divide
 from step3_ppo.hybrid.tensor_parallel import family_of, style_of
 from step3_ppo.rollout import roll_out
 from tests.helpers import engines
@@ -161,12 +165,13 @@ def _refused(size: int, family: str) -> str:
 
 def test_sizes_that_do_not_divide_are_refused_with_those_that_do(run_ranks: RunRanks) -> None:
     assert "try 1, 2" in run_ranks(_refused, 3, "llama", world_size=2)[0]
-    config = {"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 96}
+    config: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 96}
     assert sizes_that_divide(config) == [1, 2, 4]
     assert sizes_that_divide({"n_head": 6, "n_embd": 48}) == [1, 2, 3, 6]
     assert sizes_that_divide({"num_attention_heads": 8, "ffn_dim": 12}) == [1, 2, 4]
-    assert parallel_problems(config, model="m", size=2) == []
-    (problem,) = parallel_problems(config, model="m", size=3)
+    config |= {"model_type": "llama"}
+    assert parallel_problems(config, model="m", size=2, ranks=2) == []
+    (problem,) = parallel_problems(config, model="m", size=3, ranks=3)
     assert problem == (
         "step3_ppo.inference_tp_size=3 does not divide the attention of m (12 heads, 4 key-value heads); try 1, 2, 4"
     )
@@ -179,3 +184,14 @@ def test_a_family_without_a_plan_is_refused() -> None:
 
     with pytest.raises(ConfigError, match=r"type mamba cannot be cut .* use 1"):
         family_of(Config())
+
+
+def test_the_table_of_families_is_that_of_the_installed_transformers() -> None:
+    """A plan is checked without transformers, so the families that can be cut stand in a table of our own."""
+    known = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING]
+    cut = set()
+    for name in known:
+        with contextlib.suppress(ConfigError):
+            family_of(SimpleNamespace(model_type=name, base_model_tp_plan=CONFIG_MAPPING[name].base_model_tp_plan))
+            cut.add(name)
+    assert cut == CUTTABLE & set(known), "bring CUTTABLE in step3_ppo/hybrid/parallel_sizes.py up to date"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from click.testing import CliRunner, Result
 
 from rlhf.files import claim_folder
 from rlhf.metrics import read_metrics
-from rlhf.stage import read_result
-from tests.helpers.fakes import command_of, make_stage
+from rlhf.stages.command import stage_command
+from rlhf.stages.result import read_result
+from tests.helpers.fakes import command_of, make_stage, spec_of
 
 Run = Callable[..., Result]
 
@@ -45,7 +47,7 @@ def test_a_stage_runs_and_says_so_last(run: Run, name: str, tmp_path: Path) -> N
     assert (marker["stage"], marker["metrics"], marker["models"]) == (
         name,
         {"fake/loss": 0.25},
-        {"sft": str(out / "model")},
+        {},
     )
     result = read_result(out)
     assert result is not None
@@ -129,10 +131,14 @@ def test_every_problem_is_reported_before_anything_is_written(run: Run, name: st
 
 
 def test_the_package_s_own_checks_are_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = "def problems(config):\n    return [f'--model {config.model}: no such folder']\n"
-    name = make_stage(tmp_path / "packages", monkeypatch, checks=checks)
-    ended = CliRunner().invoke(command_of(name), ["--model", "x", "--output-dir", str(tmp_path / "out")])
-    assert (ended.exit_code, ended.stderr) == (2, "error: --model x: no such folder\n")
+    name = make_stage(tmp_path / "packages", monkeypatch, number=1)
+    spec = replace(spec_of(name), problems=lambda config, models, machine: [f"no {config.note} on {machine.ranks}"])
+    words = ["--note", "luck", "--model", "x", "--output-dir", str(tmp_path / "out")]
+    ended = CliRunner().invoke(stage_command(spec), words)
+    assert ended.exit_code == 2
+    lines = ended.stderr.splitlines()
+    assert lines[0].startswith("error: --model x: ")  # from what the spec says of its inputs
+    assert lines[1:] == ["error: no luck on 1"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,70 @@
+"""The one list of what is wrong with a stage's settings and inputs, found before torch is imported.
+
+The plan and the stage itself ask the same functions, so nothing that a stage refuses passes a plan.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from rlhf import hardware
+from rlhf.errors import ModelError
+from rlhf.hardware import Machine
+from rlhf.metrics import tracker_problems
+from rlhf.models.names import check_model, read_config
+from rlhf.stage_config import BatchSettings, RunSettings, engine_problems
+from rlhf.stages.spec import ModelConfig, ModelInput, Models, StageSpec
+
+
+def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> list[str]:
+    """What is wrong between a stage's settings, on this machine and number of ranks."""
+    return [
+        *config.problems(machine.world_size),
+        *(config.batch_problems(spec.package, machine.world_size) if isinstance(config, BatchSettings) else []),
+        *engine_problems(config, spec.package, gpus=machine.gpus, bf16=machine.bf16),
+        *tracker_problems(config.trackers),
+    ]
+
+
+def look_at_models(names: Mapping[ModelInput, tuple[str, str]]) -> tuple[dict[str, ModelConfig], list[str]]:
+    """The config.json of each model that can be read, by setting, and what is wrong with the models.
+
+    `names`: for each input the model's name and the flag that names it in messages.
+    """
+    models: dict[str, ModelConfig] = {}
+    found: list[str] = []
+    for each, (name, flag) in names.items():
+        wrong = check_model(name, flag=flag, kind=each.kind)
+        found += wrong
+        if not wrong:
+            models[each.setting] = read_config(name)
+    return models, found
+
+
+def config_of(name: str) -> ModelConfig | None:
+    """The config.json of a model; None where it cannot be read."""
+    try:
+        return read_config(name)
+    except ModelError:
+        return None
+
+
+def stage_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> list[str]:
+    """All that is wrong with a stage's settings and the models and data that they name, as they are now."""
+    names = {each: (getattr(config, each.setting), f"--{each.setting.replace('_', '-')}") for each in spec.inputs}
+    models, found = look_at_models(names)
+    return settings_problems(spec, config, machine) + found + input_problems(spec, config, models, machine)
+
+
+def input_problems(spec: StageSpec, config: RunSettings, models: Models, machine: Machine) -> list[str]:
+    """What the stage itself says of its inputs."""
+    return spec.problems(config, models, machine)
+
+
+def this_machine() -> Machine:
+    """What this rank's run computes on, from what its launcher told it."""
+    ranks = int(os.environ.get("WORLD_SIZE") or 1)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
+    gpus = hardware.accelerators() > 0 and os.environ.get("DS_ACCELERATOR") != "cpu"
+    return Machine(ranks=local, nodes=max(1, ranks // local), gpus=gpus, bf16=gpus and hardware.bf16_gpus())

@@ -1,0 +1,117 @@
+"""A stage as a value: what the pipeline, the plan, the evaluation and the report must know of it.
+
+A stage package has a `spec.py` with its `SPEC`; `train.py` lists them. Nothing else in `rlhf/` knows a stage by name.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlhf.hardware import Machine
+from rlhf.models.names import Kind
+from rlhf.stage_config import RunSettings
+
+ModelConfig = Mapping[str, Any]  # a model's config.json
+# The models that a stage starts from, by setting; a model whose config.json is not known yet is missing.
+Models = Mapping[str, ModelConfig]
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """A model that a stage starts from."""
+
+    setting: str  # the stage's setting that names it
+    kind: Kind = "any"
+    what: str = "a model"  # in messages: "an actor"
+    flags: tuple[str, ...] = ()  # pipeline settings that may name it; the first one that is given counts
+    made_as: str = ""  # the label of an earlier stage's output that it is, unless a flag names another model
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """A model that a stage makes."""
+
+    label: str  # in `done.json`: "actor"
+    folder: str  # in the stage's folder
+    of: str  # the setting of the input whose architecture it has
+    kind: Kind = "language"
+    title: str = ""  # in the evaluation: "PPO"; a model without one is not compared
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Metrics that the report draws together; a range of values that is always shown; a note for the reader."""
+
+    title: str
+    names: tuple[str, ...]
+    note: str = ""
+    floor: float | None = None
+    ceiling: float | None = None
+    noisy: bool = True
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A figure of the stage's result that stands at the top of the report, and the figure that it started from."""
+
+    text: str
+    metric: str
+    before: str
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the report shows a stage: charts, and metrics of its result with the words for them."""
+
+    title: str
+    unit: str = "step"  # of the charts' horizontal axis
+    charts: tuple[Chart, ...] = ()
+    results: Mapping[str, str] = field(default_factory=dict)
+    headlines: tuple[Headline, ...] = ()
+
+
+def _no_problems(config: Any, models: Models, machine: Machine) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """All that others must know of a stage.
+
+    `problems(config, models, machine)` is the stage's one list of what is wrong with its inputs: the plan asks it about
+    the models as they will be, the stage itself about the models as they are. `evaluation(config)` gives settings of
+    the evaluation for the prompts that the stage holds out; None where it leaves none, and then a run that ends with it
+    is not evaluated.
+    """
+
+    number: int
+    package: str
+    config_class: type[RunSettings]
+    problems: Callable[[Any, Models, Machine], list[str]] = _no_problems
+    inputs: tuple[ModelInput, ...] = ()
+    outputs: tuple[ModelOutput, ...] = ()
+    layout: Layout = Layout("")
+    evaluation: Callable[[Any], dict[str, Any]] | None = None
+    process_group: bool = True  # False for a stage that needs neither torch nor other ranks
+
+    @property
+    def managed(self) -> dict[str, str]:
+        """Settings that train.py works out, and what to use instead."""
+        models = {model.setting: f"use --{model.flags[0].replace('_', '-')}" for model in self.inputs if model.made_as}
+        return {"output_dir": "use --output-dir", **models}
+
+
+def spec_of(package: str) -> StageSpec | None:
+    """The `SPEC` of a stage package that can be imported here, else None."""
+    try:
+        if importlib.util.find_spec(f"{package}.spec") is None:
+            return None
+        found = getattr(importlib.import_module(f"{package}.spec"), "SPEC", None)
+    except (ImportError, ValueError):
+        return None
+    return found if isinstance(found, StageSpec) else None

@@ -1,0 +1,44 @@
+"""Stage 1 as a value: its models, what it refuses, how the report shows it. Imports no torch."""
+
+from __future__ import annotations
+
+from data import preflight
+from data.packing import packing_problem
+from rlhf.hardware import Machine
+from rlhf.models.names import length_problems
+from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
+from step1_sft.config import SFTConfig
+
+
+def problems(config: SFTConfig, models: Models, machine: Machine) -> list[str]:
+    """What is wrong with the model and the data, one line each."""
+    found = []
+    if model := models.get("model"):
+        found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
+        problem = packing_problem(str(model.get("model_type", ""))) if config.packing else None
+        found += [problem] if problem else []
+    return found + preflight.problems(config, stage=1)
+
+
+LAYOUT = Layout(
+    "Stage 1: supervised fine-tuning",
+    "optimiser step",
+    (
+        Chart("Loss", ("sft/loss",), "nats per counted token"),
+        Chart("Held-out perplexity", ("sft/perplexity",), "exp of the mean loss on rows not trained on"),
+        Chart("Gradient norm", ("sft/grad_norm",), "before clipping", floor=0),
+        Chart("Learning rate", ("sft/learning_rate",), floor=0, noisy=False),
+    ),
+    results={"sft/perplexity_before": "perplexity before", "sft/perplexity": "perplexity after", "sft/steps": "steps"},
+    headlines=(Headline("SFT perplexity", "sft/perplexity", before="sft/perplexity_before"),),
+)
+
+SPEC = StageSpec(
+    number=1,
+    package="step1_sft",
+    config_class=SFTConfig,
+    problems=problems,
+    inputs=(ModelInput("model", "language", "a pretrained model", flags=("actor_model",)),),
+    outputs=(ModelOutput("sft", "model", of="model", title="SFT"),),
+    layout=LAYOUT,
+)

@@ -1,0 +1,54 @@
+"""Stage 2 as a value: its models, what it refuses, how the report shows it. Imports no torch."""
+
+from __future__ import annotations
+
+from data import preflight
+from rlhf.hardware import Machine
+from rlhf.models.names import length_problems
+from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
+from step2_reward.config import RewardConfig
+
+
+def problems(config: RewardConfig, models: Models, machine: Machine) -> list[str]:
+    """What is wrong with the model and the data, one line each."""
+    found = []
+    if model := models.get("model"):
+        found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
+    return found + preflight.problems(config, stage=2)
+
+
+LAYOUT = Layout(
+    "Stage 2: reward model",
+    "optimiser step",
+    (
+        Chart("Loss", ("reward/loss", "reward/eval_loss"), "nats per pair; 0.693 is a coin"),
+        Chart(
+            "Accuracy",
+            ("reward/accuracy", "reward/train_accuracy"),
+            "pairs in the right order, held out and trained on",
+            0.5,
+            1,
+        ),
+        Chart("Margin", ("reward/margin",), "score of chosen less rejected, held-out pairs"),
+        Chart("Length correlation", ("reward/length_correlation",), "of score and length, held-out responses", -1, 1),
+        Chart("Calibration error", ("reward/calibration_error",), "expected, 10 bins, held-out pairs", floor=0),
+        Chart("Gradient norm", ("reward/grad_norm",), "before clipping", floor=0),
+    ),
+    results={
+        "reward/accuracy_before": "accuracy before",
+        "reward/accuracy": "held-out accuracy",
+        "reward/margin": "margin",
+        "reward/steps": "steps",
+    },
+    headlines=(Headline("reward accuracy", "reward/accuracy", before="reward/accuracy_before"),),
+)
+
+SPEC = StageSpec(
+    number=2,
+    package="step2_reward",
+    config_class=RewardConfig,
+    problems=problems,
+    inputs=(ModelInput("model", "any", "a pretrained model", flags=("reward_model", "actor_model")),),
+    outputs=(ModelOutput("reward", "model", of="model", kind="reward"),),
+    layout=LAYOUT,
+)

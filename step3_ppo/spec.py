@@ -1,0 +1,81 @@
+"""Stage 3 as a value: its models, what it refuses, how the report shows it. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data import preflight
+from rlhf.hardware import Machine
+from rlhf.models.names import length_problems
+from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
+from step3_ppo.config import PPOConfig
+from step3_ppo.gate import gate_problems
+from step3_ppo.hybrid.parallel_sizes import parallel_problems
+from step3_ppo.rollout_files import HELD_OUT_NAME
+
+
+def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
+    """What is wrong with the models and the data, one line each."""
+    found = []
+    for setting in ("actor_model", "reward_model"):
+        if setting in models:
+            longest = config.max_prompt_length + config.max_response_length
+            found += length_problems(models[setting], getattr(config, setting), longest)
+    if actor := models.get("actor_model"):
+        found += parallel_problems(actor, model=config.actor_model, size=config.inference_tp_size, ranks=machine.ranks)
+    if reward_model := models.get("reward_model"):
+        found += gate_problems(reward_model, config)
+    return found + preflight.problems(config, stage=3)
+
+
+def evaluation(config: PPOConfig) -> dict[str, Any]:
+    """What the evaluation needs to know of the prompts that the stage holds out."""
+    return {"prompts": str(config.output_dir / HELD_OUT_NAME), "max_new_tokens": config.max_response_length}
+
+
+LAYOUT = Layout(
+    "Stage 3: PPO",
+    "iteration",
+    (
+        Chart("Score", ("ppo/scores_mean",), "mean of the reward model's scores of a rollout"),
+        Chart("KL to the reference", ("ppo/kl",), "nats per sequence", floor=0),
+        Chart("Response length", ("ppo/response_length",), "tokens", floor=0),
+        Chart("Ended by the end token", ("ppo/eos_rate",), "share of responses", 0, 1),
+        Chart("Explained variance", ("ppo/explained_variance",), "of the returns, by the critic; 1 is perfect", 0, 1),
+        Chart("Entropy", ("ppo/entropy",), "nats per token", floor=0),
+        Chart("Actor loss", ("ppo/actor_loss",)),
+        Chart("Critic loss", ("ppo/critic_loss",), floor=0),
+        Chart("Pretraining loss", ("ppo/ptx_loss",), "nats per token of the pretraining mix"),
+        Chart("Policy change", ("ppo/approx_kl", "ppo/clipfrac"), "KL in nats per token; share that is clipped", 0),
+        Chart("KL coefficient", ("ppo/kl_coef",), floor=0, noisy=False),
+        Chart("Gradient norms", ("ppo/grad_norm_actor", "ppo/grad_norm_critic"), "before clipping", floor=0),
+        Chart("Seconds", ("time/generate", "time/score", "time/train", "time/flip"), "of an iteration", floor=0),
+        Chart("Tokens per second", ("perf/tokens_per_second",), "generated, over the whole iteration", floor=0),
+    ),
+    results={
+        "ppo/scores_mean_first": "first score",
+        "ppo/scores_mean": "last score",
+        "ppo/kl": "KL",
+        "ppo/response_length": "length",
+        "ppo/eos_rate": "ended",
+    },
+    headlines=(Headline("reward score in PPO", "ppo/scores_mean", before="ppo/scores_mean_first"),),
+)
+
+SPEC = StageSpec(
+    number=3,
+    package="step3_ppo",
+    config_class=PPOConfig,
+    problems=problems,
+    inputs=(
+        ModelInput("actor_model", "language", "an actor", flags=("sft_model",), made_as="sft"),
+        ModelInput("reward_model", "reward", "a reward model", flags=("reward_model",), made_as="reward"),
+    ),
+    outputs=(
+        ModelOutput("actor", "actor", of="actor_model", title="PPO"),
+        ModelOutput("actor_ema", "actor_ema", of="actor_model", title="EMA"),
+        ModelOutput("critic", "critic", of="reward_model", kind="reward"),
+    ),
+    layout=LAYOUT,
+    evaluation=evaluation,
+)
