@@ -33,61 +33,72 @@ class PipelineConfig(Config):
     }
 
     # models
-    actor_model: str | None = setting(None, "the pretrained model: a folder, a hub name or an alias such as opt-13b")
+    actor_model: str | None = setting(
+        None, "pretrained model for stage 1: a folder, a hub name or an alias such as opt-13b"
+    )
     reward_model: str | None = setting(
         None,
-        "the pretrained model that stage 2 makes a reward model of; by itself the actor's. Without stage 2, a "
-        "trained reward model",
+        "pretrained model for stage 2; default: the actor's. Without stage 2, a trained reward model",
     )
-    sft_model: str | None = setting(None, "the actor of stage 3 when stage 1 is left out")
-    trust_remote_code: bool | None = setting(None, "run code that comes with a model")
+    sft_model: str | None = setting(None, "actor for stage 3 in a run without stage 1")
+    trust_remote_code: bool | None = setting(None, "permission to run code that comes with a model")
 
     # data
     data_path: list[str] | None = setting(
         None,
-        "SOURCE[:weight], repeatable: a .jsonl, .json, .csv or .parquet file, or a hub dataset",
+        "SOURCE[:weight], a file (.jsonl, .json, .csv, .parquet), a folder or a hub dataset; repeatable",
     )
-    eval_data_path: list[str] | None = setting(None, "held-out rows; without it a part of each source is held out")
-    columns: str | None = setting(None, "columns of other names: prompt=question,chosen=best,rejected=worst")
-    data_split: str | None = setting(None, "shares of the prompts that stages 1, 2 and 3 get, such as 2,4,4")
-    max_samples: int | None = setting(None, "rows that a stage trains on, at most", ge=1)
-    max_prompt_length: int | None = setting(None, "tokens of a prompt", ge=1)
-    max_response_length: int | None = setting(None, "tokens of a response", ge=1)
-    ptx_data: list[str] | None = setting(None, "plain text that is mixed into PPO, repeatable")
+    eval_data_path: list[str] | None = setting(None, "held-out rows; default: a part of each source; repeatable")
+    columns: str | None = setting(None, "names of the data's columns: prompt=question,chosen=best,rejected=worst")
+    data_split: str | None = setting(None, "shares of the prompts for stages 1, 2 and 3, such as 2,4,4")
+    max_samples: int | None = setting(None, "largest number of rows that a stage trains on", ge=1)
+    max_prompt_length: int | None = setting(None, "longest prompt, in tokens", ge=1)
+    max_response_length: int | None = setting(None, "longest response, in tokens", ge=1)
+    ptx_data: list[str] | None = setting(None, "plain text mixed into PPO; repeatable")
 
     # the run
     stages: str = setting("", "numbers of the stages to run, such as 3 or 2,3; default: all")
-    output_dir: Path = setting(Path("output"), "the run's folder")
-    seed: int | None = setting(None, "of every random choice", ge=0)
-    max_steps: int | None = setting(None, "optimiser steps of a stage, iterations of stage 3, at most", ge=1)
-    trackers: list[Literal["tensorboard", "wandb"]] | None = setting(None, "also send metrics there, repeatable")
-    force: bool | None = setting(None, "go on to PPO although the reward model fails its gate", resumable=True)
-    price_per_gpu_hour: float | None = setting(None, "for the cost in the last table", gt=0)
+    output_dir: Path = setting(Path("output"), "folder of the run")
+    seed: int | None = setting(None, "seed of every random choice", ge=0)
+    max_steps: int | None = setting(None, "largest number of optimiser steps of a stage (iterations of stage 3)", ge=1)
+    trackers: list[Literal["tensorboard", "wandb"]] | None = setting(
+        None, "second destination of the metrics; repeatable"
+    )
+    force: bool | None = setting(None, "PPO even with a reward model that fails the gate", resumable=True)
+    price_per_gpu_hour: float | None = setting(None, "price for the cost column of the last table", gt=0)
 
     # training
-    dtype: Dtype | None = setting(None, "of training: auto is bf16 on GPUs that have it, else fp32")
-    micro_batch_size: int | None = setting(None, "rows of one forward on one rank: memory, not results", ge=1)
-    lora_rank: int | None = setting(None, "rank of LoRA adapters; 0 trains all weights", ge=0)
-    actor_zero_stage: ZeroStage | None = setting(None, "ZeRO of the actor: stages 1 and 3")
+    dtype: Dtype | None = setting(None, "number format of training; auto: bf16 on GPUs that compute in it, else fp32")
+    micro_batch_size: int | None = setting(
+        None, "rows of one forward pass on one rank; changes memory, not results", ge=1
+    )
+    lora_rank: int | None = setting(None, "rank of the LoRA adapters; 0: all weights are trained", ge=0)
+    actor_zero_stage: ZeroStage | None = setting(None, "ZeRO stage of the actor, in stages 1 and 3")
     critic_zero_stage: ZeroStage | None = setting(
         None,
-        "ZeRO of what is trained with a scalar head: the reward model in stage 2, the critic in stage 3",
+        "ZeRO stage of the reward model in stage 2 and of the critic in stage 3",
     )
-    reference_zero_stage: Literal[0, 3] | None = setting(None, "3 shards the frozen reference of stage 3")
-    reward_zero_stage: Literal[0, 3] | None = setting(None, "3 shards the frozen reward model of stage 3")
-    ema: bool | None = setting(None, "keep a moving average of the actor")
-    kl_coef: float | None = setting(None, "multiplies nats per token in the rewards", ge=0)
-    ptx_coef: float | None = setting(None, "multiplies the loss on ptx-data", ge=0)
+    reference_zero_stage: Literal[0, 3] | None = setting(
+        None, "ZeRO stage of the frozen reference in stage 3; 3: sharded over the ranks"
+    )
+    reward_zero_stage: Literal[0, 3] | None = setting(
+        None, "ZeRO stage of the frozen reward model in stage 3; 3: sharded over the ranks"
+    )
+    ema: bool | None = setting(None, "moving average of the actor, exported beside it")
+    kl_coef: float | None = setting(None, "weight of the KL to the reference in PPO's rewards, per nat and token", ge=0)
+    ptx_coef: float | None = setting(None, "weight of the loss on the text of ptx-data", ge=0)
 
     # the machine
     num_gpus: int | None = setting(
-        None, "ranks on each node; by itself all visible GPUs. Without a GPU, CPU ranks (by itself 1)", ge=0
+        None, "ranks on each node; default: all visible GPUs, or one CPU rank without a GPU", ge=0
     )
-    num_nodes: int | None = setting(None, "machines; by itself those of the hostfile, else 1", ge=1)
-    hostfile: Path | None = setting(None, "lines of 'host slots=8', reached by ssh from this machine")
-    node_rank: int | None = setting(None, "this machine's number, when train.py is started on each of them", ge=0)
+    num_nodes: int | None = setting(None, "number of machines; default: those of the hostfile, else 1", ge=1)
+    hostfile: Path | None = setting(
+        None, "file with lines such as 'host slots=8', machines reached by ssh from this one"
+    )
+    node_rank: int | None = setting(None, "number of this machine, for train.py started on each of them", ge=0)
     master_addr: str | None = setting(None, "address of the machine with node rank 0")
-    master_port: int = setting(29500, "a free port there", ge=1, le=65535)
+    master_port: int = setting(29500, "free port on the machine with node rank 0", ge=1, le=65535)
 
     @field_validator("stages", mode="before")
     @classmethod

@@ -26,6 +26,9 @@ from rlhf.training.engine_state import Extra, Reader, read_engine, write_engine
 from rlhf.training.interrupt import Interrupts
 
 STATE_NAME = "state.json"
+# The layout of a checkpoint. Raise it with every change that an older version could not read, and say in docs/resume.md
+# which formats this version reads. Checkpoints without a number, of versions before 0.2, are of format 1.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Checkpoints:
         self._agree(final, temporary, write)
         files = {name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()}
         finite = score if score is not None and math.isfinite(score) else None
-        value = {"step": step, "ranks": world, "score": finite, "state": state, "engines": told}
+        value = {"format": FORMAT, "step": step, "ranks": world, "score": finite, "state": state, "engines": told}
         value |= {"sources": self.sources, "files": files}
         self._agree(final, temporary, lambda: self._publish(final, temporary, value) if rank == 0 else None)
 
@@ -125,6 +128,11 @@ class Checkpoints:
             return None
         folder = self.folder / name
         value = _read_state(folder)
+        if value.get("format", 1) > FORMAT:
+            raise DataError(
+                f"{folder} has checkpoint format {value['format']}, and this version reads formats up to {FORMAT}; "
+                "continue with the version that wrote it, or start anew with --overwrite"
+            )
         if value.get("sources", self.sources) != self.sources:
             raise DataError(
                 f"{folder} was written by a run whose data files held something else; put the old ones back to go on, "

@@ -243,3 +243,17 @@ def test_the_state_holds_what_was_given(two: Path, train: TrainEngine) -> None:
     assert (found.step, found.folder.name) == (3, "step-00000003")
     assert found.state["before"] == 0.1 + 0.2 and found.state["tiny"] == 5e-324 and math.isnan(found.state["nan"])
     assert json.loads((found.folder / STATE_NAME).read_text())["score"] is None
+
+
+def test_a_checkpoint_of_a_newer_format_is_refused_in_one_line(
+    train: TrainEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other way round works: what an older version wrote, without a number, is read."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    monkeypatch.setattr("rlhf.training.checkpoint.FORMAT", 7)
+    checkpoints.save(1, {"model": train}, {})
+    monkeypatch.setattr("rlhf.training.checkpoint.FORMAT", 6)
+    with pytest.raises(
+        DataError, match=r"step-00000001 has checkpoint format 7, and this version reads formats up to 6"
+    ):
+        checkpoints.latest()
