@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from rlhf.errors import EXIT_USER, TrainingError, UserError, error_lines
+from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, error_lines
 from rlhf.training import distributed
 from rlhf.training.checkpoint import STATE_NAME, Checkpoint, Checkpoints
 from rlhf.training.engine import TrainEngine
