@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.sources import HubName, Row, Source
-from rlhf.errors import DataError
+from data.adapters import KNOWN
+from data.example import Row
+from data.sources import HubName, Source
+from rlhf.errors import DataError, nearest
 
 # Where the obvious choice is not the right one: the configuration and the splits (to train on, held out).
 CONFIGS = {"openai/summarize_from_feedback": "comparisons", "Salesforce/wikitext": "wikitext-103-raw-v1"}
@@ -94,9 +96,6 @@ def _reach(hub: HubName, load: Callable[..., Any], config_key: str) -> Any:
 
 
 def _no_dataset(hub: HubName, error: Exception) -> str:
-    from data.adapters import KNOWN
-    from rlhf.errors import nearest
-
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = "" if hub.name in KNOWN else nearest(hub.name, KNOWN)
     return f"{hub.name} is neither a file or folder here nor a hub dataset that can be loaded{hint} ({reason})"

@@ -19,9 +19,10 @@ import numpy as np
 from data.adapters import KNOWN, adapter_for
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
-from data.example import Example, RowError, content_hash, prompt_hash, prompt_json
+from data.contents import fingerprint, rows
+from data.example import Example, Placed, Row, RowError, content_hash, prompt_hash, prompt_json
 from data.shapes import Shape
-from data.sources import Placed, Row, Source, fingerprint, rows
+from data.sources import Source
 from rlhf.errors import DataError
 from rlhf.files import write_json
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # problems of one source that are listed
 ROWS_AT_ONCE = 1000
-CODE = ("example.py", "sources.py", "shapes.py", "adapters.py", "hub.py", "store.py")
+CODE = ("example.py", "readers.py", "contents.py", "shapes.py", "adapters.py", "hub.py", "store.py")
 
 
 @dataclass
