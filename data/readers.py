@@ -10,9 +10,11 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from data.example import LARGEST_TEXT, Placed, Row, RowError
 from rlhf.errors import DataError
+from rlhf.json_lines import BYTE_ORDER_MARK, JSONLine, LineError, read_json_lines
 
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
 
@@ -32,40 +34,28 @@ def file_rows(path: Path) -> Iterator[Placed]:
 # --- one function per kind: a file → (place in it, row or RowError) --------------------------------------------------
 
 
-def _json_object(text: bytes) -> Row | RowError:
-    if b"\0" in text:
-        return RowError("contains a NUL byte")
+def _json_lines(path: Path) -> Iterator[Placed]:
+    for line in read_json_lines(path, longest=LARGEST_ROW):
+        if not line.blank:
+            yield f"line {line.number}", _row_of(line)
+
+
+def _row_of(line: JSONLine) -> Row | RowError:
     try:
-        row = json.loads(text.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        return RowError(f"is not UTF-8 text (byte {error.start + 1} of it)")
-    except json.JSONDecodeError as error:
-        return RowError(f"is not valid JSON: {error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}")
-    except RecursionError:
-        return RowError("is not usable JSON: it is nested too deeply")
-    return row if isinstance(row, dict) else RowError(f"is not a JSON object but {type(row).__name__}")
+        return _object(line.value())
+    except LineError as error:
+        return RowError(str(error))
 
 
-def _jsonl(path: Path) -> Iterator[Placed]:
-    with path.open("rb") as file:
-        number = 0
-        while line := file.readline(LARGEST_ROW + 1):
-            number += 1
-            if len(line) > LARGEST_ROW:
-                while not line.endswith(b"\n") and (line := file.readline(LARGEST_ROW)):
-                    pass
-                yield f"line {number}", RowError(f"is longer than {LARGEST_ROW:,} bytes")
-                continue
-            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-            if line.strip():
-                yield f"line {number}", _json_object(line.rstrip())
+def _object(value: Any) -> Row | RowError:
+    return value if isinstance(value, dict) else RowError(f"is not a JSON object but {type(value).__name__}")
 
 
 def _json(path: Path) -> Iterator[Placed]:
     """A list of objects, decoded one at a time; or JSON lines under this suffix."""
     with path.open("rb") as file:
-        if file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] != b"[":
-            yield from _jsonl(path)
+        if file.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1] != b"[":
+            yield from _json_lines(path)
             return
     decoder = json.JSONDecoder()
     # Bytes that are no UTF-8 survive as lone surrogates, which the check of each row finds.
@@ -80,7 +70,7 @@ def _json(path: Path) -> Iterator[Placed]:
                 if buffer[start : start + 1] == "]":
                     return
                 row, cut = decoder.raw_decode(buffer, start)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 block = file.read(1 << 20) if more and len(buffer) < LARGEST_ROW else ""
                 more = bool(block)
                 if more:
@@ -91,10 +81,7 @@ def _json(path: Path) -> Iterator[Placed]:
                 yield f"row {number + 1}", RowError(f"is not valid JSON (line {place}): {getattr(error, 'msg', error)}")
                 return
             number += 1
-            if isinstance(row, dict):
-                yield f"row {number}", row
-            else:
-                yield f"row {number}", RowError(f"is not a JSON object but {type(row).__name__}")
+            yield f"row {number}", _object(row)
 
 
 def _csv(path: Path) -> Iterator[Placed]:
@@ -133,7 +120,7 @@ def _parquet(path: Path) -> Iterator[Placed]:
 
 
 READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {
-    ".jsonl": _jsonl,
+    ".jsonl": _json_lines,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,

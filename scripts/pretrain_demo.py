@@ -25,7 +25,8 @@ from data.demo.facts import FACTS, sentence
 from rlhf import console
 from rlhf.command import Command
 from rlhf.config import Config, build, given, options, setting
-from rlhf.files import new_folder, write_json, write_text
+from rlhf.files import new_folder, write_json
+from rlhf.json_lines import write_json_lines
 from rlhf.template import Template, install_template
 
 # What the files depend on, besides the settings and the libraries' versions; paths from data/.
@@ -101,10 +102,10 @@ def prepare(settings: DemoSettings) -> Path:
 
 def make(folder: Path, settings: DemoSettings) -> None:
     """Everything that the demo starts from."""
-    write_rows(folder / "preferences.jsonl", preferences.preferences(Random(settings.seed)))
-    write_rows(folder / "held_out_prompts.jsonl", preferences.held_out_prompts(Random(settings.seed)))
+    write_json_lines(folder / "preferences.jsonl", preferences.preferences(Random(settings.seed)))
+    write_json_lines(folder / "held_out_prompts.jsonl", preferences.held_out_prompts(Random(settings.seed)))
     facts = statements(Random(settings.seed))
-    write_rows(folder / "pretraining.jsonl", ({"text": text} for text in islice(facts, PRETRAINING_ROWS)))
+    write_json_lines(folder / "pretraining.jsonl", ({"text": text} for text in islice(facts, PRETRAINING_ROWS)))
     began = time.monotonic()
     tokenizer = make_tokenizer(settings)
     model, loss = pretrain(tokenizer, settings)
@@ -119,10 +120,6 @@ def make(folder: Path, settings: DemoSettings) -> None:
         "settings": settings.model_dump(mode="json", exclude={"output_dir", "cache_dir"}),
     }
     write_json(folder / "info.json", info)
-
-
-def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def make_tokenizer(settings: DemoSettings) -> Any:

@@ -31,7 +31,7 @@ ROOMS_FOR_DATA = ("rlhf.console", "rlhf.models.loading", "rlhf.models.tensors")
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
-    "rlhf": "command config console errors files hardware metrics stage stage_config template models.names "
+    "rlhf": "command config console errors files hardware json_lines metrics stage stage_config template models.names "
     "pipeline.run pipeline.placement pipeline.plan pipeline.launch report.page report.charts chat.__main__ "
     "chat.session chat.screen chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges "
     "evaluate.comparison generation.speaker generation.streaming",

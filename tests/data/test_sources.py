@@ -176,6 +176,7 @@ def test_a_gigantic_row_is_passed_over_without_reading_it_whole(write, monkeypat
         ('[{"prompt": "q", "chosen": "a", "rejected": "b"},\n {"prompt": }]', "row 2: is not valid JSON (line 2): "),
         ('[{"prompt": "q", "chosen": "a", "rejected": "b"},\n {"prompt": "q"', "row 2: is not valid JSON (line 2): "),
         ('[{"prompt": "q", "chosen": "a", "rejected": "b"}, 7]', "row 2: is not a JSON object but int"),
+        (f'[{{"prompt": "q", "chosen": "a", "rejected": "b"}}, {"1" * 5000}]', "row 2: is not valid JSON (line 1): "),
     ],
 )
 def test_a_broken_list_is_named(text: str, message: str, tmp_path: Path) -> None:
