@@ -2,14 +2,14 @@
 
 A folder's name is the hash of all that it depends on. It is built under a lock in a temporary folder and renamed when
 it is whole, so a folder that exists is complete; a builder that was killed leaves only a temporary folder behind, which
-the next one removes. The lock is the file system's and dies with its holder. No process group is needed.
+the next one removes. The lock dies with its holder. No process group is needed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf.console import say
 from rlhf.errors import DataError
-from rlhf.files import new_folder
+from rlhf.files import lock, new_folder
 
 HERE = Path(__file__).parent
 
@@ -59,12 +59,9 @@ def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *
 
 @contextmanager
 def _locked(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold a lock that dies with this process. A POSIX record lock and not flock(2): worker processes, which may
-    outlive a killed parent for a while, would inherit the latter."""
+    """Hold the lock of a folder that is built, and say so when another process has to finish it first."""
     with path.open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(file):
             say(f"waiting for another process that is {doing}")
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            lock(file, wait=math.inf)
         yield
