@@ -1,6 +1,7 @@
 """Folders that are built once and shared: by the ranks of a run, its stages, and later runs.
 
-A folder's name is the hash of all that it depends on. It is built under a lock in a temporary folder and renamed when
+A folder's name is the hash of all that it depends on: its inputs, and the FORMAT number of the module that builds it,
+which stands for the code (see `key_of`). It is built under a lock in a temporary folder and renamed when
 it is whole, so a folder that exists is complete; a builder that was killed leaves only a temporary folder behind, which
 the next one removes. The lock dies with its holder. No process group is needed.
 """
@@ -21,8 +22,6 @@ from rlhf.console import say
 from rlhf.errors import DataError
 from rlhf.files import lock, new_folder
 
-HERE = Path(__file__).parent
-
 
 def default_folder() -> Path:
     """$RLHF_CACHE, else the user's cache folder."""
@@ -31,12 +30,15 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "data"
 
 
-def key_of(values: Any, *, code: tuple[str, ...]) -> str:
-    """A name for what `values` (JSON) describe, built by the named modules of this package in their present form."""
-    digest = hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=12)
-    for name in code:
-        digest.update((HERE / name).read_bytes())
-    return digest.hexdigest()
+def key_of(values: Any, *, format: int) -> str:
+    """A name for what is built from `values` (JSON), as code of this `format` builds it.
+
+    Each cache has a FORMAT of its own, which is raised when its code would build something else from the same values.
+    A hash of the code itself would build everything anew after a comment was mended. A test holds each FORMAT to the
+    content that belongs to it.
+    """
+    text = json.dumps({"format": format, "values": values}, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *, doing: str) -> Path:

@@ -25,13 +25,13 @@ HELD_OUT_SPLITS = ("test", "validation", "eval", "dev")
 
 
 def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(_load(_hub(source), held_out)):
+    for number, row in enumerate(load_split(_hub(source), held_out)):
         yield f"{source.name}, row {number + 1}", row
 
 
 def hub_fingerprint(source: Source, *, held_out: bool) -> str:
     """Of the files that the dataset was made from: their addresses hold the revision."""
-    dataset = _load(_hub(source), held_out)
+    dataset = load_split(_hub(source), held_out)
     files = sorted(dataset.info.download_checksums or {}) or [dataset._fingerprint]
     return hashlib.blake2b(repr((str(dataset.split), files)).encode(), digest_size=16).hexdigest()
 
@@ -71,7 +71,8 @@ def _hub(source: Source) -> HubName:
 
 
 @lru_cache(maxsize=8)
-def _load(hub: HubName, held_out: bool) -> Any:
+def load_split(hub: HubName, held_out: bool) -> Any:
+    """The rows that are trained on, or those that are held out."""
     import datasets
 
     split = hub_splits(hub)[1 if held_out else 0]
