@@ -14,9 +14,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from data.example import Example, RowError, ask
+from data.example import Example, Placed, Row, RowError, ask
 from data.shapes import (
-    Row,
     Shape,
     conversation,
     implicit_prompt,
@@ -29,7 +28,7 @@ from data.shapes import (
     recognise,
     transcript,
 )
-from data.sources import Placed, Source
+from data.sources import Source
 from rlhf.errors import DataError, nearest
 from rlhf.template import Message
 

@@ -1,15 +1,16 @@
 """Folders that are built once and shared: by the ranks of a run, its stages, and later runs.
 
-A folder's name is the hash of all that it depends on. It is built under a lock in a temporary folder and renamed when
+A folder's name is the hash of all that it depends on: its inputs, and the FORMAT number of the module that builds it,
+which stands for the code (see `key_of`). It is built under a lock in a temporary folder and renamed when
 it is whole, so a folder that exists is complete; a builder that was killed leaves only a temporary folder behind, which
-the next one removes. The lock is the file system's and dies with its holder. No process group is needed.
+the next one removes. The lock dies with its holder. No process group is needed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,9 +20,7 @@ from typing import Any
 
 from rlhf.console import say
 from rlhf.errors import DataError
-from rlhf.files import new_folder
-
-HERE = Path(__file__).parent
+from rlhf.files import lock, new_folder
 
 
 def default_folder() -> Path:
@@ -31,12 +30,15 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "data"
 
 
-def key_of(values: Any, *, code: tuple[str, ...]) -> str:
-    """A name for what `values` (JSON) describe, built by the named modules of this package in their present form."""
-    digest = hashlib.blake2b(json.dumps(values, sort_keys=True, default=str).encode(), digest_size=12)
-    for name in code:
-        digest.update((HERE / name).read_bytes())
-    return digest.hexdigest()
+def key_of(values: Any, *, format: int) -> str:
+    """A name for what is built from `values` (JSON), as code of this `format` builds it.
+
+    Each cache has a FORMAT of its own, which is raised when its code would build something else from the same values.
+    A hash of the code itself would build everything anew after a comment was mended. A test holds each FORMAT to the
+    content that belongs to it.
+    """
+    text = json.dumps({"format": format, "values": values}, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *, doing: str) -> Path:
@@ -59,12 +61,9 @@ def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *
 
 @contextmanager
 def _locked(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold a lock that dies with this process. A POSIX record lock and not flock(2): worker processes, which may
-    outlive a killed parent for a while, would inherit the latter."""
+    """Hold the lock of a folder that is built, and say so when another process has to finish it first."""
     with path.open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not lock(file):
             say(f"waiting for another process that is {doing}")
-            fcntl.lockf(file, fcntl.LOCK_EX)
+            lock(file, wait=math.inf)
         yield

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.models.tensors import pad_right
+
 Row = Mapping[str, Any]
 
 
@@ -20,14 +22,14 @@ class DemonstrationBatch:
     """loss_mask_BT is True where a token is predicted from those before it in its demonstration and counts in the loss.
 
     Of packed rows, packed_mask_B1TT is True where the token of the row (third axis) may look at the token of the last
-    axis: those of its own demonstration up to itself. Positions restart with each demonstration.
+    axis: those of its own demonstration up to itself. Positions restart with each demonstration. Other rows need
+    neither: they are padded on the right, where causal attention sees no padding before a token.
     """
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    position_ids_BT: Tensor
     loss_mask_BT: Tensor
     packed_mask_B1TT: Tensor | None = None
+    position_ids_BT: Tensor | None = None
 
     def packed_inputs(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """What a packed batch adds to a model's inputs, by the names of `CausalModel`; nothing for one that is not
@@ -37,6 +39,7 @@ class DemonstrationBatch:
         """
         if self.packed_mask_B1TT is None:
             return {}
+        assert self.position_ids_BT is not None
         zero = torch.zeros((), dtype=dtype)
         mask = torch.where(self.packed_mask_B1TT, zero, torch.finfo(dtype).min)
         return {"attention_mask": mask.to(device), "position_ids_BT": self.position_ids_BT.to(device)}
@@ -48,8 +51,6 @@ class PreferenceBatch:
     score is read; margin_B and pair_mask_B have one entry per pair."""
 
     input_ids_BT: Tensor
-    attention_mask_BT: Tensor
-    position_ids_BT: Tensor
     last_B: Tensor
     margin_B: Tensor
     pair_mask_B: Tensor
@@ -63,8 +64,9 @@ def collate_demonstrations(
     Packed rows have `lengths` and `prompt_lengths` of the demonstrations in them instead. The first token of a
     demonstration never counts: nothing before it predicts it.
     """
-    input_ids_BT, attention_mask_BT, position_ids_BT = pad_right([r["input_ids"] for r in rows], pad_token_id)
-    loss_mask_BT = torch.zeros_like(attention_mask_BT)
+    input_ids_BT = pad_right([r["input_ids"] for r in rows] or [[]], pad_token_id)
+    loss_mask_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
+    position_ids_BT = torch.zeros_like(input_ids_BT)
     packed = any("lengths" in row for row in rows)
     # Which demonstration of its row a token belongs to; pads to none, so that they look at themselves alone.
     member_BT = -1 - torch.arange(input_ids_BT.shape[1]).expand(input_ids_BT.shape).clone()
@@ -77,36 +79,21 @@ def collate_demonstrations(
             first = 1 if train_on_prompt else max(1, prompt_length)
             loss_mask_BT[b, start + first : start + length] = True
             member_BT[b, start : start + length] = number
-            if packed:
-                position_ids_BT[b, start : start + length] = torch.arange(length)
+            position_ids_BT[b, start : start + length] = torch.arange(length)
             start += length
     if not packed:
-        return DemonstrationBatch(input_ids_BT, attention_mask_BT, position_ids_BT, loss_mask_BT)
+        return DemonstrationBatch(input_ids_BT, loss_mask_BT)
     packed_mask_BTT = (member_BT[:, :, None] == member_BT[:, None, :]).tril()
-    return DemonstrationBatch(input_ids_BT, attention_mask_BT, position_ids_BT, loss_mask_BT, packed_mask_BTT[:, None])
+    return DemonstrationBatch(input_ids_BT, loss_mask_BT, packed_mask_BTT[:, None], position_ids_BT)
 
 
 def collate_preferences(rows: Sequence[Row], *, pad_token_id: int) -> PreferenceBatch:
     """`prompt_ids`, `chosen_ids`, `rejected_ids` and `margin` of B rows → a batch of 2B rows."""
     sequences = [[*r["prompt_ids"], *r[name]] for name in ("chosen_ids", "rejected_ids") for r in rows]
-    input_ids_BT, attention_mask_BT, position_ids_BT = pad_right(sequences or [[], []], pad_token_id)
+    sequences = sequences or [[pad_token_id], [pad_token_id]]
     return PreferenceBatch(
-        input_ids_BT,
-        attention_mask_BT,
-        position_ids_BT,
-        last_B=attention_mask_BT.sum(dim=1) - 1,
+        pad_right(sequences, pad_token_id),
+        last_B=torch.tensor([len(s) - 1 for s in sequences]),
         margin_B=torch.tensor([float(r["margin"]) for r in rows] or [0.0]),
         pair_mask_B=torch.full((max(1, len(rows)),), bool(rows)),
     )
-
-
-def pad_right(sequences: Sequence[Sequence[int]], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """ids, attention mask (bool) and positions, padded on the right. A row without tokens attends to one pad, because a
-    softmax over nothing is not a number."""
-    sequences = [s or [pad_token_id] for s in sequences] or [[pad_token_id]]
-    longest = max(len(s) for s in sequences)
-    input_ids_BT = torch.tensor([[*s, *[pad_token_id] * (longest - len(s))] for s in sequences], dtype=torch.long)
-    lengths_B = torch.tensor([len(s) for s in sequences])
-    steps_T = torch.arange(longest)
-    attention_mask_BT = steps_T < lengths_B[:, None]
-    return input_ids_BT, attention_mask_BT, torch.minimum(steps_T, lengths_B[:, None] - 1)

@@ -8,8 +8,9 @@ import numpy as np
 
 from data.blend import HELD_OUT_SALT, blend, first_of_each, is_held_out, mix, stage_of
 from data.config import DataSettings
+from data.contents import has_held_out
 from data.encode import Kind
-from data.sources import has_held_out, parse
+from data.sources import parse
 from data.store import Store, open_stores
 
 KINDS: dict[int, Kind] = {1: "demonstrations", 2: "preferences", 3: "prompts"}  # what each stage reads

@@ -11,12 +11,17 @@ from typing import Any
 
 from rlhf.template import Message
 
+Row = Mapping[str, Any]  # of a source, before it is an Example
+
 LARGEST_TEXT = 4_000_000  # characters of one text; beyond it a row is a broken file rather than a text
 SPEAKERS = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "model": "assistant"}
 
 
 class RowError(ValueError):
     """A row that cannot be used, in one clause; the reader adds the file and the row."""
+
+
+Placed = tuple[str, Row | RowError]  # ("train.jsonl, line 7", the row or what is wrong with it)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from data.sources import HubName, Row, Source
-from rlhf.errors import DataError
+from data.adapters import KNOWN
+from data.example import Row
+from data.sources import HubName, Source
+from rlhf.errors import DataError, nearest
 
 # Where the obvious choice is not the right one: the configuration and the splits (to train on, held out).
 CONFIGS = {"openai/summarize_from_feedback": "comparisons", "Salesforce/wikitext": "wikitext-103-raw-v1"}
@@ -23,13 +25,13 @@ HELD_OUT_SPLITS = ("test", "validation", "eval", "dev")
 
 
 def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row]]:
-    for number, row in enumerate(_load(_hub(source), held_out)):
+    for number, row in enumerate(load_split(_hub(source), held_out)):
         yield f"{source.name}, row {number + 1}", row
 
 
 def hub_fingerprint(source: Source, *, held_out: bool) -> str:
     """Of the files that the dataset was made from: their addresses hold the revision."""
-    dataset = _load(_hub(source), held_out)
+    dataset = load_split(_hub(source), held_out)
     files = sorted(dataset.info.download_checksums or {}) or [dataset._fingerprint]
     return hashlib.blake2b(repr((str(dataset.split), files)).encode(), digest_size=16).hexdigest()
 
@@ -69,7 +71,8 @@ def _hub(source: Source) -> HubName:
 
 
 @lru_cache(maxsize=8)
-def _load(hub: HubName, held_out: bool) -> Any:
+def load_split(hub: HubName, held_out: bool) -> Any:
+    """The rows that are trained on, or those that are held out."""
     import datasets
 
     split = hub_splits(hub)[1 if held_out else 0]
@@ -94,9 +97,6 @@ def _reach(hub: HubName, load: Callable[..., Any], config_key: str) -> Any:
 
 
 def _no_dataset(hub: HubName, error: Exception) -> str:
-    from data.adapters import KNOWN
-    from rlhf.errors import nearest
-
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = "" if hub.name in KNOWN else nearest(hub.name, KNOWN)
     return f"{hub.name} is neither a file or folder here nor a hub dataset that can be loaded{hint} ({reason})"

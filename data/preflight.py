@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
 from data.example import Example
+from data.hub import unreachable
 from data.shapes import Shape, parse_columns
 from data.sources import parse
 from data.store import Reader, unmapped
@@ -55,8 +56,6 @@ def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None
             source = parse(spec)
             weights.append(1.0 if source.weight is None else source.weight)
             if source.hub:
-                from data.hub import unreachable  # takes a second to import
-
                 found += filter(None, [unreachable(source.hub)])
                 continue
             reader = Reader(source, settings, limit=LOOK_AT)

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from data.example import Example, RowError, ask, check_text, messages
+from data.example import Example, Row, RowError, ask, check_text, messages
 from rlhf.errors import DataError, nearest
 from rlhf.template import Message
 
-Row = Mapping[str, Any]
 Adapter = Callable[[Row], Iterable[Example]]
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 

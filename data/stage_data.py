@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import encode
+from data.announcement import announce, announce_pretraining
 from data.blend import blend
 from data.config import DataSettings, PretrainingMixSettings
 from data.divide import KINDS, divide, open_all, weights, without_repeats
 from data.packing import PackedRows
-from data.report import announce, announce_pretraining
 from data.rows import Rows
 from data.sources import parse
 from data.store import Store, open_stores

@@ -19,9 +19,10 @@ import numpy as np
 from data.adapters import KNOWN, adapter_for
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
-from data.example import Example, RowError, content_hash, prompt_hash, prompt_json
+from data.contents import fingerprint, rows
+from data.example import Example, Placed, Row, RowError, content_hash, prompt_hash, prompt_json
 from data.shapes import Shape
-from data.sources import Placed, Row, Source, fingerprint, rows
+from data.sources import Source
 from rlhf.errors import DataError
 from rlhf.files import write_json
 
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # problems of one source that are listed
 ROWS_AT_ONCE = 1000
-CODE = ("example.py", "sources.py", "shapes.py", "adapters.py", "hub.py", "store.py")
+# Of the stores on disk, and part of their key. To be raised when the same source, read with the same settings, would
+# give other rows or another info.json, whatever module the change is in: here, or where rows are read, recognised and
+# adapted. Tokens are cached under the stores' keys, so they are made anew, too.
+FORMAT = 1
 
 
 @dataclass
@@ -39,12 +43,15 @@ class Store:
     (its place in the source), and 64-bit hashes: prompt_key, chosen_key and rejected_key (with the prompt), row_key.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
-    their places), silent_rows (that gave nothing), known (a known hub dataset).
+    their places), silent_rows (that gave nothing), known (a known hub dataset), mapped (by the user's `columns`).
+
+    fingerprint: of the source's content. key: of the content and of how it was read, so of these very rows.
     """
 
     source: Source
     dataset: Dataset
     fingerprint: str
+    key: str
     info: dict[str, Any]
 
     def column(self, name: str) -> np.ndarray:
@@ -76,17 +83,18 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         "columns": settings.columns,
         "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter.is_file() else ""],
     }
+    key = key_of(values, format=FORMAT)
     folder = build_once(
         settings.data_cache_dir or default_folder(),
         "rows",
-        key_of(values, code=CODE),
+        key,
         lambda folder: _build(folder, source, settings, held_out=held_out),
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
     if info["bad_rows"] and not (settings.skip_bad_rows or info["known"]):  # read by one who skipped them
         raise DataError(*info["first_bad"], mend_or_skip(source, f"{info['bad_rows']:,}"))
-    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, info)
+    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info)
 
 
 def mend_or_skip(source: Source, count: str) -> str:
@@ -129,7 +137,6 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
     write_json(
         folder / "info.json",
         {
-            "source": source.name,
             "says": reader.shape.says,
             "mapped": reader.shape.mapped,
             "known": reader.known,

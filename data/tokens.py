@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1000
 PR_SET_PDEATHSIG = 1
 READ = ["prompt", "chosen", "rejected", "margin", "text", "where"]
-CODE = ("example.py", "encode.py", "tokens.py", "../rlhf/template.py")
+# Of the tokenised rows on disk, and part of their key. To be raised when the same Examples, encoded with the same
+# settings, would give other rows or another info.json: after a change here, in data/encode.py or in rlhf/template.py.
+FORMAT = 1
 
 
 def encoded(
@@ -35,13 +37,14 @@ def encoded(
 ) -> tuple[Dataset, dict[str, Any]]:
     """The rows of `table` (source, row) encoded in its order, from the cache or into it.
 
-    Also what became of them: {"rows", "dropped": {why: rows}, "cut": {what: rows}, "tokens", "fingerprint"}.
+    Also what became of them: {"rows", "dropped": {why: rows}, "cut": {what: rows}, "tokens", "fingerprint"}, the last
+    one naming the encoded rows.
     """
     from datasets import Dataset, concatenate_datasets
 
     order = hashlib.blake2b(np.ascontiguousarray(table).tobytes(), digest_size=16).hexdigest()
     what = encoder.settings()
-    key = key_of({**what, "order": order, "sources": [(s.fingerprint, len(s.dataset)) for s in stores]}, code=CODE)
+    key = key_of({**what, "order": order, "stores": [s.key for s in stores]}, format=FORMAT)
     folder = build_once(
         settings.data_cache_dir or default_folder(),
         what["kind"],
@@ -49,13 +52,13 @@ def encoded(
         lambda folder: _build(folder, stores, table, encoder, num_proc=settings.num_proc),
         doing=f"tokenising {len(table):,} rows",
     )
-    report = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
     dataset = concatenate_datasets([Dataset.from_file(str(f)) for f in sorted(folder.glob("rows*.arrow"))])
-    if report["dropped"]:
+    if info["dropped"]:
         dataset = dataset.select(np.flatnonzero((_numbers(dataset, "outcome") & encode.DROPPED) == 0))
     if "outcome" in dataset.column_names:
         dataset = dataset.remove_columns("outcome")
-    return dataset, {**report, "fingerprint": key}
+    return dataset, {**info, "fingerprint": key}
 
 
 def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: Any, *, num_proc: int) -> None:
@@ -82,7 +85,7 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
         )
     if not list(folder.glob("rows*.arrow")):  # `map` writes nothing for no rows
         _write_empty(folder / "rows.arrow", features)
-    write_json(folder / "info.json", _report(rows))
+    write_json(folder / "info.json", _counts(rows))
 
 
 class _Guard:
@@ -117,7 +120,8 @@ def _write_empty(path: Path, features: Any) -> None:
         pass
 
 
-def _report(rows: Dataset) -> dict[str, Any]:
+def _counts(rows: Dataset) -> dict[str, Any]:
+    """What became of the rows, as `encoded` gives it."""
     if "outcome" not in rows.column_names or not len(rows):
         tokens = int(_numbers(rows, "length").sum()) if len(rows) else 0
         return {"rows": len(rows), "dropped": {}, "cut": {}, "tokens": tokens}

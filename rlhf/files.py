@@ -81,6 +81,26 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def lock(file: IO[Any], *, wait: float = 0.0) -> bool:
+    """Hold an open, writable file against other processes until it is closed; False when another still holds it after
+    `wait` seconds (`math.inf` waits as long as it takes). Raises OSError on a file system without locks.
+
+    A POSIX record lock goes with this process, however it ends. flock(2) would be inherited by forked workers, which
+    may outlive a killed parent for a while and would keep the next run out.
+    """
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.05)
+
+
 # --- a run's folder ---------------------------------------------------------------------------------------------------
 
 _held: dict[Path, IO[str]] = {}  # open for the life of the process: closing a lock file gives the lock up
@@ -116,26 +136,19 @@ def claim_folder(folder: Path) -> None:
 def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
     """Hold a claimed folder until this process ends; raises ConfigError when after `wait` seconds another still does.
 
-    The lock goes with the process, however it ends, and forked children do not inherit it.
+    On a file system without locks the folder is used without one.
     """
     if folder.resolve() in _held:
         return
     file = (folder / LOCK_NAME).open("r+", encoding="utf-8")
-    deadline = time.monotonic() + wait
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                break  # a file system without locks: run without
-            if time.monotonic() >= deadline:
-                owner = file.read().strip() or "another process"
-                file.close()
-                raise ConfigError(
-                    f"{folder} is in use by {owner}; wait for it, stop it, or choose another output folder"
-                ) from None
-            time.sleep(0.05)
+    try:
+        ours = lock(file, wait=wait)
+    except OSError:
+        ours = True
+    if not ours:
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ConfigError(f"{folder} is in use by {owner}; wait for it, stop it, or choose another output folder")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()

@@ -1,4 +1,4 @@
-"""What the machine has: cores, memory, GPUs. Looked up without torch, so that a plan is checked in milliseconds."""
+"""What the machine has: cores and GPUs. Looked up without torch, so that a plan is checked in milliseconds."""
 
 from __future__ import annotations
 
@@ -38,13 +38,6 @@ def cores() -> int:
     if quota.isdigit() and period.strip().isdigit():
         allowed = min(allowed, max(1, round(int(quota) / int(period))))
     return allowed
-
-
-def memory_bytes() -> int:
-    """The machine's memory, or the container's limit where that is lower."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read(_CGROUP / "memory.max")
-    return min(total, int(limit)) if limit.isdigit() else total
 
 
 def accelerators() -> int:

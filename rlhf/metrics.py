@@ -7,7 +7,6 @@ JSON has no NaN, and read back as NaN. Imports no torch.
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from rlhf import process
 from rlhf.errors import ConfigError, DataError
-from rlhf.files import write_text
+from rlhf.json_lines import json_line, read_json_lines, write_json_lines
 
 FILE_NAME = "metrics.jsonl"
 
@@ -44,7 +43,7 @@ class MetricsLog:
             raise ConfigError(*problems)
         path = folder / FILE_NAME
         kept = [] if resume_step is None or not path.exists() else [r for r in _rows(path) if r["step"] <= resume_step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_json_lines(path, kept)
         self._file = path.open("a", encoding="utf-8")
         first = 0 if resume_step is None else resume_step + 1
         self._trackers = [_tracker(name, folder, config or {}, first_step=first) for name in trackers]
@@ -55,7 +54,7 @@ class MetricsLog:
             return
         row = {name: _number(value) for name, value in metrics.items()}
         finite = {name: v if math.isfinite(v) else None for name, v in row.items()}
-        self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        self._file.write(json_line({"step": int(step), **finite}))
         self._file.flush()
         for tracker in self._trackers:
             tracker.log(row, step=step)
@@ -94,20 +93,22 @@ def tracker_problems(trackers: Iterable[str]) -> list[str]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    broken = None  # a line that is no row; the file's last one may be, so it counts when another follows
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in read_json_lines(path):
+            if broken is not None:
+                shown = broken.content.decode("utf-8", errors="replace")[:60]
+                raise DataError(f"{path}, line {broken.number} is no row of metrics: {shown!r}")
+            try:
+                row = line.value()
+                row["step"] += 0
+            except (ValueError, TypeError, KeyError):
+                broken = line
+            else:
+                rows.append(row)
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            row["step"] += 0
-        except (ValueError, TypeError, KeyError):
-            if number == len(lines):
-                break
-            raise DataError(f"{path}, line {number} is no row of metrics: {line[:60]!r}") from None
-        rows.append(row)
     return rows
 
 

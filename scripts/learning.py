@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from data.demo.gold import gold_score
 from rlhf import console
 from rlhf.command import Command
 from rlhf.errors import EXIT_DONE, EXIT_USER, RLHFError
-from rlhf.files import write_text
+from rlhf.json_lines import read_json_lines, write_json_lines
 from rlhf.metrics import read_metrics
 from scripts.nightly_kill import train
 
@@ -85,7 +86,7 @@ def show_along(seeds: Sequence[int], folders: Sequence[Path]) -> None:
     for folder in folders:
         for path in sorted((folder / "step3_ppo" / "rollouts").glob("iteration-*.jsonl")):
             iteration = int(path.stem.rpartition("-")[2])
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            rows = [line.value() for line in read_json_lines(path)]
             gold = sum(gold_score(r["prompt"][-1]["content"], r["response"]) for r in rows) / len(rows)
             score = sum(r["score"] for r in rows) / len(rows)
             table.setdefault(iteration, []).append(f"{score:.2f} / {gold:.3f}")
@@ -120,10 +121,10 @@ def show_untrained(first: Path, output: Path, arguments: Sequence[str]) -> None:
 def show_length_biased(first: Path, output: Path, arguments: Sequence[str]) -> None:
     """A reward model that was taught that longer is better: PPO, forced past the gate, must say so."""
     pairs = output.parent / "longer-is-better.jsonl"
-    rows = [json.loads(line) for line in (first / "prepare" / "demo" / "preferences.jsonl").read_text().splitlines()]
+    rows = [line.value() for line in read_json_lines(first / "prepare" / "demo" / "preferences.jsonl")]
     for row in rows:
         row["rejected"], row["chosen"] = sorted((row["chosen"], row["rejected"]), key=len)
-    write_text(pairs, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_json_lines(pairs, rows)
     biased = ["--stages", "2,3", "--sft-model", str(first / "step1_sft" / "model"), "--data-path", str(pairs)]
     said = expect(EXIT_DONE, [*biased, "--force", "--max-steps", "60", *arguments], output)
     signs = [line for line in said.splitlines() if "length" in line and line.startswith("warning:")]
@@ -149,8 +150,8 @@ def text_perplexity(model: Path, text: Path, *, rows: int = 200) -> float:
     tokenizer = load_tokenizer(str(model))
     scorer = CausalModel(load_causal_lm(str(model), tokenizer=tokenizer))
     loss, count = 0.0, 0
-    for line in text.read_text(encoding="utf-8").splitlines()[:rows]:
-        ids_BT = torch.tensor([tokenizer(json.loads(line)["text"])["input_ids"]])
+    for line in islice(read_json_lines(text), rows):
+        ids_BT = torch.tensor([tokenizer(line.value()["text"])["input_ids"]])
         mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
         mask_BT[:, 0] = False
         with torch.no_grad():

@@ -22,6 +22,7 @@ from rlhf import console
 from rlhf.command import Command
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError, RLHFError
 from rlhf.files import claim_folder, empty_folder
+from rlhf.json_lines import read_json_lines
 from rlhf.metrics import FILE_NAME
 from rlhf.pipeline.launch import ROOT
 from rlhf.stages.result import DONE_NAME, read_result
@@ -123,7 +124,7 @@ def differences(whole: Path, other: Path) -> Iterator[str]:
 
 
 def _metrics(stage: Path) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in (stage / FILE_NAME).read_text(encoding="utf-8").splitlines()]
+    rows = [line.value() for line in read_json_lines(stage / FILE_NAME)]
     return [{name: value for name, value in row.items() if not name.startswith(_TIMED)} for row in rows]
 
 

@@ -2,7 +2,8 @@
 
 A tokenizer and a small Llama, trained on generated text (data/demo/) with plain torch; preferences, held-out prompts
 and pretraining text beside them. What was made once is kept in the user's cache folder, under a hash of all that it
-depends on, and copied from there. DIR/prepare.json names the files as settings of the pipeline.
+depends on (FORMAT stands for the code), and copied from there. DIR/prepare.json names the files as settings of the
+pipeline.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ from data.demo.facts import FACTS, sentence
 from rlhf import console
 from rlhf.command import Command
 from rlhf.config import Config, build, given, options, setting
-from rlhf.files import new_folder, write_json, write_text
+from rlhf.files import new_folder, write_json
+from rlhf.json_lines import write_json_lines
 from rlhf.template import Template, install_template
 
-# What the files depend on, besides the settings and the libraries' versions; paths from data/.
-CODE = (
-    "demo/facts.py", "demo/phrases.py", "demo/dialogues.py", "demo/corpus.py", "demo/gold.py", "demo/preferences.py",
-    "../rlhf/template.py", "../scripts/pretrain_demo.py",
-)  # fmt: skip
+# Of the files that are kept, and part of their key, beside the settings and the libraries' versions. To be raised when
+# the same settings would give other files: other text or preferences (data/demo/), another template (rlhf/template.py),
+# another tokenizer, model or training (here).
+FORMAT = 1
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 POOL = 2000  # texts that are sorted by length at a time, so that a batch has little padding
 LONGEST = 128  # tokens of a text, the rest is cut off
 TOKENIZER_TEXTS = 4000
 PRETRAINING_ROWS = 1000
+LARGEST_GRADIENT_NORM = 1.0
 
 
 class DemoSettings(Config):
@@ -88,7 +90,7 @@ def prepare(settings: DemoSettings) -> Path:
     values = settings.model_dump(mode="json", exclude={"output_dir", "cache_dir"})
     versions = [str(torch_version), transformers_version, tokenizers_version]
     root = settings.cache_dir or default_folder().with_name("demo")
-    key = key_of([values, versions], code=CODE)
+    key = key_of([values, versions], format=FORMAT)
     new = not (root / f"base-{key}").exists()
     folder = build_once(root, "base", key, lambda part: make(part, settings), doing="pretraining the demo's base model")
     made = json.loads((folder / "info.json").read_text(encoding="utf-8"))
@@ -101,10 +103,10 @@ def prepare(settings: DemoSettings) -> Path:
 
 def make(folder: Path, settings: DemoSettings) -> None:
     """Everything that the demo starts from."""
-    write_rows(folder / "preferences.jsonl", preferences.preferences(Random(settings.seed)))
-    write_rows(folder / "held_out_prompts.jsonl", preferences.held_out_prompts(Random(settings.seed)))
+    write_json_lines(folder / "preferences.jsonl", preferences.preferences(Random(settings.seed)))
+    write_json_lines(folder / "held_out_prompts.jsonl", preferences.held_out_prompts(Random(settings.seed)))
     facts = statements(Random(settings.seed))
-    write_rows(folder / "pretraining.jsonl", ({"text": text} for text in islice(facts, PRETRAINING_ROWS)))
+    write_json_lines(folder / "pretraining.jsonl", ({"text": text} for text in islice(facts, PRETRAINING_ROWS)))
     began = time.monotonic()
     tokenizer = make_tokenizer(settings)
     model, loss = pretrain(tokenizer, settings)
@@ -119,10 +121,6 @@ def make(folder: Path, settings: DemoSettings) -> None:
         "settings": settings.model_dump(mode="json", exclude={"output_dir", "cache_dir"}),
     }
     write_json(folder / "info.json", info)
-
-
-def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def make_tokenizer(settings: DemoSettings) -> Any:
@@ -187,31 +185,14 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
 
     logging.disable_progress_bar()
     torch.manual_seed(settings.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.hidden_size * 8 // 3,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=8,  # many small heads soon find what was asked; few large ones take twice the steps
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        # Five times the usual: at this width the usual one leaves the first hundred steps to growing the weights.
-        initializer_range=0.1,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
+    model, loss = LlamaForCausalLM(LlamaConfig(**architecture(tokenizer, settings))), 0.0
     # Muon on the matrices learns the facts in about half the steps that AdamW needs.
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
-    optimizers = [
-        torch.optim.Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
-    rise, loss = min(30, settings.steps), 0.0
+    muon, adamw = optimizer_options(settings)
+    optimizers = [torch.optim.Muon(matrices, **muon), torch.optim.AdamW(others, **adamw)]
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(o, lambda s: min((s + 1) / rise, 1.0) * (1 - 0.95 * s / settings.steps))
+        torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, settings.steps))
         for o in optimizers
     ]
     with console.progress("pretraining", total=settings.steps) as bar:
@@ -221,7 +202,7 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
                 logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
             )
             loss_now.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 optimizer.zero_grad()
@@ -229,6 +210,35 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
             loss = float(loss_now.detach())
             bar.update(step, {"loss": loss})
     return model.eval(), loss
+
+
+def architecture(tokenizer: Any, settings: DemoSettings) -> dict[str, Any]:
+    """The Llama's configuration."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": settings.hidden_size * 8 // 3,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": 8,  # many small heads soon find what was asked; few large ones take twice the steps
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        # Five times the usual: at this width the usual one leaves the first hundred steps to growing the weights.
+        "initializer_range": 0.1,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def optimizer_options(settings: DemoSettings) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of Muon, which trains the matrices of the layers, and of AdamW, which trains the rest."""
+    muon = {"lr": settings.matrix_learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    return muon, {"lr": settings.learning_rate, "betas": (0.9, 0.95), "weight_decay": 0.0}
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Of a step, counted from 0: it rises over the first thirty and falls to a twentieth."""
+    return min((step + 1) / min(30, steps), 1.0) * (1 - 0.95 * step / steps)
 
 
 def facts_known(model: Any, template: Template) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import DataError
-from rlhf.files import write_text
+from rlhf.json_lines import LineError, read_json_lines, write_json_lines
 
 if TYPE_CHECKING:
     from rlhf.template import Template
@@ -34,8 +34,7 @@ class RolloutFiles:
 
         if not distributed.is_main() or not (self._stays(iteration) or self.keep or last):
             return
-        rows = [json.dumps(row, ensure_ascii=False) for row in rollout_rows(experience, template)]
-        write_text(self._path(iteration), "\n".join(rows) + "\n")
+        write_json_lines(self._path(iteration), rollout_rows(experience, template))
         old = iteration - self.keep
         if self.keep and old > 0 and not self._stays(old):
             self._path(old).unlink(missing_ok=True)
@@ -82,20 +81,19 @@ def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
 def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """The rows of one iteration's file. Raises DataError naming the file and line."""
     rows = []
-    try:
-        # not splitlines(), which also cuts at separators that JSON leaves in its strings, such as U+2028
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is no file of rollouts: it is not UTF-8 text") from None
-    for number, line in enumerate(lines, start=1):
+    for line in read_json_lines(path):
+        complaint = f"{path}, line {line.number} is no row of a rollout"
         try:
-            row = json.loads(line)
-            missing = FIELDS - row.keys()
-        except (ValueError, AttributeError):
-            raise DataError(f"{path}, line {number} is no row of a rollout") from None
-        if missing:
-            raise DataError(f"{path}, line {number} is no row of a rollout: it lacks {', '.join(sorted(missing))}")
+            row = line.value()
+        except LineError as error:
+            raise DataError(f"{complaint}: it {error}") from None
+        if not isinstance(row, dict):
+            raise DataError(complaint)
+        if missing := FIELDS - row.keys():
+            raise DataError(f"{complaint}: it lacks {', '.join(sorted(missing))}")
         rows.append(row)
+    if not rows:
+        raise DataError(f"{path} is no file of rollouts: it is empty")
     return rows
 
 

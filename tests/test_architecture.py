@@ -1,101 +1,78 @@
-"""The house keeps its shape: imports flow one way, validation needs no torch, and our data/ package is found."""
+"""The house keeps its shape: each rule of tests/helpers/house.py holds, and fails where it is broken."""
 
 from __future__ import annotations
 
-import ast
-import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.helpers import house
+
 ROOT = Path(__file__).resolve().parent.parent
-STAGES = ("step1_sft", "step2_reward", "step3_ppo")
-
-# What each package may import of ours, itself aside. `scripts` stands beside train.py: nothing imports it.
-ALLOWED = {
-    "rlhf": set(),
-    "data": {"rlhf"},
-    **{stage: {"rlhf", "data"} for stage in STAGES},
-    "train": {"rlhf", "data", *STAGES},
-    "scripts": {"rlhf", "data", *STAGES, "train"},
-}
-# `data/` reads and encodes; it neither trains nor generates. Of rlhf.models.loading it takes the tokenizer.
-NOT_FOR_DATA = "training generation"
-
-# What answers --help and checks settings: these must be importable without the seconds that torch takes.
-TORCH_FREE = {
-    "rlhf": "command config console errors files hardware metrics stage_config process template "
-    "stages.command stages.problems stages.spec models.names "
-    "pipeline.run pipeline.placement pipeline.plan pipeline.launch report.page report.charts chat.__main__ "
-    "chat.session chat.screen chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges "
-    "evaluate.comparison generation.speaker generation.streaming",
-    "data": "adapters blend config example preflight sources",
-    **dict.fromkeys(STAGES, "config spec __main__"),
-}
-HEAVY = ("torch", "transformers", "deepspeed", "peft", "accelerate", "datasets")
+Rule = Callable[[Path], list[str]]
 
 
-def _modules() -> dict[str, Path]:
-    """Dotted name → file, of everything of ours that is importable."""
-    files = [f for package in ALLOWED for f in (ROOT / package).rglob("*.py")] + [ROOT / "train.py"]
-    names = {f: f.relative_to(ROOT).with_suffix("").as_posix().replace("/", ".") for f in files if f.exists()}
-    return {name.removesuffix(".__init__"): file for file, name in names.items()}
+@pytest.mark.parametrize("rule", house.RULES, ids=lambda rule: rule.__name__)
+def test_the_rule_holds(rule: Rule) -> None:
+    assert rule(ROOT) == [], rule.__doc__
 
 
-def _imports(name: str, file: Path) -> set[str]:
-    """Absolute names that a file imports anywhere in it, functions and TYPE_CHECKING blocks included."""
-    found = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"), filename=str(file))):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}: line {node.lineno} imports relatively; write the whole name"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+# --- each rule fails when it is broken --------------------------------------------------------------------------------
+
+BREAKS: list[tuple[Rule, str, str]] = [
+    (house.absolute_imports, "data/blend.py", "from .cache import build_once\n"),
+    (house.packages_flow_one_way, "rlhf/files.py", "def f():\n    import data.config\n"),
+    (house.packages_flow_one_way, "step1_sft/config.py", "from step2_reward.config import RewardConfig\n"),
+    (house.packages_flow_one_way, "data/blend.py", "import train\n"),
+    (house.packages_flow_one_way, "train.py", "import scripts.learning\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/training/engine.py", "from rlhf.models.loading import unwrap\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/models/export.py", "import rlhf.generation.sampler\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/generation/sampler.py", "from rlhf.pipeline import plan\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/stages/spec.py", "def f():\n    from rlhf.pipeline import plan\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/files.py", "from rlhf.training import distributed\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/console/text.py", "from rlhf.errors import nearest\n"),
+    (house.rooms_know_only_what_they_may, "data/store.py", "from rlhf.generation.sampler import Sampler\n"),
+    (house.rooms_know_only_what_they_may, "data/store.py", "from rlhf.training.engine import TrainEngine\n"),
+    (house.process_imports_nothing, "rlhf/process.py", "from rlhf.errors import nearest\n"),
+    (house.no_circles, "data/readers.py", "def f():\n    from data.sources import rows\n"),
+    (house.ground_names_no_torch, "rlhf/files.py", "def f():\n    import torch\n"),
+    (house.no_stage_by_name, "rlhf/report/page.py", "LAST = 'step3_ppo'\n"),
+    (house.private_attributes_in_one_file, "rlhf/models/export.py", "def f(p):\n    return p.ds_numel\n"),
+    (house.files_are_short, "data/blend.py", "x = 1\n" * 300),
+    (house.settings_need_no_torch, "data/blend.py", "import torch\n"),
+]
 
 
-def test_imports_flow_one_way() -> None:
-    """rlhf ← data ← step1_sft | step2_reward | step3_ppo ← train.py, and no stage knows another."""
-    wrong = []
-    for name, file in _modules().items():
-        package = name.partition(".")[0]
-        for imported in _imports(name, file):
-            top = imported.partition(".")[0]
-            if top in ALLOWED and top != package and top not in ALLOWED[package]:
-                wrong.append(f"{name} imports {imported}")
-    assert not wrong, "\n".join(wrong)
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, to break a rule in."""
+    folder = tmp_path_factory.mktemp("house")
+    for package in house.PACKAGES:
+        if (ROOT / package).is_dir():
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "train.py", folder)
+    return folder
 
 
-def test_data_neither_trains_nor_generates() -> None:
-    wrong = [
-        f"{name} imports {imported}"
-        for name, file in _modules().items()
-        if name.partition(".")[0] == "data"
-        for imported in _imports(name, file)
-        if imported.startswith("rlhf.") and imported.split(".")[1] in NOT_FOR_DATA.split()
-    ]
-    assert not wrong, "\n".join(wrong)
+@pytest.mark.parametrize("rule, file, line", BREAKS, ids=lambda value: getattr(value, "__name__", None))
+def test_the_rule_fails_where_it_is_broken(copy: Path, rule: Rule, file: str, line: str) -> None:
+    path = copy / file
+    before = path.read_text(encoding="utf-8")
+    path.write_text(f"{before}\n{line}", encoding="utf-8")
+    try:
+        found = rule(copy)
+    finally:
+        path.write_text(before, encoding="utf-8")
+    assert found, f"{rule.__name__} does not see {line!r} in {file}"
 
 
-def test_settings_and_checks_need_no_torch() -> None:
-    """One process imports every module that must be light and says which of them first brought something heavy."""
-    names = [f"{package}.{m}" for package, modules in TORCH_FREE.items() for m in modules.split()]
-    names += ["train", "scripts.run_stage"]
-    program = (
-        "import importlib, json, sys\n"
-        "blame = {}\n"
-        f"for name in {names!r}:\n"
-        "    importlib.import_module(name)\n"
-        f"    for heavy in {HEAVY!r}:\n"
-        "        if heavy in sys.modules: blame.setdefault(heavy, name)\n"
-        "print(json.dumps(blame))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {}
+def test_every_rule_is_shown_to_fail() -> None:
+    assert {rule for rule, _, _ in BREAKS} == set(house.RULES)
 
 
 @pytest.fixture

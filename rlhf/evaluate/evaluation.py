@@ -25,6 +25,7 @@ from rlhf.files import write_json
 from rlhf.generation.speaker import Speaker, load_speaker
 from rlhf.generation.speaker import problems as speaker_problems
 from rlhf.generation.streaming import cut_at
+from rlhf.json_lines import JSONLine, LineError, read_json_lines
 from rlhf.models.names import check_model
 from rlhf.stage_config import Dtype
 
@@ -83,34 +84,36 @@ class EvaluateConfig(Config):
 
 def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None) -> list[Asked]:
     """The prompts of a JSONL file; the first `limit`. Raises DataError naming file and row."""
+    asked: list[Asked] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        for line in read_json_lines(path):
+            if len(asked) == limit:
+                break
+            if not line.blank:
+                asked.append(Asked(line.number, _prompt(line, path, column)))
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"prompts={path}: no such file") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path} is not UTF-8 text") from None
-    asked: list[Asked] = []
-    for number, line in enumerate(lines, start=1):
-        if len(asked) == limit:
-            break
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}, line {number} is not JSON: {error}") from None
-        if not isinstance(row, dict) or column not in row:
-            hint = nearest(column, row) if isinstance(row, dict) else ""
-            raise DataError(f"{path}, row {number} has no column '{column}'{hint or '; --prompt-column names another'}")
-        value: Any = row[column]
-        if isinstance(value, str):
-            value = [{"role": "user", "content": value}]
-        if not _is_conversation(value):
-            raise DataError(f"{path}, row {number}: '{column}' is neither text nor messages that end with the user's")
-        asked.append(Asked(number, value))
     if not asked:
         raise DataError(f"{path} holds no prompts")
     return asked
+
+
+def _prompt(line: JSONLine, path: Path, column: str) -> Any:
+    """A line's prompt as messages. Raises DataError naming file and row."""
+    try:
+        row = line.value()
+    except LineError as error:
+        raise DataError(f"{path}, line {line.number} {error}") from None
+    if not isinstance(row, dict) or column not in row:
+        hint = nearest(column, row) if isinstance(row, dict) else ""
+        hint = hint or "; --prompt-column names another"
+        raise DataError(f"{path}, row {line.number} has no column '{column}'{hint}")
+    value: Any = row[column]
+    if isinstance(value, str):
+        value = [{"role": "user", "content": value}]
+    if not _is_conversation(value):
+        raise DataError(f"{path}, row {line.number}: '{column}' is neither text nor messages that end with the user's")
+    return value
 
 
 def _is_conversation(value: Any) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from rlhf.models.loading import backbone, unwrap
@@ -114,9 +113,3 @@ def _scale_and_cap(config: Any) -> tuple[float, float]:
     cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
     divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
     return (1.0 / float(divisor) if divisor else float(getattr(config, "logit_scale", None) or 1.0)), cap
-
-
-def table_from_flat(flat_N: Tensor, mask_BT: Tensor) -> Tensor:
-    """Flat values back in the places where `mask_BT` is True, zeros elsewhere: [B, T]."""
-    table = torch.zeros(mask_BT.shape, dtype=flat_N.dtype, device=flat_N.device)
-    return table.masked_scatter(mask_BT, flat_N)

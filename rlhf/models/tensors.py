@@ -1,55 +1,31 @@
-"""Pure tensor functions: masks, masked means, whitening, log-probabilities from hidden states.
+"""Pure tensor functions: whitening, padding, log-probabilities from hidden states.
 
-B sequences, T tokens of a sequence, R response tokens, V vocabulary, D hidden, N counted tokens of a batch (flat).
+B sequences, T tokens of a sequence, V vocabulary, D hidden, N counted tokens of a batch (flat).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from rlhf.models.logprob_function import Logits, TargetLogprobs
 
-IGNORE_INDEX = -100
-SumOverRanks = Callable[..., list[float]]
 
-
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `x` where `mask` is True; 0 where nothing counts."""
-    return torch.where(mask, x, 0).sum() / mask.sum().clamp(min=1)
-
-
-def local_sums(*values: float | int | Tensor) -> list[float]:
-    """The sums of one rank; stands where `sum_over_ranks` would for several."""
-    return [float(v) for v in values]
-
-
-def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, sums: SumOverRanks = local_sums) -> Tensor:
+def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
     """(x − mean) / √(variance + 1e-8) over the counted entries; 0 where not counted.
 
-    Two passes and the biased variance (Huang et al. 2024). `sums` adds up over ranks, so that the statistics are
-    those of the whole batch. `keep_mean` leaves the mean where it was. `[1, 3] → [−1, 1]`.
+    Two passes and the biased variance (Huang et al. 2024). `keep_mean` leaves the mean where it was.
+    `[1, 3] → [−1, 1]`.
     """
-    count, total = sums(mask.sum(), x[mask].sum())
+    count = float(mask.sum())
     if count == 0:
         return torch.zeros_like(x)
-    mean = total / count
-    (squares,) = sums(((x[mask] - mean).double() ** 2).sum())
+    mean = float(x[mask].sum()) / count
+    squares = float(((x[mask] - mean).double() ** 2).sum())
     whitened = (x - mean) * (squares / count + 1e-8) ** -0.5 + (mean if keep_mean else 0.0)
     return torch.where(mask, whitened, 0.0)
-
-
-def truncate_after_eos(ids_BR: Tensor, stop_ids: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Cut each response after its first stop token: `[5, 2, 9] → [5, 2, pad]` with stop id 2.
-
-    Returns the ids and the mask [B, R] that is True up to and including the stop token. Ids alone cannot tell padding
-    from content, so an id equal to `pad_id` before the stop counts.
-    """
-    stops = torch.isin(ids_BR, torch.tensor(list(stop_ids), device=ids_BR.device))
-    mask_BR = stops.int().cumsum(dim=1) - stops.int() == 0
-    return torch.where(mask_BR, ids_BR, pad_id), mask_BR
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -3,14 +3,13 @@ which nothing is applied any more ends with a checkpoint and the diagnosis."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from rlhf import console
 from rlhf.errors import TrainingError
-from rlhf.files import write_text
+from rlhf.json_lines import write_json_lines
 from rlhf.training import distributed
 
 
@@ -27,7 +26,7 @@ class Guard:
         if not skipped:
             return
         path = self.folder / f"step-{step:08}-rank-{distributed.rank():05}.jsonl"
-        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in batch()))
+        write_json_lines(path, batch())
         console.warn(f"step {step} was skipped: loss, gradient or score is not finite; its rows are in {path}")
         if self.in_a_row >= self.limit:
             save()

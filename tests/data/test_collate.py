@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import torch
+
 from data.collate import collate_demonstrations, collate_preferences
 
 DEMONSTRATIONS = [
@@ -11,9 +13,8 @@ DEMONSTRATIONS = [
 def test_demonstrations_count_response_tokens_and_the_end_token() -> None:
     batch = collate_demonstrations(DEMONSTRATIONS, pad_token_id=0)
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 2, 0, 0], [5, 8, 9, 7, 7, 2]]
-    assert batch.attention_mask_BT.int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]]
     assert batch.loss_mask_BT.int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]]
-    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 3, 3], [0, 1, 2, 3, 4, 5]]
+    assert batch.packed_inputs(torch.float32) == {}
 
 
 def test_training_on_the_prompt_leaves_out_the_token_that_nothing_predicts() -> None:
@@ -42,8 +43,8 @@ def test_the_end_token_is_found_by_length_where_it_equals_pad() -> None:
 def test_no_rows_give_a_forward_in_which_nothing_counts() -> None:
     demonstrations = collate_demonstrations([], pad_token_id=4)
     assert demonstrations.input_ids_BT.tolist() == [[4]]
-    assert demonstrations.attention_mask_BT.tolist() == [[True]]  # a softmax over nothing is not a number
     assert not demonstrations.loss_mask_BT.any()
     preferences = collate_preferences([], pad_token_id=4)
     assert preferences.input_ids_BT.tolist() == [[4], [4]]
+    assert preferences.last_B.tolist() == [0, 0]
     assert preferences.pair_mask_B.tolist() == [False]

@@ -42,10 +42,10 @@ def fake_hub(monkeypatch) -> Any:
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(datasets, "get_dataset_split_names", split_names)
-    hub._load.cache_clear()
+    hub.load_split.cache_clear()
     hub.hub_splits.cache_clear()
     yield fake
-    hub._load.cache_clear()
+    hub.load_split.cache_clear()
     hub.hub_splits.cache_clear()
 
 
@@ -97,7 +97,7 @@ def test_a_named_split_is_all_there_is_and_a_part_of_it_is_held_out(fake_hub, se
 def test_what_is_asked_of_the_hub(name: HubName, asked: tuple[str, str, dict[str, str]], fake_hub) -> None:
     fake_hub(name.name, {"test": [{"a": 1}], "train": [{"a": 1}], asked[0]: [{"a": 1}], asked[1]: [{"a": 1}]})
     assert hub.hub_splits(name) == asked[:2]
-    hub._load(name, False)
+    hub.load_split(name, False)
     assert fake_hub.asked[-1] == (f"{name.name}#{asked[0]}", asked[2])
 
 
@@ -117,7 +117,7 @@ def test_a_repository_with_a_loading_script_is_read_from_the_hubs_own_tables(fak
         return load(path, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", refuse_scripts)
-    hub._load(HubName("openai/summarize_from_feedback"), False)
+    hub.load_split(HubName("openai/summarize_from_feedback"), False)
     assert fake_hub.asked == [
         ("openai/summarize_from_feedback#train", {"data_dir": "comparisons", "revision": "refs/convert/parquet"})
     ]

@@ -52,7 +52,8 @@ PACKS = [
 
 def test_a_packed_row_restarts_positions_and_looks_at_its_own_demonstration() -> None:
     batch = collate_demonstrations(PACKS, pad_token_id=0)
-    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 2, 2, 2]]
+    assert batch.position_ids_BT is not None
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2, 3, 0, 1], [0, 1, 2, 0, 0, 0]]
     assert batch.loss_mask_BT.int().tolist() == [[0, 0, 1, 1, 0, 1], [0, 1, 1, 0, 0, 0]]
     assert batch.packed_mask_B1TT is not None
     assert batch.packed_mask_B1TT[0, 0].int().tolist() == [

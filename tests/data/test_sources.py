@@ -11,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data import sources
+from data import readers
 from data.config import SourceSettings
+from data.contents import fingerprint, rows
 from data.example import RowError
-from data.sources import HubName, fingerprint, parse, rows
+from data.sources import HubName, parse
 from data.store import Reader
 from rlhf.errors import DataError
 
@@ -163,7 +164,7 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 def test_a_gigantic_row_is_passed_over_without_reading_it_whole(write, monkeypatch) -> None:
-    monkeypatch.setattr(sources, "LARGEST_ROW", 1000)
+    monkeypatch.setattr(readers, "LARGEST_ROW", 1000)
     path = write("a.jsonl", [GOOD, GOOD | {"chosen": "x" * 5000}, GOOD])
     assert problems(path) == [f"{path}, line 2: is longer than 1,000 bytes"]
     assert [isinstance(row, RowError) for _, row in rows(parse(path))] == [False, True, False]
@@ -175,6 +176,7 @@ def test_a_gigantic_row_is_passed_over_without_reading_it_whole(write, monkeypat
         ('[{"prompt": "q", "chosen": "a", "rejected": "b"},\n {"prompt": }]', "row 2: is not valid JSON (line 2): "),
         ('[{"prompt": "q", "chosen": "a", "rejected": "b"},\n {"prompt": "q"', "row 2: is not valid JSON (line 2): "),
         ('[{"prompt": "q", "chosen": "a", "rejected": "b"}, 7]', "row 2: is not a JSON object but int"),
+        (f'[{{"prompt": "q", "chosen": "a", "rejected": "b"}}, {"1" * 5000}]', "row 2: is not valid JSON (line 1): "),
     ],
 )
 def test_a_broken_list_is_named(text: str, message: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from data import stage_data
 from data.config import DataSettings, PretrainingMixSettings
+from data.encode import Encoder
 from data.stage_data import StageData
 from rlhf.errors import DataError
 from rlhf.template import Template
@@ -63,7 +64,7 @@ def test_a_second_call_reads_the_cache_and_other_settings_do_not(write, settings
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("nothing needs to be tokenised again")
 
-    monkeypatch.setattr("data.tokens._build", refuse)
+    monkeypatch.setattr(Encoder, "__call__", refuse)
     again = stage_data.preferences(settings(path), template)
     assert list(again.train) == list(first.train)
     # the same content in another place is the same data
@@ -75,6 +76,19 @@ def test_a_second_call_reads_the_cache_and_other_settings_do_not(write, settings
     write("b.jsonl", pairs(61))
     with pytest.raises(AssertionError, match="again"):
         stage_data.preferences(settings(str(moved)), template)
+
+
+def test_a_source_that_is_read_another_way_is_tokenised_anew(write, settings, pairs, template: Template) -> None:
+    """Tokens used to be found by the source's bytes and the order of its rows alone: where few rows had the same order
+    with other columns, a run trained on the responses that an earlier one had taken for the better."""
+    path = write("a.jsonl", pairs(2))
+
+    def chosen(columns: str) -> str:
+        data = stage_data.preferences(settings(path, data_split="0,1,0", eval_ratio=1e-9, columns=columns), template)
+        return str(template.tokenizer.decode(data.train[0]["chosen_ids"]))
+
+    assert chosen("prompt=prompt,chosen=chosen,rejected=rejected").startswith(" yes")
+    assert chosen("prompt=prompt,chosen=rejected,rejected=chosen").startswith(" no")
 
 
 def test_eval_data_path_is_held_out_of_training(write, settings, pairs, template: Template) -> None:

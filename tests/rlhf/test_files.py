@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from rlhf import files
 from rlhf.errors import ConfigError, error_lines
-from rlhf.files import LOCK_NAME, claim_folder, empty_folder, folder_problems, lock_folder, new_folder, write_text
+from rlhf.files import LOCK_NAME, claim_folder, empty_folder, folder_problems, lock, lock_folder, new_folder, write_text
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,3 +104,37 @@ def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> No
         holder.communicate()
     lock_folder(folder, wait=5)
     assert (folder / LOCK_NAME).read_text().startswith(f"process {os.getpid()} on ")
+
+
+def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None:
+    """A killed run's tokenising workers lived on for a while; had they inherited its locks, the next run would wait."""
+    program = (
+        "import os, sys, time\n"
+        "from rlhf.files import lock\n"
+        "file = open(sys.argv[1], 'a')\n"
+        "assert lock(file)\n"
+        "child = os.fork()\n"
+        "if child: print(child, flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    path = tmp_path / "lock"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program, str(path)],
+        cwd=Path(__file__).resolve().parents[2],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    try:
+        with path.open("a") as file:
+            assert not lock(file)
+            assert not lock(file, wait=0.1)
+            parent.kill()
+            parent.wait()
+            os.kill(worker, 0)  # it lives
+            assert lock(file)
+    finally:
+        parent.kill()
+        os.kill(worker, signal.SIGKILL)
+        parent.communicate()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from rlhf.config import build
 from rlhf.pipeline.config import PipelineConfig
+from scripts import pretrain_demo
 from scripts.pretrain_demo import DemoSettings, main, make_tokenizer, prepare
+from tests.helpers.golden import check_content
 
 TINY = {"hidden_size": 32, "layers": 1, "steps": 2, "batch_tokens": 256, "vocabulary": 600}
 
@@ -62,6 +65,36 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
     second = prepare(settings(tmp_path / "elsewhere", steps=3))
     assert first != second
     assert weights(first) == weights(second)
+
+
+def test_the_format_of_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained weights differ from machine to machine in their last digits; what decides them does not: the data, the
+    tokenizer's vocabulary, the very batches of ids, and how the model is built and trained on them."""
+
+    class Weightless:
+        def save_pretrained(self, folder: Path) -> None: ...
+
+        def parameters(self) -> list[object]:
+            return []
+
+    decided: dict[str, object] = {}
+
+    def without_training(tokenizer: Any, of: DemoSettings) -> tuple[Any, float]:
+        decided["vocabulary"] = tokenizer.get_vocab()
+        decided["template"] = tokenizer.chat_template
+        decided["batches"] = [ids_BT.tolist() for ids_BT in pretrain_demo.batches(tokenizer, of)]
+        decided["model"] = pretrain_demo.architecture(tokenizer, of)
+        decided["optimizers"] = pretrain_demo.optimizer_options(of)
+        decided["learning_rates"] = [pretrain_demo.learning_rate_factor(step, 50) for step in range(50)]
+        decided["gradient_norm"] = pretrain_demo.LARGEST_GRADIENT_NORM
+        return Weightless(), 0.0
+
+    monkeypatch.setattr(pretrain_demo, "pretrain", without_training)
+    monkeypatch.setattr(pretrain_demo, "facts_known", lambda *_: 0.0)
+    folder = prepare(settings(tmp_path, steps=20))
+    files = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jsonl"))}
+    assert list(files) == ["held_out_prompts.jsonl", "preferences.jsonl", "pretraining.jsonl"]
+    check_content([files, decided], "681883241b76a972fc0e2187", cache="base model", file="scripts/pretrain_demo.py")
 
 
 def test_text_comes_back_from_its_ids_as_it_was() -> None:

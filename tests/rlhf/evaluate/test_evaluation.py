@@ -69,7 +69,7 @@ def test_prompts_are_text_or_messages(tmp_path: Path):
     ("row", "message"),
     [
         ({"promt": "x"}, r"row 2 has no column 'prompt'; did you mean 'promt'\?"),
-        ('{"prompt": "x"', "line 2 is not JSON"),
+        ('{"prompt": "x"', "line 2 is not valid JSON: expecting"),
         ([1], "row 2 has no column 'prompt'; --prompt-column names another"),
         ({"prompt": 3}, "row 2: 'prompt' is neither text nor messages"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: 'prompt' is neither text nor messages that end"),

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from torch import nn, tensor
 
-from rlhf.models.causal_model import CausalModel, LogprobHead, install_logprob_head, table_from_flat
+from rlhf.models.causal_model import CausalModel, LogprobHead, install_logprob_head
 from tests.helpers.tiny import FAMILIES, tiny_lm
 
 IDS = tensor([[5, 9, 2, 44, 101, 7], [200, 3, 17, 0, 0, 0]])  # the second row has three tokens and padding
@@ -128,8 +128,3 @@ def test_the_head_is_installed_once() -> None:
     CausalModel(lm)
     assert lm.get_output_embeddings() is head
     assert isinstance(head, LogprobHead)
-
-
-def test_flat_values_return_to_their_places() -> None:
-    table = table_from_flat(tensor([1.0, 2.0, 3.0, 4.0, 5.0]), COUNT)
-    assert table.tolist() == [[0, 0, 1, 2, 0, 3], [0, 4, 5, 0, 0, 0]]

@@ -1,4 +1,4 @@
-"""Masked means, whitening, truncation, and log-probabilities in chunks: worked by hand and against whole tables."""
+"""Whitening, padding, and log-probabilities in chunks: worked by hand and against whole tables."""
 
 from __future__ import annotations
 
@@ -17,16 +17,9 @@ from rlhf.models.logprob_function import Logits
 from rlhf.models.tensors import (
     chunked_logprobs,
     correlation,
-    masked_mean,
     pad_right,
-    truncate_after_eos,
     whiten,
 )
-
-
-def test_masked_mean_ignores_what_does_not_count() -> None:
-    assert masked_mean(tensor([1.0, 3.0, math.nan]), tensor([True, True, False])).item() == 2.0
-    assert masked_mean(tensor([1.0]), tensor([False])).item() == 0.0
 
 
 def test_whiten_by_hand() -> None:
@@ -46,17 +39,6 @@ def test_whiten_keeps_small_spreads_on_large_means() -> None:
     assert whiten(x, torch.ones(4, dtype=torch.bool)).tolist() == pytest.approx([-1.0, 1.0, -1.0, 1.0], rel=1e-3)
 
 
-def test_whiten_over_ranks_uses_the_whole_batch() -> None:
-    """Two ranks hold [1, 3] and [5, 7]: mean 4, variance 5. The sums of the other rank are put in by hand."""
-    theirs = iter([[2.0, 12.0], [10.0]])  # count and sum; squares around 4: 1 + 9
-
-    def sums(*values: Any) -> list[float]:
-        return [float(v) + other for v, other in zip(values, next(theirs), strict=True)]
-
-    mine = whiten(tensor([1.0, 3.0]), tensor([True, True]), sums=sums)
-    assert mine.tolist() == pytest.approx([-3 / math.sqrt(5), -1 / math.sqrt(5)])
-
-
 @given(st.lists(st.tuples(st.floats(-100, 100), st.booleans()), min_size=1, max_size=30), st.booleans())
 def test_whiten_is_numpys(entries: list[tuple[float, bool]], keep_mean: bool) -> None:
     x, mask = tensor([v for v, _ in entries], dtype=torch.float64), tensor([m for _, m in entries])
@@ -66,16 +48,6 @@ def test_whiten_is_numpys(entries: list[tuple[float, bool]], keep_mean: bool) ->
     if len(counted):
         wanted = (counted - counted.mean()) / np.sqrt(counted.var() + 1e-8) + (counted.mean() if keep_mean else 0)
         np.testing.assert_allclose(whitened[mask.numpy()], wanted, rtol=1e-6, atol=1e-6)
-
-
-def test_truncate_after_eos() -> None:
-    """`[5, 2, 9] → [5, 2, pad]`; without a stop all counts; pad may be content."""
-    ids = tensor([[5, 2, 9], [5, 6, 7], [2, 2, 2], [0, 5, 2]])
-    cut, mask = truncate_after_eos(ids, [2], 0)
-    assert cut.tolist() == [[5, 2, 0], [5, 6, 7], [2, 0, 0], [0, 5, 2]]
-    assert mask.tolist() == [[True, True, False], [True] * 3, [True, False, False], [True] * 3]
-    assert truncate_after_eos(ids, [7, 9], 0)[0].tolist() == [[5, 2, 9], [5, 6, 7], [2, 2, 2], [0, 5, 2]]
-    assert truncate_after_eos(ids, [], 0)[1].all()
 
 
 def test_pad_right() -> None:

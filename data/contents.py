@@ -1,0 +1,44 @@
+"""What a source holds, be it files or a hub dataset: its rows, what it holds out itself, a hash of all of it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+
+from data.example import Placed
+from data.hub import hub_fingerprint, hub_rows, hub_splits
+from data.readers import file_rows
+from data.sources import Source
+from rlhf.errors import DataError
+
+
+def has_held_out(source: Source) -> bool:
+    """Whether a source brings rows that it holds out itself: test files in a folder, a test split on the hub."""
+    if source.hub:
+        return hub_splits(source.hub)[1] is not None
+    return bool(source.held_out_files)
+
+
+def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
+    """The rows of a source with their places; a broken row comes as a RowError. Raises DataError for a broken file."""
+    if source.hub:
+        yield from hub_rows(source, held_out=held_out)
+        return
+    for path in source.held_out_files if held_out else source.files:
+        yield from file_rows(path)
+
+
+def fingerprint(source: Source, *, held_out: bool = False) -> str:
+    """A hash of the source's content: the same bytes give the same fingerprint wherever they lie."""
+    if source.hub:
+        return hub_fingerprint(source, held_out=held_out)
+    digest = hashlib.blake2b(digest_size=16)
+    for path in source.held_out_files if held_out else source.files:
+        digest.update(path.suffix.lower().encode())
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()

@@ -1,0 +1,16 @@
+"""Golden tests of the caches: what a cache holds belongs to the FORMAT number in its key."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def check_content(content: Any, digest: str, *, cache: str, file: str) -> None:
+    """Compare a cache's content, as JSON values that its reader gives, with the digest of what it was."""
+    text = json.dumps(content, sort_keys=True)
+    found = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+    assert found == digest, (
+        f"the content of the {cache} cache changed: raise FORMAT in {file} and put the new digest here ({found})"
+    )
