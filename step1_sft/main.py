@@ -20,13 +20,13 @@ from rlhf import console
 from rlhf.metrics import MetricsLog
 from rlhf.models.causal_model import CausalModel
 from rlhf.models.export import export
-from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
+from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
 from rlhf.models.lora import attach
 from rlhf.stage import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.checkpoint import Checkpoints, save_when_due
-from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing
 from rlhf.training.guard import Guard
 from rlhf.training.interrupt import noted
 from step1_sft.config import SFTConfig
@@ -34,19 +34,18 @@ from step1_sft.config import SFTConfig
 
 def run(config: SFTConfig) -> StageResult:
     distributed.init(config.seed)
-    dtype, zero_stage = dtype_of(config.dtype), config.zero_stage
-    zero_stage = default_zero_stage() if zero_stage is None else zero_stage
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     data = demonstrations(config, Template(tokenizer), packing=config.packing)
     data.record(config.output_dir)
-    lm = load_causal_lm(
+    loading = Loading(
         config.model,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        zero_config=zero3_config(zero_stage, dtype),
+        tokenizer,
+        dtype=dtype_of(config.dtype),
+        zero_stage=default_zero_stage() if config.zero_stage is None else config.zero_stage,
         no_dropout=config.no_dropout,
         trust_remote_code=config.trust_remote_code,
     )
+    lm = load_causal_lm(loading)
     if config.activation_checkpointing:
         enable_activation_checkpointing(lm)
     lm = attach(lm, config)
@@ -58,8 +57,8 @@ def run(config: SFTConfig) -> StageResult:
         config,
         learning_rate=config.lora_learning_rate if config.lora_rank else config.learning_rate,
         total_steps=total,
-        zero_stage=zero_stage,
-        dtype=dtype,
+        zero_stage=loading.zero_stage,
+        dtype=loading.dtype,
         micro_batch_size=config.micro_batch_size,
         where="step1_sft",
     )

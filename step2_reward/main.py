@@ -19,14 +19,14 @@ from rlhf import console
 from rlhf.errors import TrainingError
 from rlhf.metrics import MetricsLog
 from rlhf.models.export import export
-from rlhf.models.loading import dtype_of, load_tokenizer
+from rlhf.models.loading import Loading, dtype_of, load_tokenizer
 from rlhf.models.lora import attach
 from rlhf.models.scalar_model import HEAD, ScalarModel, load_scalar_model, values_at
 from rlhf.stage import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.checkpoint import Checkpoints, save_when_due
-from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing, zero3_config
+from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing
 from rlhf.training.guard import Guard
 from rlhf.training.interrupt import noted
 from step2_reward.config import RewardConfig
@@ -35,21 +35,18 @@ from step2_reward.loss import pairwise_losses, report
 
 def run(config: RewardConfig) -> StageResult:
     distributed.init(config.seed)
-    dtype, zero_stage = dtype_of(config.dtype), config.zero_stage
-    zero_stage = default_zero_stage() if zero_stage is None else zero_stage
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     data = preferences(config, Template(tokenizer))
     data.record(config.output_dir)
-    model = load_scalar_model(
+    loading = Loading(
         config.model,
-        tokenizer=tokenizer,
-        dtype=dtype,
-        zero_config=zero3_config(zero_stage, dtype),
-        new_head=True,
+        tokenizer,
+        dtype=dtype_of(config.dtype),
+        zero_stage=default_zero_stage() if config.zero_stage is None else config.zero_stage,
         no_dropout=config.no_dropout,
         trust_remote_code=config.trust_remote_code,
-        seed=config.seed,
     )
+    model = load_scalar_model(loading, new_head=True, seed=config.seed)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
     model = attach(model, config, keep_head=HEAD)
@@ -61,8 +58,8 @@ def run(config: RewardConfig) -> StageResult:
         config,
         learning_rate=config.lora_learning_rate if config.lora_rank else config.learning_rate,
         total_steps=total,
-        zero_stage=zero_stage,
-        dtype=dtype,
+        zero_stage=loading.zero_stage,
+        dtype=loading.dtype,
         micro_batch_size=config.micro_batch_size,
         where="step2_reward",
     )

@@ -50,7 +50,7 @@ def run(config: PPOConfig) -> StageResult:
     sampler = StepSampler(len(data.train), per_iteration, config.seed)
     iterations = config.iterations or sampler.steps_per_epoch
     iterations = min(iterations, config.max_steps or iterations)
-    roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config))
+    roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), tokenizer=tokenizer)
     ptx = _pretraining_mix(config, tokenizer)
     ema = EMA(roles.actor.engine, decay=config.ema_decay) if config.ema else None
     controller = KLController(config.kl_coef, config.adaptive_kl_target, config.adaptive_kl_horizon)

@@ -16,7 +16,7 @@ from rlhf.models.tensors import whiten
 from rlhf.template import Template
 from step3_ppo.advantages import estimate_advantages
 from step3_ppo.experience import Experience, figures, make_experience
-from step3_ppo.roles import RewardModel
+from step3_ppo.rewards.model import ModelReward
 from step3_ppo.rollout import Rollout, sequence_batch
 from tests.helpers import ppo
 from tests.helpers.tiny import tiny_tokenizer
@@ -231,6 +231,6 @@ def test_every_rank_holds_the_same_experience(
 def test_templates_agree_or_differ(models: dict[str, str]) -> None:
     """The same tokenizer in two folders is one tokenizer: no text is rendered."""
     roles = ppo.roles(ppo.config(models))
-    assert isinstance(roles.reward, RewardModel)
+    assert isinstance(roles.reward, ModelReward)
     assert roles.reward.same_tokenizer
     assert isinstance(roles.actor.template, Template)
