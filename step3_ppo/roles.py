@@ -37,18 +37,18 @@ class Actor:
     min_response_length: int
     reference: Any  # None: the actor with its adapters off
 
-    def scores(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
-        """Log-probabilities (and entropy) of the batch's response tokens under the weights as they are."""
-        return self._scores(self.engine, batch, with_entropy=with_entropy)
+    def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
+        """Log-probabilities (and entropy) [N] of the batch's response tokens under the weights as they are, in nats."""
+        return self._logprobs(self.engine, batch, with_entropy=with_entropy)
 
     def ref_logprobs(self, batch: SequenceBatch) -> Tensor:
-        """Log-probabilities of the same tokens under the model that stage 1 left: [N]."""
+        """Log-probabilities [N] of the same tokens under the model that stage 1 left, in nats."""
         if self.reference is not None:
-            return self._scores(self.reference, batch).logprobs_N
+            return self._logprobs(self.reference, batch).logprobs_N
         with adapters_off(self.engine.module.lm):
-            return self._scores(self.engine, batch).logprobs_N
+            return self._logprobs(self.engine, batch).logprobs_N
 
-    def _scores(self, model: Any, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
+    def _logprobs(self, model: Any, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
         device = distributed.device()
         extra: dict[str, Any] = {}
         if self.min_response_length:
@@ -85,9 +85,16 @@ class Critic:
 
 @dataclass
 class Roles:
+    """All four: the reference is the actor's, and what scores is a reward model or a reward of the user's own."""
+
     actor: Actor
     critic: Critic
     reward: Scorer
+
+    @property
+    def skipped_steps(self) -> int:
+        """Optimiser steps of actor and critic that were not applied, since the run began."""
+        return self.actor.engine.steps_skipped + self.critic.engine.steps_skipped
 
 
 def build_roles(
@@ -118,8 +125,6 @@ def build_roles(
     actor = _build_actor(config, tokenizer, template, optimizer_steps)
     critic = _build_critic(config, tokenizer, optimizer_steps)
     scorer = _load_reward(config, of_reward, same_tokenizer=same) if reward is None else reward
-    if config.reuse_forward:  # more memory than a step needs has been in use before it
-        actor.engine.returns_freed = critic.engine.returns_freed = False
     tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
     console.say(
         f"roles: actor {_size(actor.engine.module)}; reference "
