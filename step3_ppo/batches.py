@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,14 +12,17 @@ from rlhf.training import distributed
 from step3_ppo.rollout import Rollout
 
 
-def prompt_rows(sampler: StepSampler, iteration: int) -> list[int]:
-    """The prompts of an iteration, always equally many: an epoch's short last step is filled from the next epoch."""
+def prompts_of(data: Any, sampler: StepSampler, iteration: int, *, repeats: int) -> list[Any]:
+    """The rows of an iteration's prompts, each `repeats` times in a row: one for each response.
+
+    Every iteration asks equally many: an epoch's short last step is filled from the next epoch.
+    """
     rows = sampler.rows(iteration)
     epoch = iteration // sampler.steps_per_epoch
     while (lacking := sampler.mini_batch_size - len(rows)) > 0:
         epoch += 1
         rows = rows + sampler.rows(epoch * sampler.steps_per_epoch)[:lacking]
-    return rows
+    return [data[row] for row in rows for _ in range(repeats)]
 
 
 def mini_batches(size: int, mini_batch_size: int, *, seed: int, iteration: int, epoch: int) -> list[list[int]]:

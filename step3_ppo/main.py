@@ -19,7 +19,7 @@ from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.stage_run import StageRun
 from step3_ppo.advantages import KLController, estimate_advantages, kl_per_token, normalise_scores, shape_rewards
-from step3_ppo.batches import prompt_rows
+from step3_ppo.batches import prompts_of
 from step3_ppo.config import PPOConfig
 from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
@@ -75,9 +75,7 @@ def run(config: PPOConfig) -> StageResult:
         for iteration in iterations:
             began = time.monotonic()
             # 1 generate
-            asked = [
-                data.train[row] for row in prompt_rows(sampler, iteration) for _ in range(config.responses_per_prompt)
-            ]
+            asked = prompts_of(data.train, sampler, iteration, repeats=config.responses_per_prompt)
             with roles.actor.hybrid.generating() as generator:
                 rollout = roll_out(
                     generator,

@@ -27,7 +27,11 @@ from step3_ppo.rollout import SequenceBatch
 
 @dataclass
 class Actor:
-    """The policy, and through it the reference when it is trained by adapters."""
+    """The policy, and through it the reference when it is trained by adapters.
+
+    `hybrid` generates with the policy's weights. `temperature` and `min_response_length` (in tokens) are those of the
+    sampling: they are part of every log-probability.
+    """
 
     engine: TrainEngine
     hybrid: HybridEngine

@@ -73,7 +73,7 @@ def test_the_last_iteration_is_shown_by_itself(view: Show) -> None:
     assert done.exit_code == 0, done.stderr
     assert prompts(done.stdout) == ["Where is Rome?", "What is 3+3?"]
     assert "iteration 12: 2 responses; mean score 3" in done.stdout
-    assert "row 1 · score 4.000 (4.000 as PPO saw it) · KL 1 nats · 3 tokens, ended" in done.stdout
+    assert "row 1 · score 4 (4 as PPO saw it) · KL 1 nats · 3 tokens, ended" in done.stdout
 
 
 @pytest.mark.parametrize("run", ["run", "run/step3_ppo", "run/step3_ppo/rollouts"])
