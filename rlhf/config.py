@@ -137,7 +137,8 @@ def parse_sets(
         key, equals, text = item.partition("=")
         section, _, name = key.strip().partition(".")
         if not equals or not name:
-            problems.append(f"--set {item}: write it as package.field=value, for example step3_ppo.kl_coef=0.1")
+            example = next((f"{name}.seed=1" for name, known in classes.items() if known), "package.field=value")
+            problems.append(f"--set {item}: write it as package.field=value, for example {example}")
         elif section not in classes:
             problems.append(f"--set {item}: '{section}' is none of {', '.join(classes)}{nearest(section, classes)}")
         elif (known := classes[section]) and name not in known.model_fields:

@@ -18,15 +18,16 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
     from rlhf.training import cpu, distributed
     from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
     from step3_ppo.config import PPOConfig
-    from step3_ppo.experience import make_experience
-    from step3_ppo.optimise import first_rows, optimise
+    from step3_ppo.main import make_experience
+    from step3_ppo.optimise import optimise
+    from step3_ppo.passes import ForwardPasses
     from step3_ppo.roles import build_roles
     from step3_ppo.rollout import roll_out
 
     cpu.tune()  # as a stage does
     distributed.init(0)
     setting = Setting(**arguments["setting"])
-    dtype, reuses = arguments["variant"].split()[-1], "reuse" in arguments["variant"]
+    dtype = arguments["variant"].split()[-1]
     config = PPOConfig(
         actor_model=str(folder / "actor"),
         reward_model=str(folder / "reward"),
@@ -39,11 +40,12 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
         micro_batch_size=arguments["micro_batch_size"],
         max_prompt_length=setting.prompt,
         max_response_length=setting.response,
-        reuse_forward=reuses,
+        reuse_forward="reuse" in arguments["variant"],
         compile="compiled" in arguments["variant"],
         ema=False,
     )
     roles = build_roles(config, optimizer_steps=1000)
+    passes = ForwardPasses(roles, config)
     lm = roles.actor.engine.module.lm
     prompts = prompts_of(setting, lm.config.vocab_size)
     sampling = Sampling(setting.response, stop_token_ids=(STOP,))
@@ -59,10 +61,10 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
         with roles.actor.hybrid.generating() as sampler:
             rollout = roll_out(sampler, prompts, sampling, messages=["[]"] * len(prompts), seed=0, iteration=index)
         generated = time.process_time()
-        first_step = first_rows(config, index) if reuses else ()
-        experience = make_experience(rollout, roles, config, kl_coef=config.kl_coef, first_step=first_step)
+        measured = passes.measure(rollout, index)
+        experience = make_experience(measured, roles.reward, config, kl_coef=config.kl_coef)
         scored = time.process_time()
-        totals = optimise(experience, roles, config, iteration=index, first_step=step)
+        totals = optimise(experience, passes, config, iteration=index, steps_before=step)
         step += totals.steps
         ended = time.process_time()
         return {
@@ -70,7 +72,7 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
             "generate_cpu_seconds": generated - began,
             "score_cpu_seconds": scored - generated,
             "train_cpu_seconds": ended - scored,
-            "flip_seconds": roles.actor.hybrid.figures()["time/flip"],
+            "flip_seconds": roles.actor.hybrid.timings()["time/flip"],
         }
 
     return once

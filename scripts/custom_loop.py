@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlhf import console
-from rlhf.generation.drawing import Sampling
 from rlhf.models.export import export
 from rlhf.template import Message
 from rlhf.training import distributed
 from step3_ppo.config import PPOConfig
-from step3_ppo.experience import figures, make_experience
+from step3_ppo.experience import rollout_metrics
+from step3_ppo.main import make_experience, sampling_of
 from step3_ppo.optimise import optimise, steps_per_iteration
+from step3_ppo.passes import ForwardPasses
 from step3_ppo.rewards.function import RewardFunction
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import roll_out
@@ -34,18 +35,17 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
     distributed.init(config.seed)
     iterations, size = config.iterations or 1, config.rollout_batch_size
     roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), reward=RewardFunction(reward))
-    template, done = roles.actor.template, 0
-    end, length = (template.end_token_id,), config.max_response_length
-    sampling = Sampling(length, temperature=config.temperature, stop_token_ids=end)
+    passes, template, done = ForwardPasses(roles, config), roles.actor.template, 0
+    sampling = sampling_of(config, template)
     for iteration in range(iterations):
         texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
         messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
         ids, written = [template.prompt_ids(m) for m in messages], [json.dumps(m) for m in messages]
         with roles.actor.hybrid.generating() as sampler:
             rollout = roll_out(sampler, ids, sampling, messages=written, seed=config.seed, iteration=iteration)
-        experience = make_experience(rollout, roles, config, kl_coef=config.kl_coef)
-        done += optimise(experience, roles, config, iteration=iteration, first_step=done).steps
-        found = figures(experience)
+        experience = make_experience(passes.measure(rollout, iteration), roles.reward, config, kl_coef=config.kl_coef)
+        done += optimise(experience, passes, config, iteration=iteration, steps_before=done).steps
+        found = rollout_metrics(experience)
         console.say(f"iteration {iteration + 1}: score {found['ppo/scores_mean']:.3f}, KL {found['ppo/kl']:.2f}")
     return roles
 

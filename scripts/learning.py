@@ -145,10 +145,10 @@ def text_perplexity(model: Path, text: Path, *, rows: int = 200) -> float:
     import torch
 
     from rlhf.models.causal_model import CausalModel
-    from rlhf.models.loading import load_causal_lm, load_tokenizer
+    from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 
     tokenizer = load_tokenizer(str(model))
-    scorer = CausalModel(load_causal_lm(str(model), tokenizer=tokenizer))
+    scorer = CausalModel(load_causal_lm(Loading(str(model), tokenizer)))
     loss, count = 0.0, 0
     for line in islice(read_json_lines(text), rows):
         ids_BT = torch.tensor([tokenizer(line.value()["text"])["input_ids"]])

@@ -41,11 +41,12 @@ def calibration_error(difference_B: Tensor) -> float:
     return error
 
 
-def report(
+def held_out_figures(
     chosen_B: Tensor, rejected_B: Tensor, *, margins_B: Tensor, lengths_2B: Tensor, sources: Sequence[str]
 ) -> dict[str, float]:
-    """Held-out figures: loss, accuracy (a tie is wrong), mean margin, correlation of score with length over all 2B
-    responses (chosen, then rejected), calibration, and the accuracy of each source where there are several."""
+    """What a reward model is worth on held-out pairs: loss, accuracy (a tie is wrong), mean margin, calibration error,
+    correlation of score with length in tokens over all 2B responses (chosen, then rejected), and the accuracy of each
+    source where there are several."""
     difference = chosen_B - rejected_B
     right = (difference > 0).double()
     figures = {

@@ -82,6 +82,8 @@ class KLController:
     horizon: int = 10_000
 
     def update(self, kl_per_sequence: float, sequences: int) -> None:
+        """After an iteration's rewards are formed: its KL, summed over a sequence and averaged over `sequences`, in
+        nats. One that is not finite changes nothing."""
         if self.target is not None and math.isfinite(kl_per_sequence):  # a NaN would stay for ever
             error = min(max(kl_per_sequence / self.target - 1, -0.2), 0.2)
             self.kl_coef *= 1 + error * sequences / self.horizon

@@ -13,7 +13,10 @@ from rlhf.training.engine_state import masters
 
 
 class EMA:
-    """θ_ema ← d·θ_ema + (1 − d)·θ after each applied step."""
+    """θ_ema ← d·θ_ema + (1 − d)·θ after each applied step, θ being the fp32 masters (Yao et al. 2023, EMA).
+
+    `average` lies in memory as the masters do and is part of a checkpoint.
+    """
 
     def __init__(self, engine: TrainEngine, *, decay: float) -> None:
         self.decay = decay
@@ -22,6 +25,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
+        """After an optimiser step of the actor that was applied."""
         for average, master in zip(self.average, self._masters, strict=True):
             average.lerp_(master.detach().float(), 1 - self.decay)
 

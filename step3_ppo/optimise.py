@@ -1,136 +1,98 @@
 """The optimiser steps of one iteration: mini-batches, clipped losses, the pretraining mix, the moving average.
 
-B sequences of a micro-batch, N counted tokens of it (flat), of the mini-batch over all ranks in `count`.
+N counted tokens of a micro-batch (flat); `count` is their number in the mini-batch, over all ranks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
-
-from data.batches import StepSampler, deal
-from data.collate import collate_demonstrations
 from rlhf.training import distributed
+from step3_ppo.batches import mini_batches
 from step3_ppo.config import PPOConfig
 from step3_ppo.ema import EMA
-from step3_ppo.experience import Experience, Kept, micro_batches
+from step3_ppo.experience import Experience
 from step3_ppo.losses import actor_loss, critic_loss
-from step3_ppo.roles import Roles
-from step3_ppo.rollout import SequenceBatch, sequence_batch
-
-
-@dataclass
-class PretrainingMix:
-    """Rows of plain text, and which of them each optimiser step takes."""
-
-    rows: Any
-    sampler: StepSampler
-    coef: float
+from step3_ppo.passes import ForwardPasses
+from step3_ppo.pretraining_mix import PretrainingMix, ptx_backward
 
 
 @dataclass
 class Totals:
-    """Sums over an iteration's optimiser steps; `means` divides."""
+    """The optimiser steps of an iteration: how many, and the sums of their metrics, which `means` divides."""
 
     sums: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     stopped_early: bool = False
 
-    def add(self, figures: dict[str, float]) -> None:
+    def add(self, metrics: Mapping[str, float]) -> None:
         self.steps += 1
-        for name, value in figures.items():
+        for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
     def means(self) -> dict[str, float]:
         return {name: value / max(self.steps, 1) for name, value in self.sums.items()}
 
 
-def mini_batches(size: int, mini_batch_size: int, *, seed: int, iteration: int, epoch: int) -> list[list[int]]:
-    """One global permutation per epoch, cut into mini-batches; a pure function of seed, iteration and epoch."""
-    order = np.random.default_rng([seed, iteration, epoch]).permutation(size)
-    return [order[start : start + mini_batch_size].tolist() for start in range(0, size, mini_batch_size)]
-
-
 def optimise(
     experience: Experience,
-    roles: Roles,
+    passes: ForwardPasses,
     config: PPOConfig,
     *,
     iteration: int,
-    first_step: int,
+    steps_before: int,
     ema: EMA | None = None,
     ptx: PretrainingMix | None = None,
 ) -> Totals:
-    """`ppo_epochs` passes over the experience; `first_step` counts the optimiser steps before this iteration.
+    """Go over the experience `ppo_epochs` times, with an optimiser step of actor and critic for each mini-batch.
 
-    Raises ValueError for an experience that kept the forward passes of other rows than those of the first mini-batch.
+    `steps_before` are the optimiser steps of earlier iterations. In the first `critic_warmup_iterations` only the
+    critic steps. An experience that is not finite is not learned from: the actor counts a skipped step.
     """
-    totals, train_actor = Totals(), iteration >= config.critic_warmup_iterations
-    roles.actor.engine.train(train_actor)
-    roles.critic.engine.train()
-    size = len(experience.rollout)
-    if experience.first_step and experience.first_step != first_rows(config, iteration):
-        raise ValueError("the experience kept forward passes of rows that are not those of the first optimiser step")
-    for epoch in range(config.ppo_epochs):
-        for rows in mini_batches(size, config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=epoch):
-            figures = {}
-            if train_actor:
-                figures = _actor_step(experience, rows, roles, config, ptx, step=first_step + totals.steps)
-                # early stop: this mini-batch moved too far from the weights that sampled, so nobody steps
-                if config.early_stop_kl is not None and figures["ppo/approx_kl"] > config.early_stop_kl:
-                    roles.actor.engine.discard()
-                    experience.kept.clear()
-                    totals.stopped_early = True
-                    return totals
-                done = roles.actor.engine.step()
-                figures |= {"ppo/grad_norm_actor": done.grad_norm, "ppo/learning_rate": done.learning_rate}
-                if ema is not None and done.applied:
-                    ema.update()
-            figures |= _critic_step(experience, rows, roles, config)
-            experience.kept.clear()  # they were of the weights before this step
-            totals.add(figures)
+    totals, roles = Totals(), passes.roles
+    learns = iteration >= config.critic_warmup_iterations
+    with passes.training(actor=learns):
+        if not experience.is_finite():
+            roles.actor.engine.steps_skipped += 1
+            return totals
+        for epoch in range(config.ppo_epochs):
+            for rows in mini_batches(
+                len(experience), config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=epoch
+            ):
+                metrics = {}
+                if learns:
+                    metrics = _actor_backward(experience, rows, passes, config)
+                    if ptx is not None:
+                        step = steps_before + totals.steps
+                        size = config.micro_batch_size
+                        metrics["ppo/ptx_loss"] = ptx_backward(ptx, roles.actor, step=step, micro_batch_size=size)
+                    # early stop: this mini-batch moved too far from the weights that sampled, so nobody steps
+                    if config.early_stop_kl is not None and metrics["ppo/approx_kl"] > config.early_stop_kl:
+                        roles.actor.engine.discard()
+                        totals.stopped_early = True
+                        return totals
+                    done = roles.actor.engine.step()
+                    metrics |= {"ppo/grad_norm_actor": done.grad_norm, "ppo/learning_rate": done.learning_rate}
+                    if ema is not None and done.applied:
+                        ema.update()
+                totals.add(metrics | _critic_step(experience, rows, passes, config))
     return totals
 
 
-def first_rows(config: PPOConfig, iteration: int) -> list[int]:
-    """The rows of an iteration's first mini-batch."""
-    size = config.rollout_batch_size
-    return mini_batches(size, config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=0)[0]
+def steps_per_iteration(config: PPOConfig) -> int:
+    """Optimiser steps of one iteration: ppo_epochs · ⌈rollout_batch_size / mini_batch_size⌉."""
+    return config.ppo_epochs * math.ceil(config.rollout_batch_size / config.mini_batch_size)
 
 
-def _forwards(
-    e: Experience,
-    rows: list[int],
-    roles: Roles,
-    config: PPOConfig,
-    *,
-    kept: Callable[[Kept], Any],
-    new: Callable[[SequenceBatch], Any],
-) -> Iterator[tuple[list[int], Any]]:
-    """This rank's micro-batches of a mini-batch, and a forward pass of each: what scoring kept, or a new one."""
-    if e.kept:
-        yield from ((one.rows, kept(one)) for one in e.kept)
-        return
-    for part in micro_batches(e.rollout, rows, config):
-        yield part, new(sequence_batch(e.rollout, part, pad_token_id=roles.actor.tokenizer.pad_token_id))
-
-
-def _actor_step(
-    e: Experience, rows: list[int], roles: Roles, config: PPOConfig, ptx: PretrainingMix | None, *, step: int
-) -> dict[str, float]:
-    """Backwards of one mini-batch through the actor; the caller steps. Figures are means over all ranks."""
-    actor, device = roles.actor, distributed.device()
+def _actor_backward(e: Experience, rows: list[int], passes: ForwardPasses, config: PPOConfig) -> dict[str, float]:
+    """Backward of the clipped loss, less the entropy bonus, over one mini-batch; the caller steps. Metrics are means
+    over all ranks."""
+    engine, device = passes.roles.actor.engine, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
     sums = [0.0, 0.0, 0.0]
-    wants_entropy = config.entropy_coef > 0
-    passes = _forwards(
-        e, rows, roles, config, kept=lambda k: k.tokens, new=lambda b: actor.scores(b, with_entropy=wants_entropy)
-    )
-    for part, tokens in passes:
+    for part, tokens in passes.actor(e.rollout, rows, with_entropy=config.entropy_coef > 0):
         loss = actor_loss(
             tokens.logprobs_N,
             e.counted(e.old_logprobs_BR, part).to(device),
@@ -138,63 +100,31 @@ def _actor_step(
             cliprange=config.cliprange,
         )
         bonus = config.entropy_coef * tokens.entropy_N.sum() if config.entropy_coef else 0.0
-        actor.engine.backward(loss.loss_sum - bonus, count=count)
+        engine.backward(loss.loss_sum - bonus, count=count)
         local = (float(loss.loss_sum.detach()), loss.clipped, loss.approx_kl_sum)
         sums = [a + b for a, b in zip(sums, local, strict=True)]
     loss_sum, clipped, approx_kl_sum = distributed.sum_over_ranks(*sums)
-    figures = {
+    return {
         "ppo/actor_loss": loss_sum / max(count, 1),
         "ppo/clipfrac": clipped / max(count, 1),
         "ppo/approx_kl": approx_kl_sum / max(count, 1),
     }
-    if ptx is not None:
-        figures["ppo/ptx_loss"] = _ptx_backward(roles, config, ptx, step=step)
-    return figures
 
 
-def _ptx_backward(roles: Roles, config: PPOConfig, ptx: PretrainingMix, *, step: int) -> float:
-    """Next-token cross-entropy of `mini_batch_size` rows of text, added to the gradient of the same step."""
-    actor, device = roles.actor, distributed.device()
-    rows = ptx.sampler.rows(step)
-    parts = deal(
-        rows, rank=distributed.rank(), world_size=distributed.world_size(), micro_batch_size=config.micro_batch_size
-    )
-    batches = [
-        collate_demonstrations(
-            [{"input_ids": ptx.rows[i]["input_ids"], "prompt_length": 1} for i in part],
-            pad_token_id=actor.tokenizer.pad_token_id,
-        )
-        for part in parts
-    ]
-    (count,) = distributed.sum_over_ranks(sum(int(b.loss_mask_BT.sum()) for b in batches))
-    loss_sum = 0.0
-    for batch in batches:
-        tokens = actor.engine(batch.input_ids_BT.to(device), batch.loss_mask_BT.to(device))
-        micro_sum = -tokens.logprobs_N.sum()
-        actor.engine.backward(ptx.coef * micro_sum, count=count)
-        loss_sum += float(micro_sum.detach())
-    (loss_sum,) = distributed.sum_over_ranks(loss_sum)
-    return loss_sum / max(count, 1)
-
-
-def _critic_step(e: Experience, rows: list[int], roles: Roles, config: PPOConfig) -> dict[str, float]:
-    """One mini-batch through the critic, and its optimiser step."""
-    critic, device = roles.critic, distributed.device()
+def _critic_step(e: Experience, rows: list[int], passes: ForwardPasses, config: PPOConfig) -> dict[str, float]:
+    """Backward of the clipped value loss over one mini-batch, and the critic's optimiser step."""
+    engine, device = passes.roles.critic.engine, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
     loss_sum = 0.0
-    for part, values_N in _forwards(e, rows, roles, config, kept=lambda k: k.values_N, new=critic.values):
+    for part, values_N in passes.critic(e.rollout, rows):
         micro_sum = critic_loss(
             values_N,
             e.counted(e.values_BR, part).to(device),
             e.counted(e.returns_BR, part).to(device),
             cliprange_value=config.cliprange_value,
         )
-        critic.engine.backward(micro_sum, count=count)
+        engine.backward(micro_sum, count=count)
         loss_sum += float(micro_sum.detach())
-    done = critic.engine.step()
+    done = engine.step()
     (loss_sum,) = distributed.sum_over_ranks(loss_sum)
     return {"ppo/critic_loss": loss_sum / max(count, 1), "ppo/grad_norm_critic": done.grad_norm}
-
-
-def steps_per_iteration(config: PPOConfig) -> int:
-    return config.ppo_epochs * math.ceil(config.rollout_batch_size / config.mini_batch_size)

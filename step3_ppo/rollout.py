@@ -1,5 +1,5 @@
-"""Responses and what was measured of them. Every rank holds the whole rollout batch (ids and a few numbers a token), so
-that whitening, permutations and mini-batches are the same on any number of ranks.
+"""Prompts and the responses that the actor gave. Every rank holds the whole rollout batch (ids and a few numbers a
+token), so that whitening, permutations and mini-batches are the same on any number of ranks.
 
 B sequences, R response tokens, T tokens of prompt and response.
 """
@@ -20,9 +20,11 @@ from rlhf.training import distributed
 
 @dataclass
 class Rollout:
-    """B prompts and responses as ids, in global order, and how they ended. `sampler_logprobs` are those of the
-    sampler; the training weights' own are worked out later. `messages` are the prompts as JSON text, for other
-    tokenizers and for people."""
+    """B prompts and responses as ids, in global order, and whether a stop token ended them (`stopped_B`).
+
+    `sampler_logprobs` are the sampler's, in nats; those of the training weights are measured later. `messages` are the
+    prompts as JSON text, for other tokenizers and for people.
+    """
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -40,6 +42,7 @@ class Rollout:
 
     @property
     def response_mask_BR(self) -> Tensor:
+        """True on each response's tokens, its stop token included."""
         lengths = torch.tensor([len(r) for r in self.responses])
         return torch.arange(int(lengths.max())) < lengths[:, None]
 
@@ -73,7 +76,11 @@ def roll_out(
     iteration: int,
     micro_batch_size: int | None = None,
 ) -> Rollout:
-    """One response to each of the global `prompts`. Each rank samples a contiguous part and all get the whole."""
+    """One response to each of the global `prompts`. Each rank samples a contiguous part and all get the whole.
+
+    What is drawn depends on seed, iteration, row and position alone, not on the number of ranks or on
+    `micro_batch_size`, the sequences that a rank samples at a time (None: all of its part).
+    """
     per_rank = -(-len(prompts) // distributed.world_size())
     first = per_rank * distributed.rank()
     mine = list(range(first, min(first + per_rank, len(prompts))))

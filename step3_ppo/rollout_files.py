@@ -17,13 +17,11 @@ if TYPE_CHECKING:
     from rlhf.template import Template
     from step3_ppo.experience import Experience
 
-
-HELD_OUT_NAME = "held_out_prompts.jsonl"  # the prompts that the stage holds out, for the evaluation
 FIELDS = {"prompt", "response", "stopped", "score", "final_score", "tokens", "kl", "value", "advantage"}
 
 
 class RolloutFiles:
-    """Keeps the last `keep` iterations, every `every`th, the first and the last."""
+    """The folder of rollouts: it keeps the last `keep` iterations, every `every`th, the first and the last."""
 
     def __init__(self, folder: Path, *, every: int, keep: int) -> None:
         self.folder, self.every, self.keep = folder, every, keep
@@ -40,7 +38,7 @@ class RolloutFiles:
             self._path(old).unlink(missing_ok=True)
 
     def cut(self, *, after: int) -> None:
-        """Remove what a resumed run will write again."""
+        """Remove the iterations after `after`, which a resumed run will write again."""
         from rlhf.training import distributed
 
         if distributed.is_main():
@@ -56,11 +54,16 @@ class RolloutFiles:
 
 
 def iteration_of(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
+    """The iteration that a file of rollouts is of, from 1. Raises DataError for another file."""
+    try:
+        return int(path.stem.rpartition("-")[2])
+    except ValueError:
+        raise DataError(f"{path} is no file of rollouts: they are called iteration-000001.jsonl and so on") from None
 
 
 def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
-    """Per sequence: prompt, response, scores, and per counted token the piece of text, KL, value and advantage."""
+    """Per sequence: prompt, response, raw and final score, and per counted token its text, KL in nats, value and
+    whitened advantage. A number that is not finite is None."""
     tokenizer = template.tokenizer
     return [
         {

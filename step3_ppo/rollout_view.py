@@ -98,15 +98,17 @@ def _or_worst(value: float | None) -> float:
 
 
 def headline(row: Row) -> str:
+    """`row 3 · score 1.2 (0.9 as PPO saw it) · KL 2.1 nats · 14 tokens, ended`."""
     ended = "ended" if row["stopped"] else "cut at the limit"
-    final = row["final_score"]
+    score, final = ("not finite" if s is None else figure(s) for s in (row["score"], row["final_score"]))
     return (
-        f"row {row['row']} · score {_number(row['score'])} ({_number(final)} as PPO saw it) · KL {figure(kl_of(row))} "
-        f"nats · {len(row['tokens'])} tokens, {ended}"
+        f"row {row['row']} · score {score} ({final} as PPO saw it) · KL {figure(kl_of(row))} nats · "
+        f"{len(row['tokens'])} tokens, {ended}"
     )
 
 
 def prompt_text(row: Row) -> Text:
+    """The messages of the prompt, a line or more each."""
     from rich.text import Text
 
     lines = [Text.assemble((f"{clean(m['role'])}: ", "dim"), (clean(m["content"]), "cyan")) for m in row["prompt"]]
@@ -141,16 +143,13 @@ def strongest(row: Row, shade: str, *, count: int = 3) -> str:
 
 
 def legend(shade: str, scale: float) -> Text:
+    """What the colours stand for, from −scale to scale."""
     from rich.text import Text
 
     text = Text(f"{SHADES[shade]}: ", "dim")
     for share in (-1.0, -0.5, 0.0, 0.5, 1.0):
         text.append(f" {share * scale:+.2g} ", _style(share * scale, scale))
     return text
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.3f}"
 
 
 def _style(value: float | None, scale: float) -> str:

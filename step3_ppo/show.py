@@ -91,25 +91,18 @@ def main(
 def rollout_files(run: Path) -> dict[int, Path]:
     """The files of a run by iteration. Raises ConfigError or DataError when there are none."""
     if run.is_file():
-        return {_number(run): run}
+        return {iteration_of(run): run}
     if not run.exists():
         raise ConfigError(f"{run} does not exist; give a run's output folder")
     folders = [run, run / "rollouts", run / "step3_ppo" / "rollouts"]
     for folder in folders:
         found = sorted(folder.glob("iteration-*.jsonl"))
         if found:
-            return {_number(path): path for path in found}
+            return {iteration_of(path): path for path in found}
     raise DataError(
         f"{run} has no rollouts: no iteration-000001.jsonl and so on in it, its rollouts/ or its step3_ppo/rollouts/; "
         "stage 3 writes them from its first iteration"
     )
-
-
-def _number(path: Path) -> int:
-    try:
-        return iteration_of(path)
-    except ValueError:
-        raise DataError(f"{path} is no file of rollouts: they are called iteration-000001.jsonl and so on") from None
 
 
 def load(files: dict[int, Path], iteration: int) -> Iteration:
@@ -140,6 +133,7 @@ class Pages:
 
 
 def open_view(files: dict[int, Path], view: View) -> Pages:
+    """The pages of one iteration, or of two beside each other. Raises ConfigError or DataError as `load` does."""
     left = load(files, view.iteration)
     if view.beside is None:
         rows = ordered(left.rows, view.order, reverse=view.reverse)
@@ -160,6 +154,7 @@ def open_view(files: dict[int, Path], view: View) -> Pages:
 
 
 def print_all(files: dict[int, Path], view: View, *, limit: int | None) -> None:
+    """Every page, one after the other; the first `limit`."""
     pages = open_view(files, view)
     pages.head()
     for index in range(min(pages.count, limit or pages.count)):
@@ -211,6 +206,7 @@ def _next(names: list[str], name: str) -> str:
 
 
 def show_head(iterations: Sequence[Iteration], view: View, scale: float) -> None:
+    """What is said of one iteration as a whole, or of two as a table; then what the colours mean."""
     if len(iterations) == 1:
         found = ", ".join(f"{name} {figure(value)}" for name, value in summary(iterations[0].rows).items())
         text = f"iteration {iterations[0].number}: {len(iterations[0].rows)} responses; {found}"
@@ -223,6 +219,7 @@ def show_head(iterations: Sequence[Iteration], view: View, scale: float) -> None
 
 
 def show_row(row: Row, view: View, scale: float) -> None:
+    """One prompt and its response, with the tokens that stand out."""
     from rich.text import Text
 
     shown = screen()

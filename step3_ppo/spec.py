@@ -10,8 +10,8 @@ from rlhf.models.names import length_problems
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step3_ppo.config import PPOConfig
 from step3_ppo.gate import gate_problems
+from step3_ppo.held_out import HELD_OUT_NAME
 from step3_ppo.hybrid.parallel_sizes import parallel_problems
-from step3_ppo.rollout_files import HELD_OUT_NAME
 
 
 def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:

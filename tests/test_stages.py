@@ -295,3 +295,17 @@ def test_all_of_ppo_at_once(inputs: Folders, tmp_path: Path) -> None:
     assert rows[1]["ppo/kl_coef"] == pytest.approx(rows[0]["ppo/kl_coef"] * 0.984)
     assert rows[-1]["ppo/response_length"] >= 2
     assert {"time/generate", "time/score", "time/train", "perf/tokens_per_second"} <= rows[-1].keys()
+
+
+def test_each_tokenizer_is_loaded_once(inputs: Folders, tmp_path: Path) -> None:
+    """Of a large vocabulary it takes seconds; stage 3 loaded the actor's and the reward model's twice each."""
+    loaded: list[str] = []
+
+    def load(name: str, **options: Any) -> Any:
+        loaded.append(Path(name).name)
+        return original(name, **options)
+
+    original = AutoTokenizer.from_pretrained
+    with mock.patch.object(AutoTokenizer, "from_pretrained", load):
+        stages.ppo(tmp_path, inputs["base"], inputs["reward"], str(inputs["pairs"]), iterations=1)
+    assert loaded == ["base", "reward"]

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.errors import ConfigError, DataError
-from rlhf.models.names import model_limit
 from rlhf.template import Message
 
 
@@ -77,35 +76,22 @@ def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_c
 
     The end token is there only where the response was ended by one. Raises ModelError.
     """
-    import torch
-
-    from rlhf.models.loading import dtype_of, load_tokenizer
-    from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine, values_at
-    from rlhf.models.tensors import pad_right
-    from rlhf.template import Template
-    from rlhf.training.distributed import device
+    from rlhf.models.loading import Loading, dtype_of, load_tokenizer
+    from rlhf.models.reward_model import load_reward_model
 
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    template = Template(tokenizer)
-    model = load_scalar_model(
-        name, tokenizer=tokenizer, dtype=dtype_of(dtype), no_dropout=True, trust_remote_code=trust_remote_code
+    reward_model = load_reward_model(
+        Loading(name, tokenizer, dtype_of(dtype), no_dropout=True, trust_remote_code=trust_remote_code)
     )
-    mean, std = score_affine(model.config)
-    limit = model_limit(model.config.to_dict()) or 2**31
-    scorer = ScalarModel(model).eval().to(device())
-    pad = int(tokenizer.pad_token_id)  # type: ignore[arg-type]
 
-    @torch.no_grad()
     def judge(asked: Sequence[Asked], responses: Sequence[Response]) -> list[float]:
-        scores = []
-        for begin in range(0, len(asked), batch_size):
-            sequences = [
-                (template.prompt_ids(a.messages) + template.response_ids(r.text, end=r.ended))[-limit:]
-                for a, r in zip(asked[begin : begin + batch_size], responses[begin : begin + batch_size], strict=True)
-            ]
-            last_B = torch.tensor([len(ids) - 1 for ids in sequences])
-            values_B = values_at(scorer(pad_right(sequences, pad).to(device())), last_B.to(device()))
-            scores += ((values_B - mean) / std).tolist()
+        sequences = [
+            reward_model.sequence(a.messages, r.text, ended=r.ended) for a, r in zip(asked, responses, strict=True)
+        ]
+        scores: list[float] = []
+        for begin in range(0, len(sequences), batch_size):
+            scores_B = reward_model.scores(sequences[begin : begin + batch_size])
+            scores += reward_model.normalise(scores_B).tolist()
         return scores
 
     return judge

@@ -98,7 +98,7 @@ class Sampler:
         is_ours = self.lean and not synced and is_lean(self.lm)
         if compiled and not is_ours:
             why = "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
-            raise ConfigError(f"step3_ppo.inference_compile: sampling {why} cannot be compiled; leave it out")
+            raise ConfigError(f"inference_compile: sampling {why} cannot be compiled; leave it out")
         self.forward = LeanForward(self.lm, compiled=compiled) if is_ours else None
         self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
 

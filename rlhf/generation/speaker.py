@@ -60,13 +60,13 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed says a warning when it finds out by itself
     from rlhf.generation.sampler import Sampler
-    from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
+    from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
     from rlhf.training.distributed import device
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
-    model = load_causal_lm(name, tokenizer=tokenizer, dtype=dtype_of(dtype), trust_remote_code=trust_remote_code)
+    model = load_causal_lm(Loading(name, tokenizer, dtype_of(dtype), trust_remote_code=trust_remote_code))
     model = model.to(device())  # type: ignore[arg-type]
     template = Template(tokenizer)
     limit = model_limit(model.config.to_dict())

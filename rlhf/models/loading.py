@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from rlhf.errors import ConfigError, ModelError
 from rlhf.models.attention import serve_on_cpu
 from rlhf.models.names import resolve
 from rlhf.template import Template, install_template
-from rlhf.training.engine import gathered
+from rlhf.training.engine import gathered, zero3_config
 
 # Their bars and reports are not ours; what matters of a loaded model is checked in `load_strict`.
 hf_logging.disable_progress_bar()
@@ -29,6 +30,40 @@ _DROPOUTS = (
     "dropout", "attention_dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop", "attn_pdrop",
     "hidden_dropout", "classifier_dropout", "summary_first_dropout",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Loading:
+    """Which model is loaded, and how: all that the loaders of this package ask for.
+
+    `name` is a folder, a hub name or an alias. With a `tokenizer` the embeddings grow to hold its added tokens (to a
+    multiple of 64), and its end and pad ids are written into the configs. At `zero_stage` 3 the weights are sharded
+    over the ranks while they are read.
+    """
+
+    name: str
+    tokenizer: PreTrainedTokenizerBase | None = None
+    dtype: torch.dtype = torch.float32
+    zero_stage: int = 0
+    no_dropout: bool = False
+    trust_remote_code: bool = False
+
+    @contextlib.contextmanager
+    def sharded(self) -> Iterator[None]:
+        """While inside, transformers shards the weights that it reads or resizes as ZeRO-3 will; below ZeRO-3 nothing
+        changes. transformers keeps the config in a global, which must not outlive the loading of one model."""
+        config = zero3_config(self.zero_stage, self.dtype)
+        if config is None:
+            yield
+            return
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+        keep_alive = HfDeepSpeedConfig(config)
+        try:
+            yield
+        finally:
+            unset_hf_deepspeed_config()
+            del keep_alive
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -77,50 +112,30 @@ def _separate_pad(tokenizer: Any, template: Template) -> None:
     tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
 
 
-def load_causal_lm(
-    name: str,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    dtype: torch.dtype = torch.float32,
-    zero_config: dict[str, Any] | None = None,
-    no_dropout: bool = False,
-    trust_remote_code: bool = False,
-) -> PreTrainedModel:
-    """A causal language model, in eval mode. Raises ModelError naming any weight that is missing or left over.
-
-    `tokenizer`: embeddings grow to hold its added tokens (to a multiple of 64), and the end and pad ids are written
-    into the configs. `zero_config`: a DeepSpeed config of ZeRO-3, so that weights are sharded as they are read.
-    """
-    model = load_strict(
-        AutoModelForCausalLM, name, dtype=dtype, zero_config=zero_config, no_dropout=no_dropout,
-        trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    if tokenizer is not None:
-        fit_to_tokenizer(model, tokenizer, zero_config=zero_config)
+def load_causal_lm(loading: Loading) -> PreTrainedModel:
+    """A causal language model, in eval mode. Raises ModelError naming any weight that is missing or left over."""
+    model = load_strict(AutoModelForCausalLM, loading)
+    fit_to_tokenizer(model, loading)
     return model
 
 
 def load_strict(
     auto_class: Any,
-    name: str,
+    loading: Loading,
     *,
-    dtype: torch.dtype,
-    zero_config: dict[str, Any] | None,
-    no_dropout: bool,
-    trust_remote_code: bool,
     may_miss: tuple[str, ...] = (),
     may_be_left: tuple[str, ...] = (),
     **config_changes: Any,
 ) -> PreTrainedModel:
     """`from_pretrained` with every weight accounted for; weights whose names hold a `may_…` part are excused."""
-    folder = resolve(name)
+    name, folder, trusted = loading.name, resolve(loading.name), loading.trust_remote_code
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code, **config_changes)
-        if no_dropout:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **config_changes)
+        if loading.no_dropout:
             remove_dropout(config)
-        with sharded_loading(zero_config):
+        with loading.sharded():
             model, info = auto_class.from_pretrained(
-                folder, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+                folder, config=config, dtype=loading.dtype, trust_remote_code=trusted, output_loading_info=True
             )
     except Exception as error:
         raise ModelError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
@@ -143,36 +158,16 @@ def remove_dropout(config: Any) -> None:
             setattr(config, field, 0.0)
 
 
-@contextlib.contextmanager
-def sharded_loading(zero_config: dict[str, Any] | None) -> Iterator[None]:
-    """While inside, `from_pretrained` shards weights as ZeRO-3 will; with None nothing changes.
-
-    transformers keeps this config in a global, which must not outlive the loading of one model.
-    """
-    if zero_config is None:
-        yield
+def fit_to_tokenizer(model: PreTrainedModel, loading: Loading) -> None:
+    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs; nothing
+    happens without a tokenizer."""
+    tokenizer = loading.tokenizer
+    if tokenizer is None:
         return
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
-    keep_alive = HfDeepSpeedConfig(zero_config)
-    try:
-        yield
-    finally:
-        unset_hf_deepspeed_config()
-        del keep_alive
-
-
-def fit_to_tokenizer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, zero_config: dict[str, Any] | None = None
-) -> None:
-    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs.
-
-    `zero_config` as in loading: transformers must know that the weights are sharded.
-    """
     rows = embedding_rows(model)
     if len(tokenizer) > rows:
         target = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-        with sharded_loading(zero_config):
+        with loading.sharded():
             model.resize_token_embeddings(target, mean_resizing=False)
         _fill_new_rows(model, rows)
     model.config.pad_token_id = tokenizer.pad_token_id

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from rlhf.errors import ModelError
-from rlhf.models.loading import backbone, fit_to_tokenizer, load_strict, unwrap
+from rlhf.models.loading import Loading, backbone, fit_to_tokenizer, load_strict, unwrap
 from rlhf.training.engine import gathered
 
 HEAD = "score"
@@ -48,33 +48,19 @@ class ScalarModel(nn.Module):
         return head(hidden_BTD)[..., 0]
 
 
-def load_scalar_model(
-    name: str,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    dtype: torch.dtype = torch.float32,
-    zero_config: dict[str, Any] | None = None,
-    new_head: bool = False,
-    no_dropout: bool = False,
-    trust_remote_code: bool = False,
-    seed: int = 0,
-) -> PreTrainedModel:
+def load_scalar_model(loading: Loading, *, new_head: bool = False, seed: int = 0) -> PreTrainedModel:
     """A scalar model. With `new_head` its backbone comes from a causal model and the head is drawn with std 1/√(D+1);
     without, a folder that lacks the head is a ModelError."""
     model = load_strict(
         AutoModelForSequenceClassification,
-        name,
-        dtype=dtype,
-        zero_config=zero_config,
-        no_dropout=no_dropout,
-        trust_remote_code=trust_remote_code,
+        loading,
         may_miss=(f"{HEAD}.",) if new_head else (),
         may_be_left=("lm_head", "embed_out") if new_head else (),
         num_labels=1,
     )
     if not isinstance(getattr(model, HEAD, None), nn.Linear):
-        raise ModelError(f"{name}: {type(model).__name__} has no linear head '{HEAD}'; choose another family")
-    fit_to_tokenizer(model, tokenizer, zero_config=zero_config)
+        raise ModelError(f"{loading.name}: {type(model).__name__} has no linear head '{HEAD}'; choose another family")
+    fit_to_tokenizer(model, loading)
     if new_head:
         draw_head(model, seed)
         model.config.score_mean = model.config.score_std = None

@@ -107,7 +107,7 @@ class HybridEngine:
                 "release": ended - generated,
             }
 
-    def figures(self) -> dict[str, float]:
+    def timings(self) -> dict[str, float]:
         """Seconds of the last round; `time/flip` is what going there and back cost."""
         s = self.seconds
         return {"time/flip": s["refresh"] + s["release"], "time/refresh": s["refresh"], "time/release": s["release"]}

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "training": {"console"},
     "models": {"console", "training"},
     "generation": {"console", "training", "models"},
-    "stages": {"console", "models.names"},
+    "stages": {"console", "models.names", "training"},
     "chat": {"console", "models", "generation", "training"},
     "evaluate": {"console", "models", "generation", "training"},
     "report": {"console", "stages", "evaluate"},
@@ -147,9 +147,11 @@ def ground_names_no_torch(root: Path) -> list[str]:
     wrong = []
     for name, file in modules(root).items():
         parts = name.split(".")
-        if parts[0] == "rlhf" and (len(parts) == 2 or parts[1:2] == ["console"]) and parts[1] not in ROOMS.keys() - {
-            "console"
-        }:
+        if (
+            parts[0] == "rlhf"
+            and (len(parts) == 2 or parts[1:2] == ["console"])
+            and parts[1] not in ROOMS.keys() - {"console"}
+        ):
             heavy = {i for i in imports(file) if i.split(".")[0] in HEAVY} - HEAVY_EXCUSED.get(name, set())
             wrong += [f"{name} imports {imported}" for imported in sorted(heavy)]
     return wrong

@@ -13,7 +13,8 @@ from rlhf.errors import ConfigError
 from rlhf.template import Message, Template
 from scripts import custom_loop
 from step3_ppo.config import PPOConfig
-from step3_ppo.experience import make_experience
+from step3_ppo.main import make_experience
+from step3_ppo.passes import ForwardPasses
 from step3_ppo.rewards.function import RewardFunction
 from step3_ppo.roles import build_roles
 from step3_ppo.rollout import Rollout, sequence_batch
@@ -84,7 +85,8 @@ def test_scores_count_as_they_are_normalised_and_clipped(model: str) -> None:
     lengths = {"aa": 2.0, "aaaa": 4.0, "b": 40.0}
     scorer = RewardFunction(lambda prompt, response: lengths[response], score_mean=2.0, score_std=2.0)
     roles = build_roles(config, optimizer_steps=1, reward=scorer)
-    experience = make_experience(rollout_of(roles.actor.template, list(lengths)), roles, config, kl_coef=0.0)
+    measured = ForwardPasses(roles, config).measure(rollout_of(roles.actor.template, list(lengths)), 0)
+    experience = make_experience(measured, scorer, config, kl_coef=0.0)
     assert experience.scores_B.tolist() == [2.0, 4.0, 40.0]
     assert experience.final_scores_B.tolist() == [0.0, 1.0, 5.0]
 
@@ -92,8 +94,8 @@ def test_scores_count_as_they_are_normalised_and_clipped(model: str) -> None:
 def test_a_score_that_is_no_number_is_seen_as_such(model: str) -> None:
     config = settings(model, iterations=1)
     roles = build_roles(config, optimizer_steps=1, reward=RewardFunction(lambda prompt, response: math.nan))
-    experience = make_experience(rollout_of(roles.actor.template, ["a", "b"]), roles, config, kl_coef=0.0)
-    assert not experience.is_finite()
+    measured = ForwardPasses(roles, config).measure(rollout_of(roles.actor.template, ["a", "b"]), 0)
+    assert not measured.is_finite()
 
 
 def test_a_critic_cannot_start_from_a_reward_model_that_is_not_there(model: str) -> None:

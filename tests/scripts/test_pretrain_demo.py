@@ -27,7 +27,7 @@ def weights(folder: Path) -> bytes:
 
 
 def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_path: Path) -> None:
-    from rlhf.models.loading import load_causal_lm, load_tokenizer
+    from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in TINY.items()]
     arguments = ["--output-dir", str(tmp_path / "out"), "--cache-dir", str(tmp_path / "cache"), *flags]
@@ -41,7 +41,7 @@ def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_p
     assert pipeline.actor_model and pipeline.data_path
     tokenizer = load_tokenizer(pipeline.actor_model)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
-    assert load_causal_lm(pipeline.actor_model, tokenizer=tokenizer).num_parameters() > 0
+    assert load_causal_lm(Loading(pipeline.actor_model, tokenizer)).num_parameters() > 0
     assert set(json.loads(Path(pipeline.data_path[0]).read_text().splitlines()[0])) == {"prompt", "chosen", "rejected"}
     assert set(json.loads(prompts.read_text().splitlines()[0])) == {"prompt"}
 

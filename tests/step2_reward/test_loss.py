@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import tensor
 
-from step2_reward.loss import calibration_error, pairwise_losses, report
+from step2_reward.loss import calibration_error, held_out_figures, pairwise_losses
 
 
 def test_loss_of_a_pair() -> None:
@@ -66,10 +66,10 @@ def test_calibration_error_agrees_with_bins_made_by_numpy() -> None:
     assert calibration_error(torch.from_numpy(differences)) == pytest.approx(wanted)
 
 
-def test_report_by_hand() -> None:
+def test_held_out_figures_by_hand() -> None:
     """Four pairs, differences 1, −1, 0 and 2: two right (a tie is wrong), mean margin ½."""
     chosen, rejected = tensor([1.0, 0.0, 3.0, 2.0]), tensor([0.0, 1.0, 3.0, 0.0])
-    figures = report(
+    figures = held_out_figures(
         chosen,
         rejected,
         margins_B=torch.zeros(4),
@@ -84,8 +84,8 @@ def test_report_by_hand() -> None:
     assert figures["reward/eval_loss"] == pytest.approx(sum(losses) / 4)
 
 
-def test_report_of_one_source_has_no_parts() -> None:
-    figures = report(
+def test_held_out_figures_of_one_source_has_no_parts() -> None:
+    figures = held_out_figures(
         tensor([1.0]), tensor([0.0]), margins_B=torch.zeros(1), lengths_2B=torch.tensor([2.0, 2.0]), sources=["a"]
     )
     assert not [name for name in figures if "/a" in name.removeprefix("reward/accuracy")]

@@ -15,8 +15,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from rlhf.models.tensors import whiten
 from rlhf.template import Template
 from step3_ppo.advantages import estimate_advantages
-from step3_ppo.experience import Experience, figures, make_experience
-from step3_ppo.roles import RewardModel
+from step3_ppo.config import PPOConfig
+from step3_ppo.experience import Experience, rollout_metrics
+from step3_ppo.main import make_experience
+from step3_ppo.passes import ForwardPasses
+from step3_ppo.rewards.model import ModelReward
+from step3_ppo.roles import Roles
 from step3_ppo.rollout import Rollout, sequence_batch
 from tests.helpers import ppo
 from tests.helpers.tiny import tiny_tokenizer
@@ -33,7 +37,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def measured(models: dict[str, str], **changes: Any) -> Experience:
     settings = ppo.config(models, **changes)
-    return make_experience(ppo.rollout(), ppo.roles(settings), settings, kl_coef=KL_COEF)
+    return experience_of(ppo.rollout(), ppo.roles(settings), settings)
+
+
+def experience_of(rollout: Rollout, roles: Roles, settings: PPOConfig) -> Experience:
+    measured = ForwardPasses(roles, settings).measure(rollout, 0)
+    return make_experience(measured, roles.reward, settings, kl_coef=KL_COEF)
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +122,8 @@ def test_nothing_stands_where_nothing_counts(experience: Experience, name: str) 
     assert getattr(experience, name)[~experience.response_mask_BR].abs().sum() == 0
 
 
-def test_figures_by_hand(experience: Experience, plain: dict[str, Any]) -> None:
-    found = figures(experience)
+def test_metrics_by_hand(experience: Experience, plain: dict[str, Any]) -> None:
+    found = rollout_metrics(experience)
     assert found["ppo/response_length"] == 29 / 8  # 1 + 4 + 7 + 3 + 6 + 2 + 5 + 1
     assert found["ppo/eos_rate"] == 5 / 8
     assert found["ppo/scores_mean"] == pytest.approx(float(plain["scores"].mean()), abs=1e-5)
@@ -162,7 +171,7 @@ def test_reference_by_adapters_off_is_a_frozen_copy(models: dict[str, str], expe
             for name, parameter in roles.actor.engine.module.lm.named_parameters():
                 if "lora_B" in name and zero_stage == 1:
                     parameter.normal_(std=0.5)
-        e = make_experience(ppo.rollout(), roles, settings, kl_coef=KL_COEF)
+        e = experience_of(ppo.rollout(), roles, settings)
         torch.testing.assert_close(e.ref_logprobs_BR, experience.ref_logprobs_BR, rtol=1e-5, atol=1e-5)
         if zero_stage == 1:
             assert (e.old_logprobs_BR - e.ref_logprobs_BR).abs().max() > 0.1
@@ -186,7 +195,7 @@ def test_another_tokenizer_scores_the_rendered_text(models: dict[str, str], tmp_
         messages=[json.dumps([{"role": "user", "content": q}]) for q in questions],
     )
     settings = ppo.config({**models, "reward_model": str(other)}, critic_from="actor", max_prompt_length=64)
-    e = make_experience(rollout, ppo.roles(settings), settings, kl_coef=KL_COEF)
+    e = experience_of(rollout, ppo.roles(settings), settings)
     model: Any = AutoModelForSequenceClassification.from_pretrained(other)
     own = tiny_tokenizer(pad=None)
     for row, text in enumerate(("Human: Why?\n\nAssistant: Yes.</s>", "Human: Is it so?\n\nAssistant: no")):
@@ -231,6 +240,6 @@ def test_every_rank_holds_the_same_experience(
 def test_templates_agree_or_differ(models: dict[str, str]) -> None:
     """The same tokenizer in two folders is one tokenizer: no text is rendered."""
     roles = ppo.roles(ppo.config(models))
-    assert isinstance(roles.reward, RewardModel)
+    assert isinstance(roles.reward, ModelReward)
     assert roles.reward.same_tokenizer
     assert isinstance(roles.actor.template, Template)

@@ -15,7 +15,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from data.batches import StepSampler
-from step3_ppo.optimise import PretrainingMix, mini_batches, optimise, steps_per_iteration
+from step3_ppo.batches import mini_batches
+from step3_ppo.config import PPOConfig
+from step3_ppo.experience import Experience
+from step3_ppo.optimise import Totals, optimise, steps_per_iteration
+from step3_ppo.passes import ForwardPasses
+from step3_ppo.pretraining_mix import PretrainingMix
+from step3_ppo.roles import Roles
 from tests.helpers import engines, ppo
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -37,12 +43,17 @@ def gradients(models: dict[str, str], *, even: bool = False, **changes: Any) -> 
     roles = ppo.roles(settings)
     ptx = PretrainingMix(ppo.text_rows(), StepSampler(8, settings.mini_batch_size, seed=0), PTX_COEF)
     before = _weights(roles)
-    totals = optimise(
-        ppo.experience(ppo.rollout(even=even)), roles, settings, iteration=0, first_step=0, ptx=ptx
-    )  # fmt: skip
+    totals = optimised(ppo.experience(ppo.rollout(even=even)), roles, settings, ptx=ptx)
     assert totals.steps == 1
     moved = {name: (before[name] - after).double() / RATE for name, after in _weights(roles).items()}
     return {name: step / (1 - step.abs()) for name, step in moved.items()}
+
+
+def optimised(
+    e: Experience, roles: Roles, settings: PPOConfig, *, iteration: int = 0, ptx: PretrainingMix | None = None
+) -> Totals:
+    passes = ForwardPasses(roles, settings)
+    return optimise(e, passes, settings, iteration=iteration, steps_before=iteration, ptx=ptx)
 
 
 def _weights(roles: Any) -> dict[str, Tensor]:
@@ -148,7 +159,7 @@ def test_steps_of_an_iteration(models: dict[str, str]) -> None:
     settings = ppo.config(models, ppo_epochs=2, mini_batch_size=3, rollout_batch_size=8)
     assert steps_per_iteration(settings) == 6
     roles = ppo.roles(settings)
-    assert optimise(ppo.experience(ppo.rollout()), roles, settings, iteration=0, first_step=0).steps == 6
+    assert optimised(ppo.experience(ppo.rollout()), roles, settings).steps == 6
     assert roles.actor.engine.steps_done == roles.critic.engine.steps_done == 6
 
 
@@ -157,7 +168,7 @@ def test_early_stop_moves_neither_engine_and_leaves_nothing(models: dict[str, st
     settings = ppo.config(models, early_stop_kl=1e-4, actor_learning_rate=1e-2, actor_zero_stage=2)
     roles = ppo.roles(settings)
     before = _weights(roles)
-    totals = optimise(ppo.experience(ppo.rollout()), roles, settings, iteration=0, first_step=0)
+    totals = optimised(ppo.experience(ppo.rollout()), roles, settings)
     assert totals.stopped_early
     assert totals.steps == 0
     assert engines.furthest(_weights(roles), before) == 0.0
@@ -165,13 +176,13 @@ def test_early_stop_moves_neither_engine_and_leaves_nothing(models: dict[str, st
     relaxed = settings.model_copy(update={"early_stop_kl": None})
     fresh = ppo.roles(relaxed)
     for each in (roles, fresh):
-        optimise(ppo.experience(ppo.rollout()), each, relaxed, iteration=0, first_step=0)
+        optimised(ppo.experience(ppo.rollout()), each, relaxed)
     assert engines.furthest(_weights(roles), _weights(fresh)) == 0.0
 
 
 def test_early_stop_lets_near_steps_through(models: dict[str, str]) -> None:
     settings = ppo.config(models, early_stop_kl=1e3)
-    totals = optimise(ppo.experience(ppo.rollout()), ppo.roles(settings), settings, iteration=0, first_step=0)
+    totals = optimised(ppo.experience(ppo.rollout()), ppo.roles(settings), settings)
     assert (totals.steps, totals.stopped_early) == (1, False)
 
 
@@ -179,12 +190,12 @@ def test_critic_warms_up_alone(models: dict[str, str]) -> None:
     settings = ppo.config(models, critic_warmup_iterations=1, critic_learning_rate=1e-2, actor_learning_rate=1e-2)
     roles = ppo.roles(settings)
     before, e = _weights(roles), ppo.experience(ppo.rollout())
-    optimise(e, roles, settings, iteration=0, first_step=0)
+    optimised(e, roles, settings)
     moved = {name for name, value in _weights(roles).items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.startswith("critic") for name in moved)
     assert roles.actor.engine.steps_done == 0
-    optimise(e, roles, settings, iteration=1, first_step=1)
+    optimised(e, roles, settings, iteration=1)
     assert roles.actor.engine.steps_done == 1
 
 
@@ -194,7 +205,7 @@ def test_reported_figures_are_means_over_counted_tokens(models: dict[str, str]) 
     fixed = ppo.rollout()
     e = ppo.experience(fixed)
     ptx = PretrainingMix(ppo.text_rows(), StepSampler(8, 8, seed=0), PTX_COEF)
-    totals = optimise(e, roles, settings, iteration=0, first_step=0, ptx=ptx).means()
+    totals = optimised(e, roles, settings, ptx=ptx).means()
     actor: Any = AutoModelForCausalLM.from_pretrained(models["actor_model"])
     with torch.no_grad():
         new = torch.cat([ppo.plain_logprobs(actor, fixed, row)[0] for row in range(8)])

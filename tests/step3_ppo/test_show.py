@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -72,7 +73,7 @@ def test_the_last_iteration_is_shown_by_itself(view: Show) -> None:
     assert done.exit_code == 0, done.stderr
     assert prompts(done.stdout) == ["Where is Rome?", "What is 3+3?"]
     assert "iteration 12: 2 responses; mean score 3" in done.stdout
-    assert "row 1 · score 4.000 (4.000 as PPO saw it) · KL 1 nats · 3 tokens, ended" in done.stdout
+    assert "row 1 · score 4 (4 as PPO saw it) · KL 1 nats · 3 tokens, ended" in done.stdout
 
 
 @pytest.mark.parametrize("run", ["run", "run/step3_ppo", "run/step3_ppo/rollouts"])
@@ -152,8 +153,7 @@ def test_two_iterations_side_by_side_meet_at_the_prompt(view: Show) -> None:
 
 
 def test_a_narrow_screen_has_them_one_under_the_other(view: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf.console import screen
-
+    screen = importlib.import_module("rlhf.console.screen")  # the package has a function of that name
     monkeypatch.setattr(screen, "_console", screen._console.__wrapped__)  # its width is kept otherwise
     monkeypatch.setenv("COLUMNS", "60")
     shown = view("--iteration", 1, "--compare", 12).stdout

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.models import attention
-from rlhf.models.loading import load_causal_lm
+from rlhf.models.loading import Loading, load_causal_lm
 from tests.helpers.tiny import save_tiny, tiny_lm
 
 ROWS, LENGTH, SIZE = 3, 11, 8
@@ -69,7 +69,7 @@ def test_products_are_taken_in_bf16_on_a_cpu_while_scores_are_few() -> None:
 def test_a_loaded_model_scores_and_trains_alike(family: str, tmp_path: Path) -> None:
     """In bf16, against the stock attention: logits and gradients differ by rounding alone."""
     folder = save_tiny(tmp_path, family)
-    model = load_causal_lm(str(folder), dtype=torch.bfloat16)
+    model = load_causal_lm(Loading(str(folder), dtype=torch.bfloat16))
     config = model.config.get_text_config()
     assert config._attn_implementation == attention.NAME
     ids = torch.randint(3, 250, (2, 40), generator=torch.Generator().manual_seed(0))
@@ -87,7 +87,7 @@ def test_a_loaded_model_scores_and_trains_alike(family: str, tmp_path: Path) -> 
 
 
 def test_the_choice_is_not_saved_with_the_model(tmp_path: Path) -> None:
-    model = load_causal_lm(str(save_tiny(tmp_path / "a")))
+    model = load_causal_lm(Loading(str(save_tiny(tmp_path / "a"))))
     model.save_pretrained(tmp_path / "b")
     assert attention.NAME not in json.loads((tmp_path / "b/config.json").read_text()).values()
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer, remove_dropout, unwrap
+from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer, remove_dropout, unwrap
 from rlhf.models.scalar_model import ScalarModel, draw_head, load_scalar_model, score_affine, values_at
-from rlhf.training.engine import gathered, zero3_config
+from rlhf.training.engine import gathered
 from tests.helpers.ppo import save_reward_model
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_lm, tiny_tokenizer
 
@@ -41,7 +41,7 @@ def test_a_missing_weight_is_named(folder: Path) -> None:
     """transformers itself would draw it at random and say so in a log that nobody reads."""
     change_weights(folder, lambda w: w.pop("model.layers.1.mlp.up_proj.weight"))
     with pytest.raises(ModelError, match=r"lacks model\.layers\.1\.mlp\.up_proj\.weight$"):
-        load_causal_lm(str(folder))
+        load_causal_lm(Loading(str(folder)))
 
 
 def test_many_missing_weights_are_counted(folder: Path) -> None:
@@ -51,19 +51,19 @@ def test_many_missing_weights_are_counted(folder: Path) -> None:
 
     change_weights(folder, drop)
     with pytest.raises(ModelError, match=r"lacks .*, .*, .* and 4 more"):
-        load_causal_lm(str(folder))
+        load_causal_lm(Loading(str(folder)))
 
 
 def test_a_left_over_weight_is_named(folder: Path) -> None:
     change_weights(folder, lambda w: w.update({"model.layers.2.mlp.up_proj.weight": torch.zeros(64, 32)}))
     with pytest.raises(ModelError, match=r"holds what the model does not know: model\.layers\.2\.mlp\.up_proj\.weight"):
-        load_causal_lm(str(folder))
+        load_causal_lm(Loading(str(folder)))
 
 
 def test_a_weight_of_another_shape_is_named(folder: Path) -> None:
     change_weights(folder, lambda w: w.update({"model.norm.weight": torch.zeros(31)}))
     with pytest.raises(ModelError, match=str(folder)) as caught:
-        load_causal_lm(str(folder))
+        load_causal_lm(Loading(str(folder)))
     assert "\n" not in str(caught.value)
 
 
@@ -71,20 +71,20 @@ def test_a_broken_file_is_one_line(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ModelError, match="cannot be loaded") as caught:
-        load_causal_lm(str(folder))
+        load_causal_lm(Loading(str(folder)))
     assert "\n" not in str(caught.value)
 
 
 def test_a_language_model_is_no_reward_model(folder: Path) -> None:
     with pytest.raises(ModelError, match=r"lacks score\.weight"):
-        load_scalar_model(str(folder), tokenizer=tiny_tokenizer())
+        load_scalar_model(Loading(str(folder), tiny_tokenizer()))
 
 
 def test_a_reward_model_is_no_language_model(tmp_path: Path) -> None:
     """Its language head would be drawn at random."""
     save_reward_model(tmp_path)
     with pytest.raises(ModelError, match="lm_head"):
-        load_causal_lm(str(tmp_path))
+        load_causal_lm(Loading(str(tmp_path)))
 
 
 # --- pad ≠ end --------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def test_embeddings_grow_to_a_multiple_of_64_and_begin_in_the_middle(tmp_path: P
         lm.transformer.wte.weight.sub_(3.0)  # every logit falls by about 3 · 32
     lm.save_pretrained(tmp_path)
     tokenizer = load_tokenizer(save_tokenizer(tmp_path, None))
-    grown: Any = load_causal_lm(str(tmp_path), tokenizer=tokenizer)
+    grown: Any = load_causal_lm(Loading(str(tmp_path), tokenizer))
     weight: Any = grown.get_input_embeddings().weight.detach()
     assert weight.shape[0] == 320
     assert grown.get_output_embeddings().weight is grown.get_input_embeddings().weight
@@ -160,7 +160,7 @@ def test_embeddings_grow_to_a_multiple_of_64_and_begin_in_the_middle(tmp_path: P
 
 def test_embeddings_with_room_do_not_change(folder: Path) -> None:
     """The model has 320 rows, the tokenizer 259 tokens."""
-    model: Any = load_causal_lm(str(folder), tokenizer=load_tokenizer(str(folder)))
+    model: Any = load_causal_lm(Loading(str(folder), load_tokenizer(str(folder))))
     assert model.get_input_embeddings().weight.shape[0] == 320
 
 
@@ -178,9 +178,9 @@ def test_no_dropout_leaves_none(family: str, tmp_path: Path) -> None:
             config[name] = 0.5
     path.write_text(json.dumps(config))
     ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    lm: Any = load_causal_lm(str(tmp_path), no_dropout=True).train()
+    lm: Any = load_causal_lm(Loading(str(tmp_path), no_dropout=True)).train()
     assert torch.equal(lm(input_ids=ids).logits, lm(input_ids=ids).logits)
-    loaded = load_scalar_model(str(tmp_path), tokenizer=tiny_tokenizer(), new_head=True, no_dropout=True)
+    loaded = load_scalar_model(Loading(str(tmp_path), tiny_tokenizer(), no_dropout=True), new_head=True)
     scalar = ScalarModel(loaded).train()
     assert torch.equal(scalar(ids), scalar(ids))
 
@@ -213,7 +213,7 @@ def test_dtypes() -> None:
 def test_new_head_has_the_spread_of_the_backbones_output(family: str, tmp_path: Path) -> None:
     """std 1/√(D+1); D is 16 for the OPT whose output is projected, though its hidden size is 32."""
     save_tiny(tmp_path, family)
-    model: Any = load_scalar_model(str(tmp_path), tokenizer=tiny_tokenizer(), new_head=True)
+    model: Any = load_scalar_model(Loading(str(tmp_path), tiny_tokenizer()), new_head=True)
     size = 16 if family == "opt_projected" else 32
     assert model.score.weight.shape == (1, size)
     assert model.score.bias is None
@@ -232,7 +232,7 @@ def test_scalars_are_transformers_own_at_every_prefix(family: str, tmp_path: Pat
     """The scalar at t is what the classifier says of the first t + 1 tokens; padding on the right changes none."""
     save_reward_model(tmp_path, family)
     reference: Any = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    model = ScalarModel(load_scalar_model(str(tmp_path), tokenizer=tiny_tokenizer()))
+    model = ScalarModel(load_scalar_model(Loading(str(tmp_path), tiny_tokenizer())))
     ids = torch.tensor([[5, 9, 2, 44], [7, 8, 0, 0]])
     with torch.no_grad():
         values = model(ids)
@@ -245,7 +245,7 @@ def test_scalars_are_transformers_own_at_every_prefix(family: str, tmp_path: Pat
 def test_scores_of_a_bf16_model_are_finer_than_bf16(tmp_path: Path) -> None:
     """In bf16 a score near 3 moves in steps of 0.016: pairs tied, and the spread of a young model was exactly 0."""
     save_reward_model(tmp_path)
-    model = ScalarModel(load_scalar_model(str(tmp_path), tokenizer=tiny_tokenizer(), dtype=torch.bfloat16))
+    model = ScalarModel(load_scalar_model(Loading(str(tmp_path), tiny_tokenizer(), torch.bfloat16)))
     with torch.no_grad():
         values = model(torch.tensor([[5, 9, 2, 44, 7, 8]]))
     assert values.dtype == torch.float32
@@ -269,15 +269,10 @@ def test_affine_of_a_config() -> None:
 
 def _load_sharded(folder: str) -> dict[str, Any]:
     """Under ZeRO-3 on two ranks: what a grown language model and a new scalar model hold, whole."""
-    tokenizer = load_tokenizer(folder)
-    config = zero3_config(3, torch.float32)
+    loading = Loading(folder, load_tokenizer(folder), zero_stage=3)
     out = {}
     for kind in ("lm", "scalar"):
-        model: Any = (
-            load_causal_lm(folder, tokenizer=tokenizer, zero_config=config)
-            if kind == "lm"
-            else load_scalar_model(folder, tokenizer=tokenizer, zero_config=config, new_head=True, seed=3)
-        )
+        model: Any = load_causal_lm(loading) if kind == "lm" else load_scalar_model(loading, new_head=True, seed=3)
         sharded = [p for p in model.parameters() if hasattr(p, "ds_id")]
         assert sharded
         for name, parameter in unwrap(model).named_parameters():
@@ -291,11 +286,8 @@ def test_sharded_loading_reads_the_same_weights(run_ranks: Callable[..., list[An
     lm.resize_token_embeddings(258)
     lm.save_pretrained(tmp_path)
     folder = save_tokenizer(tmp_path, None)
-    tokenizer = load_tokenizer(folder)
-    models = {
-        "lm": load_causal_lm(folder, tokenizer=tokenizer),
-        "scalar": load_scalar_model(folder, tokenizer=tokenizer, new_head=True, seed=3),
-    }
+    loading = Loading(folder, load_tokenizer(folder))
+    models = {"lm": load_causal_lm(loading), "scalar": load_scalar_model(loading, new_head=True, seed=3)}
     wanted = {f"{kind} {name}": p for kind, model in models.items() for name, p in model.named_parameters()}
     for found in run_ranks(_load_sharded, folder):
         assert found.keys() == wanted.keys()

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from rlhf.models.causal_model import CausalModel
-from rlhf.models.loading import load_causal_lm, load_tokenizer
+from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 from rlhf.stage_config import OptimizerSettings
-from rlhf.training.engine import TrainEngine, build_frozen, zero3_config
+from rlhf.training.engine import TrainEngine, build_frozen
 from tests.helpers.tiny import save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -21,11 +21,8 @@ def test_a_frozen_bf16_model_scores_as_the_trained_one_bit_by_bit(tmp_path, zero
     folder = str(save_tiny(tmp_path / "llama", "llama"))
 
     def load(stage: int) -> CausalModel:
-        zero = zero3_config(stage, torch.bfloat16)
         return CausalModel(
-            load_causal_lm(
-                folder, tokenizer=load_tokenizer(folder), dtype=torch.bfloat16, zero_config=zero, no_dropout=True
-            )
+            load_causal_lm(Loading(folder, load_tokenizer(folder), torch.bfloat16, zero_stage=stage, no_dropout=True))
         )
 
     trained = TrainEngine(

@@ -198,5 +198,5 @@ def test_times_of_a_flip_are_reported(one_rank: None) -> None:
     hybrid = HybridEngine(engines.engine(1), pad_token_id=PAD, inference_dtype="bf16")
     with hybrid.generating() as sampler:
         sampler.generate(PROMPTS, Sampling(max_new_tokens=2))
-    figures = hybrid.figures()
+    figures = hybrid.timings()
     assert figures["time/flip"] == figures["time/refresh"] + figures["time/release"] > 0

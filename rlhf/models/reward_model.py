@@ -1,0 +1,78 @@
+"""A trained reward model that is only run: sequences of ids in, scores out. Stage 3 and evaluation score with it.
+
+B sequences, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.models.loading import Loading
+from rlhf.models.names import model_limit
+from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine, values_at
+from rlhf.models.tensors import pad_right
+from rlhf.template import Message, Template
+from rlhf.training import distributed
+from rlhf.training.engine import build_frozen
+
+
+@dataclass(frozen=True)
+class RewardModel:
+    """A preference scorer with its own tokenizer and template.
+
+    `model` gives the head's output [B, T] at every position of ids [B, T]. `score_mean` and `score_std` are those of
+    its raw scores on held-out chosen responses. `max_length` is the longest sequence in tokens, None for any.
+    """
+
+    model: Any
+    template: Template
+    score_mean: float
+    score_std: float
+    max_length: int | None = None
+
+    def sequence(self, messages: Sequence[Message], response: str, *, ended: bool) -> list[int]:
+        """A prompt and a response in this model's own tokens, the last `max_length` of them.
+
+        The end token stands behind the response only where a stop token `ended` it.
+        """
+        ids = self.template.prompt_ids(messages) + self.template.response_ids(response, end=ended)
+        return ids[-self.max_length :] if self.max_length else ids
+
+    @torch.no_grad()
+    def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """The raw score of each sequence, [B]: the head's output at its last token.
+
+        Ranks that share a sharded model call this equally often, one without sequences too: it gets nothing.
+        """
+        device, pad = distributed.device(), int(self.template.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        rows = sequences or [[pad]]
+        last_B = torch.tensor([len(row) - 1 for row in rows])
+        values_BT = self.model(pad_right(rows, pad).to(device))
+        return values_at(values_BT, last_B.to(device))[: len(sequences)]
+
+    def normalise(self, scores_B: Tensor) -> Tensor:
+        """(score − score_mean) / score_std."""
+        return (scores_B - self.score_mean) / self.score_std
+
+
+def load_reward_model(loading: Loading, *, max_length: int | None = None) -> RewardModel:
+    """The reward model that stage 2 left, frozen and on this process's device.
+
+    `loading` has the model's own tokenizer. `max_length` in tokens; by itself what the model's positions allow. Raises
+    ModelError where the folder holds no reward model, or one that gives every answer the same score.
+    """
+    assert loading.tokenizer is not None, "a reward model reads text with its own tokenizer"
+    model = load_scalar_model(loading)
+    mean, std = score_affine(model.config)
+    return RewardModel(
+        model=build_frozen(ScalarModel(model), zero_stage=loading.zero_stage, dtype=loading.dtype),
+        template=Template(loading.tokenizer),
+        score_mean=mean,
+        score_std=std,
+        max_length=max_length or model_limit(model.config.to_dict()),
+    )

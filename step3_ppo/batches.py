@@ -1,0 +1,51 @@
+"""Which rows are taken: prompts of an iteration, mini-batches of its optimiser steps, micro-batches of a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from data.batches import StepSampler, deal
+from rlhf.training import distributed
+from step3_ppo.rollout import Rollout
+
+
+def prompts_of(data: Any, sampler: StepSampler, iteration: int, *, repeats: int) -> list[Any]:
+    """The rows of an iteration's prompts, each `repeats` times in a row: one for each response.
+
+    Every iteration asks equally many: an epoch's short last step is filled from the next epoch.
+    """
+    rows = sampler.rows(iteration)
+    epoch = iteration // sampler.steps_per_epoch
+    while (lacking := sampler.mini_batch_size - len(rows)) > 0:
+        epoch += 1
+        rows = rows + sampler.rows(epoch * sampler.steps_per_epoch)[:lacking]
+    return [data[row] for row in rows for _ in range(repeats)]
+
+
+def mini_batches(size: int, mini_batch_size: int, *, seed: int, iteration: int, epoch: int) -> list[list[int]]:
+    """The rows of each optimiser step of an epoch, over all ranks: one permutation of `size` rows, cut into pieces.
+
+    A pure function of seed, iteration and epoch. The last mini-batch may be smaller.
+    """
+    order = np.random.default_rng([seed, iteration, epoch]).permutation(size)
+    return [order[start : start + mini_batch_size].tolist() for start in range(0, size, mini_batch_size)]
+
+
+def micro_batches(rollout: Rollout, rows: Sequence[int], *, micro_batch_size: int) -> list[list[int]]:
+    """This rank's share of rows of a rollout, those of like length together; nothing for no rows.
+
+    Every rank gets equally many micro-batches, empty ones where rows run out.
+    """
+    if not len(rows):
+        return []
+    lengths = rollout.lengths
+    return deal(
+        rows,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        micro_batch_size=micro_batch_size,
+        lengths=[lengths[row] for row in rows],
+    )

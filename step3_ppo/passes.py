@@ -1,0 +1,151 @@
+"""Forward passes over a rollout: those that measure it, and those that an optimiser step goes back through.
+
+For the first optimiser step of an iteration these can be the same: no weight has changed in between. With
+`reuse_forward` the passes that measured its rows keep their graphs until that step. Nobody else knows of it.
+
+B sequences of the whole rollout batch, R response tokens, N counted tokens of a micro-batch (flat).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlhf.models.causal_model import TokenScores
+from rlhf.training import distributed
+from step3_ppo.batches import micro_batches, mini_batches
+from step3_ppo.config import PPOConfig
+from step3_ppo.experience import Measured
+from step3_ppo.roles import Roles
+from step3_ppo.rollout import Rollout, SequenceBatch, sequence_batch
+
+_TABLES = 4  # old and reference log-probabilities, entropy, values
+
+
+@dataclass
+class _Kept:
+    """The passes of one mini-batch through one model, with their graphs. They are handed out once at most: whoever
+    asks is about to change the weights that they are of."""
+
+    rollout: Rollout | None = None
+    rows: Sequence[int] = ()
+    passes: list[tuple[list[int], Any]] = field(default_factory=list)
+
+    def take(self, rollout: Rollout, rows: Sequence[int]) -> list[tuple[list[int], Any]]:
+        """The passes of these rows of this rollout, if they are there. Afterwards nothing is kept."""
+        serves = rollout is self.rollout and list(rows) == list(self.rows)
+        passes = self.passes if serves else []
+        self.clear()
+        return passes
+
+    def clear(self) -> None:
+        self.rollout, self.rows, self.passes = None, (), []
+
+
+class ForwardPasses:
+    """Runs the four roles over a rollout, each rank its share of the rows."""
+
+    def __init__(self, roles: Roles, config: PPOConfig) -> None:
+        self.roles, self.config = roles, config
+        self._kept_of_actor, self._kept_of_critic = _Kept(), _Kept()
+        if config.reuse_forward:  # more memory than an optimiser step needs has been in use before it
+            roles.actor.engine.returns_freed = roles.critic.engine.returns_freed = False
+
+    def measure(self, rollout: Rollout, iteration: int) -> Measured:
+        """What the four roles say of a rollout under the training weights, whole and alike on every rank.
+
+        `iteration` (from 0) decides which rows the first optimiser step will take.
+        """
+        first = self._rows_of_first_step(rollout, iteration)
+        others = sorted(set(range(len(rollout))) - set(first))
+        self._kept_of_actor, self._kept_of_critic = _Kept(rollout, first), _Kept(rollout, first)
+        mine = [self._measure(rollout, rows, keep=True) for rows in self._micro_batches(rollout, first)]
+        mine += [self._measure(rollout, rows, keep=False) for rows in self._micro_batches(rollout, others)]
+        everyone = [part for rank in distributed.gather_objects(mine) for part in rank]
+        (old_BR, ref_BR, entropy_BR, values_BR), scores_B = _tables(rollout, everyone)
+        return Measured(
+            rollout=rollout,
+            response_mask_BR=rollout.response_mask_BR,
+            old_logprobs_BR=old_BR,
+            ref_logprobs_BR=ref_BR,
+            entropy_BR=entropy_BR,
+            values_BR=values_BR,
+            scores_B=scores_B,
+        )
+
+    def actor(
+        self, rollout: Rollout, rows: Sequence[int], *, with_entropy: bool
+    ) -> Iterable[tuple[list[int], TokenScores]]:
+        """This rank's micro-batches of a mini-batch; of each its rows, and the actor's log-probabilities (and entropy)
+        [N] of its counted tokens, in nats, to go back through. To be asked once for each optimiser step."""
+        return self._kept_of_actor.take(rollout, rows) or self._passes(
+            rollout, rows, lambda batch: self.roles.actor.logprobs(batch, with_entropy=with_entropy)
+        )
+
+    def critic(self, rollout: Rollout, rows: Sequence[int]) -> Iterable[tuple[list[int], Tensor]]:
+        """The same of the critic: its values [N] before the counted tokens."""
+        return self._kept_of_critic.take(rollout, rows) or self._passes(rollout, rows, self.roles.critic.values)
+
+    @contextlib.contextmanager
+    def training(self, *, actor: bool) -> Iterator[None]:
+        """While inside, the critic is in training mode, the actor as `actor` says. Afterwards nothing is kept."""
+        self.roles.actor.engine.train(actor)
+        self.roles.critic.engine.train()
+        try:
+            yield
+        finally:
+            self._kept_of_actor.clear()
+            self._kept_of_critic.clear()
+
+    def _rows_of_first_step(self, rollout: Rollout, iteration: int) -> list[int]:
+        """The rows whose passes are kept: none where the actor does not learn."""
+        c = self.config
+        if not c.reuse_forward or iteration < c.critic_warmup_iterations:
+            return []
+        return mini_batches(len(rollout), c.mini_batch_size, seed=c.seed, iteration=iteration, epoch=0)[0]
+
+    def _measure(self, rollout: Rollout, rows: list[int], *, keep: bool) -> tuple[list[int], Tensor, Tensor]:
+        """A micro-batch's rows, its tables [4, N], and its scores, one for each row."""
+        actor, critic = self.roles.actor, self.roles.critic
+        actor.engine.train(keep)
+        critic.engine.train(keep)
+        batch = self._batch(rollout, rows)
+        with torch.set_grad_enabled(keep):
+            tokens, values_N = actor.logprobs(batch, with_entropy=True), critic.values(batch)
+        if keep:
+            self._kept_of_actor.passes.append((rows, tokens))
+            self._kept_of_critic.passes.append((rows, values_N))
+        with torch.no_grad():
+            ref_N = actor.ref_logprobs(batch)
+            scores_B = self.roles.reward.scores(rollout, rows, batch, actor.template)
+        tables_4N = torch.stack([tokens.logprobs_N, ref_N, tokens.entropy_N, values_N]).detach()
+        return rows, tables_4N.cpu(), scores_B.cpu()
+
+    def _passes(
+        self, rollout: Rollout, rows: Sequence[int], forward: Callable[[SequenceBatch], Any]
+    ) -> Iterator[tuple[list[int], Any]]:
+        for part in self._micro_batches(rollout, rows):
+            yield part, forward(self._batch(rollout, part))
+
+    def _micro_batches(self, rollout: Rollout, rows: Sequence[int]) -> list[list[int]]:
+        return micro_batches(rollout, rows, micro_batch_size=self.config.micro_batch_size)
+
+    def _batch(self, rollout: Rollout, rows: Sequence[int]) -> SequenceBatch:
+        return sequence_batch(rollout, rows, pad_token_id=self.roles.actor.tokenizer.pad_token_id)
+
+
+def _tables(rollout: Rollout, parts: Iterable[tuple[list[int], Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All ranks' micro-batches put together: tables [4, B, R], 0 where nothing counts, and scores [B]."""
+    mask_BR = rollout.response_mask_BR
+    tables_4BR, scores_B = torch.zeros((_TABLES, *mask_BR.shape)), torch.zeros(len(rollout))
+    for rows, tables_4N, scores in parts:
+        table = torch.zeros((_TABLES, len(rows), mask_BR.shape[1]))
+        table[:, mask_BR[rows]] = tables_4N
+        tables_4BR[:, rows] = table
+        scores_B[rows] = scores
+    return tables_4BR, scores_B

@@ -1,0 +1,48 @@
+"""The reward model of stage 2 as what scores responses.
+
+B sequences of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rlhf.models.reward_model import RewardModel
+from rlhf.template import Template
+from step3_ppo.rollout import Rollout, SequenceBatch
+
+
+class ModelReward:
+    """A `Scorer` that asks a reward model. With the `same_tokenizer` it reads the actor's ids, else the text that they
+    mean, in its own template and tokens."""
+
+    def __init__(self, reward_model: RewardModel, *, same_tokenizer: bool) -> None:
+        self.reward_model, self.same_tokenizer = reward_model, same_tokenizer
+        self.score_mean, self.score_std = reward_model.score_mean, reward_model.score_std
+
+    def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
+        """Raw scores of rows of a rollout, [B]: the head's output at the last token of each."""
+        if self.same_tokenizer:
+            return self.reward_model.scores([rollout.prompts[row] + rollout.responses[row] for row in rows])
+        return self.reward_model.scores(
+            [
+                self.reward_model.sequence(
+                    json.loads(rollout.messages[row]),
+                    actor_template.text(rollout.responses[row]),
+                    ended=bool(rollout.stopped_B[row]),
+                )
+                for row in rows
+            ]
+        )
+
+
+def same_tokens(left: Template, right: Template) -> bool:
+    """Whether two templates render and tokenise alike, so that one sequence of ids serves both their models."""
+    if left.tokenizer.get_vocab() != right.tokenizer.get_vocab() or left.end_token_id != right.end_token_id:
+        return False
+    probe: Any = [{"role": "user", "content": "Is 2+2 = 4?\n"}]
+    return left.prompt_ids(probe) == right.prompt_ids(probe) and left.response_ids("Yes.") == right.response_ids("Yes.")
