@@ -31,7 +31,7 @@ from rlhf.console.text import duration, figure
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, UserError
 from rlhf.files import claim_folder, empty_folder, lock_folder, write_json, write_yaml
 from rlhf.metrics import tracker_problems
-from rlhf.stage_config import BatchSettings, RunSettings, engine_problems
+from rlhf.stage_config import BatchSettings, RunSettings, stage_engine_problems
 
 CONFIG_NAME, DONE_NAME, LOG_NAME, SPENT_NAME = "config.yaml", "done.json", "log.txt", "spent.json"
 
@@ -127,7 +127,7 @@ def settings_problems(config: RunSettings, package: str, *, world_size: int, gpu
     return [
         *config.problems(world_size),
         *(config.batch_problems(package, world_size) if isinstance(config, BatchSettings) else []),
-        *engine_problems(config, package, gpus=gpus, bf16=gpus and hardware.bf16_gpus()),
+        *stage_engine_problems(config, package, gpus=gpus, bf16=gpus and hardware.bf16_gpus()),
         *tracker_problems(config.trackers),
     ]
 

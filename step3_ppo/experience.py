@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from data.batches import deal
-from rlhf.models.causal_model import TokenScores
+from rlhf.models.causal_model import TokenLogprobs
 from rlhf.models.tensors import correlation, whiten
 from rlhf.training import distributed
 from step3_ppo.advantages import (
@@ -35,7 +35,7 @@ class Kept:
     """A micro-batch of the first optimiser step, and what its scoring left to go back through."""
 
     rows: list[int]
-    tokens: TokenScores
+    tokens: TokenLogprobs
     values_N: Tensor
 
 

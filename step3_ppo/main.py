@@ -123,7 +123,7 @@ def run(config: PPOConfig) -> StageResult:
                 totals = optimise(experience, roles, config, iteration=iteration, first_step=steps, ema=ema, ptx=ptx)
             else:
                 experience.kept.clear()
-                roles.actor.engine.steps_skipped += 1
+                roles.actor.engine.skip_step()
             steps += totals.steps
             ended = time.monotonic()
             # 6 record

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf import console
 from rlhf.errors import ConfigError
-from rlhf.models.causal_model import CausalModel, TokenScores
+from rlhf.models.causal_model import CausalModel, TokenLogprobs
 from rlhf.models.loading import dtype_of, load_causal_lm, load_tokenizer
 from rlhf.models.lora import adapters_off, attach, is_adapted
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine, values_at
@@ -26,6 +26,7 @@ from rlhf.training.engine import (
     enable_activation_checkpointing,
     zero3_config,
 )
+from rlhf.training.zero_internals import full_numel
 from step3_ppo.config import PPOConfig
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.rewards.function import Scorer
@@ -44,7 +45,7 @@ class Actor:
     min_response_length: int
     reference: Any  # None: the actor with its adapters off
 
-    def scores(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
+    def scores(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
         """Log-probabilities (and entropy) of the batch's response tokens under the weights as they are."""
         return self._scores(self.engine, batch, with_entropy=with_entropy)
 
@@ -55,7 +56,7 @@ class Actor:
         with adapters_off(self.engine.module.lm):
             return self._scores(self.engine, batch).logprobs_N
 
-    def _scores(self, model: Any, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
+    def _scores(self, model: Any, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
         device = distributed.device()
         extra: dict[str, Any] = {}
         if self.min_response_length:
@@ -163,7 +164,8 @@ def build_roles(config: PPOConfig, *, optimizer_steps: int, reward: Scorer | Non
             if isinstance(model, nn.Module) and zero_stage == 0:
                 compile_layers(model)
     if config.reuse_forward:  # more memory than a step needs has been in use before it
-        actor.engine.returns_freed = critic.engine.returns_freed = False
+        actor.engine.keep_freed_memory()
+        critic.engine.keep_freed_memory()
     tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
     console.say(
         f"roles: actor {_size(actor.engine.module)}; reference "
@@ -284,6 +286,6 @@ def _same_tokens(left: Template, right: Template) -> bool:
 
 
 def _size(model: Any) -> str:
-    count = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    count = sum(full_numel(p) for p in model.parameters())
+    trained = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
     return f"{count / 1e6:.1f}M weights" + (f" ({trained / 1e6:.2f}M trained)" if trained != count else "")

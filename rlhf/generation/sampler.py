@@ -71,9 +71,9 @@ class Sampler:
 
     `synced`: the ranks call the model equally often, which ZeRO-3's gathers need; a rank that is done keeps stepping
     until the others are. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks
-    that generate together. The cache stays allocated until `release()`; where it would need more than `cache_bytes`,
-    prompts are taken in groups of like length, one after the other (not when `synced`). `compiled`: single tokens go
-    through torch.compile; raises ConfigError for a model that is not Llama-like.
+    that generate together. The cache stays allocated until `release()`; where it would need more than `limit_cache`
+    allows, prompts are taken in groups of like length, one after the other (not when `synced`). `compiled`: single
+    tokens go through torch.compile; raises ConfigError for a model that is not Llama-like.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class Sampler:
         compaction: bool = True,
         agree: Callable[[Tensor], Tensor] | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
-        cache_bytes: int | None = None,
         compiled: bool = False,
     ) -> None:
         self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
         self.backbone = backbone(self.lm)
         self.pad_token_id, self.synced, self.compaction, self.agree = pad_token_id, synced, compaction, agree
-        self.prefill_tokens, self.cache_bytes = prefill_tokens, cache_bytes
+        self.prefill_tokens = prefill_tokens
+        self._cache_bytes: int | None = None
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.lean = is_served(self.lm)
         # under ZeRO-3 weights exist only while their module is called
@@ -105,6 +105,10 @@ class Sampler:
     @property
     def device(self) -> torch.device:
         return next(self.lm.parameters()).device
+
+    def limit_cache(self, most_bytes: int) -> None:
+        """From now on the cache takes at most so many bytes: prompts that need more go one group after the other."""
+        self._cache_bytes = most_bytes
 
     def release(self) -> None:
         """Give the cache's memory back."""
@@ -143,14 +147,14 @@ class Sampler:
     def _groups(self, prompts: Sequence[Sequence[int]], width: int) -> list[Tensor]:
         """Places of the prompts that go through the model together: all, or as many as the cache has room for."""
         everything = torch.arange(len(prompts))
-        if self.synced or self.cache_bytes is None or not prompts:
+        if self.synced or self._cache_bytes is None or not prompts:
             return [everything]
         lengths = torch.tensor([len(p) for p in prompts])
         order = lengths.argsort(descending=True, stable=True)
         groups, start = [], 0
         while start < len(order):
             capacity = round_up(int(lengths[order[start]]) + width, WIDTH_STEP)
-            size = max(self.cache_bytes // (capacity * self.bytes_per_token()), 1)
+            size = max(self._cache_bytes // (capacity * self.bytes_per_token()), 1)
             groups.append(order[start : start + size])
             start += size
         return groups if len(groups) > 1 else [everything]

@@ -16,9 +16,13 @@ from rlhf.models.logprob_function import Logits
 from rlhf.models.tensors import chunked_logprobs
 
 
-class TokenScores(NamedTuple):
-    """Of the counted tokens, row by row: log-probabilities and entropy [N], in nats. (A tuple, because ZeRO-3 looks for
-    tensors in what a module returns.)"""
+class TokenLogprobs(NamedTuple):
+    """What a language model says of the counted tokens of a batch, row by row: [N] each, in nats, in fp32.
+
+    `logprobs_N` is log softmax(logits / temperature) at the token itself, given what stands before it. `entropy_N` is
+    −Σ p·log p of the whole distribution there; it is zeros unless it was asked for. Both are differentiable
+    (`logprob_function.TargetLogprobs`). It is a tuple because ZeRO-3 looks for tensors in what a module returns.
+    """
 
     logprobs_N: Tensor
     entropy_N: Tensor
@@ -65,7 +69,7 @@ class CausalModel(nn.Module):
         forbidden_BT: Tensor | None = None,
         forbidden_ids: Sequence[int] = (),
         with_entropy: bool = False,
-    ) -> TokenScores:
+    ) -> TokenLogprobs:
         """Scores of the tokens where `count_BT` is True, each given what stands before it in its row.
 
         Rows are padded on the right: under causal attention a padded token changes nothing before it, so no attention
@@ -86,7 +90,7 @@ class CausalModel(nn.Module):
             forbidden_ids=forbidden_ids,
             with_entropy=with_entropy,
         )
-        return TokenScores(logprobs_N, entropy_N)
+        return TokenLogprobs(logprobs_N, entropy_N)
 
 
 def install_logprob_head(model: Any) -> None:

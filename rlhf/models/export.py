@@ -14,6 +14,7 @@ from rlhf.models.loading import unwrap
 from rlhf.models.lora import is_adapted
 from rlhf.training import distributed
 from rlhf.training.engine import gathered
+from rlhf.training.zero_internals import has_master, is_sharded
 
 # The whole value of a parameter, on every rank; None means "as it is in the module".
 FullValue = Callable[[nn.Parameter], Tensor | None]
@@ -77,7 +78,7 @@ def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tenso
 
 
 def _is_sharded(lm: Any) -> bool:
-    return any(hasattr(p, "ds_id") for p in lm.parameters())
+    return any(is_sharded(p) for p in lm.parameters())
 
 
 class _in_place:
@@ -125,7 +126,7 @@ def full_master(parameter: nn.Parameter) -> Tensor | None:
     """The fp32 master of a trained parameter, whole, under any ZeRO stage; None where the module's own value is it."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if not parameter.requires_grad or not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
+    if not parameter.requires_grad or not has_master(parameter):
         return None
     return safe_get_full_fp32_param(parameter)
 

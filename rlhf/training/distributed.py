@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import sys
 import warnings
 from datetime import timedelta
@@ -13,6 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from rlhf import hardware
+from rlhf.training.zero_internals import turn_off_shared_memory_reduce
 
 # How long a rank waits for the others before it ends with an error; the launcher notices one that died at once.
 TIMEOUT = timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS", "600")))
@@ -25,18 +27,14 @@ def init(seed: int = 0) -> None:
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        os.environ.setdefault("MASTER_PORT", str(hardware.free_port()))
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
         import deepspeed
-        import deepspeed.ops
-        from deepspeed.accelerator import get_accelerator
 
-        # DeepSpeed's shared-memory all-reduce on CPUs ignores `group=` and is then silently wrong.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        accelerator: Any = get_accelerator()
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        turn_off_shared_memory_reduce()
+        accelerator().set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
@@ -57,12 +55,6 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(int(mixed) % 2**63)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
@@ -76,11 +68,27 @@ def is_main() -> bool:
 
 
 def device() -> torch.device:
-    """This rank's device; the one place that names it."""
+    """The device of this rank's tensors: `cuda:1`, or `cpu`."""
+    return torch.device(accelerator().current_device_name())
+
+
+def accelerator() -> Any:
+    """What this process computes on, as DeepSpeed describes it: a kind of GPU, or the CPU (with DS_ACCELERATOR=cpu)."""
     from deepspeed.accelerator import get_accelerator
 
-    accelerator: Any = get_accelerator()
-    return torch.device(accelerator.current_device_name())
+    return get_accelerator()
+
+
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU."""
+    return accelerator().device_name() != "cpu"
+
+
+def gpu_has_bf16() -> bool:
+    """Whether this process computes on a GPU that multiplies bf16 in hardware."""
+    if accelerator().device_name() == "cuda":  # DeepSpeed counts GPUs, too, that only emulate it
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return on_gpu() and bool(accelerator().is_bf16_supported())
 
 
 def barrier() -> None:
