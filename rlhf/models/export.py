@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rlhf.files import new_folder
 from rlhf.models.loading import unwrap
-from rlhf.models.lora import is_adapted
+from rlhf.models.lora import base_of, factors, is_adapted, is_adapter, is_inside_adapter, merged_weight
 from rlhf.training import distributed
 from rlhf.training.engine import gathered
 from rlhf.training.zero_internals import has_master, is_sharded
@@ -53,21 +53,19 @@ def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tenso
     persistent = set(lm.state_dict(keep_vars=True)) if not _is_sharded(lm) else None
     seen: set[int] = set()
     for name, module in lm.named_modules():
-        if ".lora_" in f".{name}" or name.endswith(".base_layer"):
+        if is_inside_adapter(name):
             continue
-        adapter = hasattr(module, "lora_A") and hasattr(module, "base_layer")
-        source = module.base_layer if adapter else module
+        source = base_of(module)
         own = [(key, p) for key, p in source.named_parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for _, p in own)
-        factors = [p for n, p in module.named_parameters() if "lora_" in n] if adapter else []
+        low_rank = list(factors(module).values()) if is_adapter(module) else []
         # a moving average of an adapter: put it in the place of the factors while the delta is worked out
-        with gathered([p for _, p in own] + factors), _in_place(factors, full_value):
+        with gathered([p for _, p in own] + low_rank), _in_place(low_rank, full_value):
             for key, parameter in own:
                 value = full_value(parameter)
                 tensor = parameter.detach() if value is None else value.to(parameter.dtype)
-                if adapter and key == "weight":
-                    for active in module.active_adapters:
-                        tensor = tensor + module.get_delta_weight(active).to(tensor.dtype)
+                if key == "weight":
+                    tensor = merged_weight(module, tensor).to(parameter.dtype)
                 # a copy: what was gathered is sharded again when the block ends
                 copy = tensor.to("cpu", copy=True).contiguous() if distributed.is_main() else None
                 yield f"{name}.{key}" if name else key, copy
@@ -101,12 +99,11 @@ class _in_place:
 
 
 def _adapter_weights(model: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            with gathered([parameter]):
-                value = full_value(parameter)
-                if distributed.is_main():
-                    yield name, (parameter.detach() if value is None else value).to("cpu", copy=True)
+    for name, parameter in factors(model).items():
+        with gathered([parameter]):
+            value = full_value(parameter)
+            if distributed.is_main():
+                yield name, (parameter.detach() if value is None else value).to("cpu", copy=True)
 
 
 def _save_adapters(model: Any, weights: dict[str, Tensor], folder: Path) -> None:

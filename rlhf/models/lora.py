@@ -6,6 +6,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from torch import Tensor, nn
+
 from rlhf import console
 from rlhf.errors import ConfigError, nearest
 from rlhf.stage_config import LoraSettings
@@ -45,13 +48,14 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
     return wrapped
 
 
-def count_adapters(model: Any) -> int:
-    """How many modules got an adapter."""
-    return sum(1 for module in model.modules() if hasattr(module, "lora_A") and hasattr(module, "base_layer"))
-
-
 def is_adapted(model: Any) -> bool:
+    """Whether a model (not one module of it) has adapters."""
     return hasattr(model, "disable_adapter")
+
+
+def count_adapters(model: Any) -> int:
+    """The number of modules in a model that got an adapter."""
+    return sum(1 for module in model.modules() if is_adapter(module))
 
 
 @contextlib.contextmanager
@@ -59,3 +63,38 @@ def adapters_off(model: Any) -> Iterator[None]:
     """The model as it was before training: adapters contribute nothing while inside."""
     with model.disable_adapter():
         yield
+
+
+# --- one module ------------------------------------------------------------------------------------------------------
+
+
+def is_adapter(module: Any) -> bool:
+    """Whether a module is peft's wrapper around one layer: the layer itself and its low-rank factors."""
+    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
+
+
+def base_of(module: Any) -> Any:
+    """The layer inside an adapter; any other module is its own."""
+    return module.base_layer if is_adapter(module) else module
+
+
+def factors(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The low-rank factors in a module, or in a whole model, by their names; empty without adapters."""
+    return {name: p for name, p in module.named_parameters() if "lora_" in name}
+
+
+def is_inside_adapter(name: str) -> bool:
+    """Whether a module's dotted name is that of an adapter's part: its factors, or the layer that it wraps."""
+    return ".lora_" in f".{name}" or name.endswith(".base_layer")
+
+
+@torch.no_grad()
+def merged_weight(module: Any, weight: Tensor) -> Tensor:
+    """`weight` (of `base_of(module)`, whole) with the deltas of the module's adapters added: W + scale · B A.
+
+    The sum is in fp32, for the caller to round once; a delta comes from peft in the dtype of its factors. Without an
+    adapter the weight comes back as it is.
+    """
+    for adapter in module.active_adapters if is_adapter(module) else ():
+        weight = weight.float() + module.get_delta_weight(adapter).float()
+    return weight
