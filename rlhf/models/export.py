@@ -1,4 +1,4 @@
-"""Export to Hugging Face folders: gathered from any ZeRO stage, adapters merged (and kept beside), atomically."""
+"""Export to Hugging Face folders, from any ZeRO stage. Adapters are merged, and also written as they are."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlhf.training import distributed
 from rlhf.training.engine import gathered
 from rlhf.training.zero_internals import has_master, is_sharded
 
-# The whole value of a parameter, on every rank; None means "as it is in the module".
+# Gives the whole value of a parameter, on every rank; None means that the module holds it.
 FullValue = Callable[[nn.Parameter], Tensor | None]
 
 
@@ -28,10 +28,11 @@ def export(
     full_value: FullValue = lambda parameter: None,
     config_changes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a transformers model (or one with adapters) to `folder`, with tokenizer, template, generation config.
+    """Write a transformers model (or one with adapters) to `folder`, with tokenizer, template and generation config.
 
-    All ranks take part, since ZeRO-3 gathers; rank 0 holds the whole model in CPU memory and writes. `full_value` gives
-    other weights than the module's (the moving average).
+    All ranks call it, because ZeRO-3 gathers weights from all. Rank 0 holds the whole model in CPU memory and writes
+    it; the folder appears when it is complete. `full_value` gives weights that are not those of the module (the moving
+    average). `config_changes` go into the model's config.json.
     """
     lm = unwrap(model)
     weights = {name: tensor for name, tensor in _merged_weights(lm, full_value) if tensor is not None}
@@ -49,7 +50,8 @@ def export(
 
 
 def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor | None]]:
-    """(name, tensor on rank 0) of every weight and saved buffer, adapters added in; one module at a time is whole."""
+    """(name, tensor on rank 0) of every weight and saved buffer, with adapters added in. Only one module at a time is
+    gathered."""
     persistent = set(lm.state_dict(keep_vars=True)) if not _is_sharded(lm) else None
     seen: set[int] = set()
     for name, module in lm.named_modules():
@@ -59,14 +61,14 @@ def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tenso
         own = [(key, p) for key, p in source.named_parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for _, p in own)
         low_rank = list(factors(module).values()) if is_adapter(module) else []
-        # a moving average of an adapter: put it in the place of the factors while the delta is worked out
+        # the delta is computed from the module's own factors, so other values are put in their place for that time
         with gathered([p for _, p in own] + low_rank), _in_place(low_rank, full_value):
             for key, parameter in own:
                 value = full_value(parameter)
                 tensor = parameter.detach() if value is None else value.to(parameter.dtype)
                 if key == "weight":
                     tensor = merged_weight(module, tensor).to(parameter.dtype)
-                # a copy: what was gathered is sharded again when the block ends
+                # a copy, because what was gathered is sharded again when the block ends
                 copy = tensor.to("cpu", copy=True).contiguous() if distributed.is_main() else None
                 yield f"{name}.{key}" if name else key, copy
         for key, buffer in source.named_buffers(recurse=False):
@@ -120,7 +122,8 @@ def _save_adapters(model: Any, weights: dict[str, Tensor], folder: Path) -> None
 
 
 def full_master(parameter: nn.Parameter) -> Tensor | None:
-    """The fp32 master of a trained parameter, whole, under any ZeRO stage; None where the module's own value is it."""
+    """The whole fp32 master of a trained parameter, under any ZeRO stage, on every rank; all ranks call it. None where
+    there is none beside the module's own value: for frozen parameters, and at ZeRO-0."""
     from deepspeed.utils import safe_get_full_fp32_param
 
     if not parameter.requires_grad or not has_master(parameter):
@@ -129,7 +132,7 @@ def full_master(parameter: nn.Parameter) -> Tensor | None:
 
 
 def swap(left: list[Tensor], right: list[Tensor]) -> None:
-    """Exchange the contents of two lists of tensors of equal shapes."""
+    """Exchange the contents of two lists of tensors with equal shapes, in place."""
     with torch.no_grad():
         for a, b in zip(left, right, strict=True):
             held = a.detach().clone()

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft: attach, count what matched, train them alone, merge for export."""
+"""Low-rank adapters (Hu et al. 2021) through peft: attach them, count them, switch them off, merge them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from rlhf.stage_config import LoraSettings
 
 
 def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, keep_head: str | None = None) -> Any:
-    """Wrap `model` with adapters and return it; with `lora_rank` 0 the model comes back as it is.
+    """Wrap `model` with adapters, so that nothing else is trained. With `lora_rank` 0 the model comes back as it is.
 
-    `keep_head` names a module that stays fully trained (the scalar head). Raises ConfigError when no module matches.
+    `dropout` takes the place of `lora_dropout`. `keep_head` names a module that is trained whole, without an adapter:
+    the scalar head. Raises ConfigError when `lora_target_modules` match no module.
     """
     if settings.lora_rank == 0:
         return model
@@ -36,7 +37,8 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
         modules_to_save=None,
     )
     try:
-        # in the model's own dtype: peft would make them fp32, and ZeRO-3 cannot hold both; masters are fp32 in any case
+        # Adapters keep the model's dtype. peft would make them fp32, and ZeRO-3 cannot hold two dtypes. The masters
+        # are in fp32 anyway.
         wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError:
         hints = nearest(targets[0], names)
@@ -60,7 +62,7 @@ def count_adapters(model: Any) -> int:
 
 @contextlib.contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
-    """The model as it was before training: adapters contribute nothing while inside."""
+    """While inside, adapters contribute nothing: the model is what it was before training."""
     with model.disable_adapter():
         yield
 

@@ -67,7 +67,7 @@ def _hub_config(name: str, resolved: str) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     try:
         if not isinstance(try_to_load_from_cache(resolved, "config.json"), str):
-            # fails at once where the download would try again for half a minute
+            # this request fails at once; the download would try again for half a minute
             get_hf_file_metadata(hf_hub_url(resolved, "config.json"), timeout=5)
         return json.loads(Path(hf_hub_download(resolved, "config.json")).read_text(encoding="utf-8"))
     except GatedRepoError:
@@ -95,8 +95,11 @@ def has_scalar_head(config: dict[str, Any]) -> bool:
 
 
 def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
-    """Problems with a model, one line each, found without loading it. `kind`: "language" refuses a reward model,
-    "reward" anything but one; "any" takes both (stage 2 starts from either)."""
+    """Problems with a model, one line each, found without loading it.
+
+    `kind` "language" refuses a reward model, "reward" refuses everything else, and "any" takes both: stage 2 can start
+    from either. `flag` names the option in the lines.
+    """
     if not name:
         return [f"{flag} is needed: a model folder, a hub name or an alias such as opt-1.3b"]
     try:
@@ -121,7 +124,7 @@ def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
 
 
 def length_problems(name: str, longest: int) -> list[str]:
-    """A line when sequences of `longest` tokens do not fit the model's positions."""
+    """One line if sequences of `longest` tokens are longer than the model's positions, else none."""
     limit = model_limit(read_config(name))
     if limit is None or longest <= limit:
         return []
@@ -132,6 +135,6 @@ def length_problems(name: str, longest: int) -> list[str]:
 
 
 def model_limit(config: dict[str, Any]) -> int | None:
-    """The longest sequence that a model's positions allow, in tokens; None where its config does not say."""
+    """The longest sequence that a model's positions allow, in tokens; None where its config does not say it."""
     limits = [config.get(key) for key in ("max_position_embeddings", "n_positions", "max_seq_len")]
     return next((int(limit) for limit in limits if limit), None)

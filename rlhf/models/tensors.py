@@ -1,6 +1,6 @@
 """Pure tensor functions: masks, masked means, whitening, log-probabilities from hidden states.
 
-B sequences, T tokens of a sequence, R response tokens, V vocabulary, D hidden, N counted tokens of a batch (flat).
+B sequences, T tokens of a sequence, R response tokens, V vocabulary, D hidden size, N counted tokens of a batch (flat).
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def local_sums(*values: float | int | Tensor) -> list[float]:
-    """The sums of one rank; stands where `sum_over_ranks` would for several."""
+    """The sums of one rank alone: what to pass where several ranks pass `sum_over_ranks`."""
     return [float(v) for v in values]
 
 
 def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, sums: SumOverRanks = local_sums) -> Tensor:
     """(x − mean) / √(variance + 1e-8) over the counted entries; 0 where not counted.
 
-    Two passes and the biased variance (Huang et al. 2024). `sums` adds up over ranks, so that the statistics are
-    those of the whole batch. `keep_mean` leaves the mean where it was. `[1, 3] → [−1, 1]`.
+    `[1, 3] → [−1, 1]`. The variance is the biased one (Huang et al. 2024), found in a second pass. `sums` adds up over
+    ranks, so that mean and variance are those of the whole batch. `keep_mean` adds the mean again.
     """
     count, total = sums(mask.sum(), x[mask].sum())
     if count == 0:
@@ -44,8 +44,8 @@ def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False, sums: SumOverRan
 def truncate_after_eos(ids_BR: Tensor, stop_ids: Sequence[int], pad_id: int) -> tuple[Tensor, Tensor]:
     """Cut each response after its first stop token: `[5, 2, 9] → [5, 2, pad]` with stop id 2.
 
-    Returns the ids and the mask [B, R] that is True up to and including the stop token. Ids alone cannot tell padding
-    from content, so an id equal to `pad_id` before the stop counts.
+    Returns the ids [B, R] and the mask [B, R] that is True up to the stop token and there. An id that equals `pad_id`
+    but comes before the stop token is content, so it counts.
     """
     stops = torch.isin(ids_BR, torch.tensor(list(stop_ids), device=ids_BR.device))
     mask_BR = stops.int().cumsum(dim=1) - stops.int() == 0
@@ -53,7 +53,7 @@ def truncate_after_eos(ids_BR: Tensor, stop_ids: Sequence[int], pad_id: int) -> 
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Lists of ids as one tensor [B, T], T being the longest; at least one column."""
+    """Lists of ids as one tensor [B, T], shorter ones filled with `value`. T is the longest's length, at least 1."""
     width = max([len(row) for row in rows] + [1])
     out = torch.full((len(rows), width), value, dtype=torch.long)
     for index, row in enumerate(rows):
@@ -74,10 +74,11 @@ def chunked_logprobs(
     forbidden_ids: Sequence[int] = (),
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature) at the targets, and the entropy in nats, both [N] in fp32.
+    """log softmax(logits / temperature) at the targets, and the entropy of that distribution: [N] each, fp32, in nats.
 
-    Only a block of the logits exists at a time: backward computes each again. Where `forbidden_N` is True the logits of
-    `forbidden_ids` are −∞ (the end token below the minimum length). Without `with_entropy` it is zeros.
+    `scale` and `cap` as in `Logits`. Where `forbidden_N` is True the logits of `forbidden_ids` are −∞: so it is with
+    the end token below the minimum length. The entropy is zeros without `with_entropy`. Only one block of the logits
+    exists at a time (`logprob_function`).
     """
     logits = Logits(temperature, scale, cap)
     return TargetLogprobs.apply(  # type: ignore[return-value]

@@ -45,7 +45,8 @@ def default_zero_stage() -> stage_config.ZeroStage:
 def train_config(
     *, zero_stage: int, dtype: torch.dtype, micro_batch_size: int, gradient_clipping: float, offload: bool = False
 ) -> dict[str, Any]:
-    """The DeepSpeed config of a trained model."""
+    """The DeepSpeed config of a trained model. `micro_batch_size`: rows of one forward; `gradient_clipping`: the
+    largest norm, 0 for none; `offload`: keep masters and optimiser state in CPU memory."""
     zero: dict[str, Any] = {"stage": zero_stage}
     if zero_stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": False, "reduce_scatter": True}
@@ -56,7 +57,7 @@ def train_config(
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": 1,
-        # We own the boundary: any number of backwards, then one step.
+        # Any number of backwards, then one step: we say when, not DeepSpeed.
         "managed_gradient_accumulation": False,
         # At ZeRO-0 in fp32 the clipping is ours (see `_guard_plain_optimizer`).
         "gradient_clipping": 0.0 if zero_stage == 0 and dtype == torch.float32 else gradient_clipping,
@@ -69,7 +70,7 @@ def train_config(
 
 
 def frozen_config(*, zero_stage: int, dtype: torch.dtype, micro_batch_size: int = 1) -> dict[str, Any]:
-    """The DeepSpeed config of a model that is only run."""
+    """The DeepSpeed config of a model that is only run, never trained."""
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "zero_optimization": {"stage": zero_stage},
@@ -79,7 +80,8 @@ def frozen_config(*, zero_stage: int, dtype: torch.dtype, micro_batch_size: int 
 
 
 def zero3_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any] | None:
-    """The config under which a model's weights are sharded while they are read; None below ZeRO-3."""
+    """The DeepSpeed config with which a model is loaded, so that its weights are sharded as they are read; None below
+    ZeRO-3, where nothing is sharded."""
     return frozen_config(zero_stage=3, dtype=dtype) if zero_stage == 3 else None
 
 
@@ -92,9 +94,11 @@ def _name_of(dtype: torch.dtype) -> NamedDtype:
 
 
 def learning_rate_at(step: int, *, peak: float, total: int, warmup_ratio: float, schedule: str) -> float:
-    """The rate of optimiser step `step` (from 0) of `total`: linear warm-up, then cosine or linear to 0, or constant.
+    """The learning rate of optimiser step `step` (from 0) of `total`.
 
-    A pure function of the step, so a resumed run needs no scheduler state. The first step already has a rate above 0.
+    It rises linearly to `peak` in the first `warmup_ratio` of the steps. Then it falls to 0 along a cosine or a line,
+    or stays constant, as `schedule` says. It is above 0 from the first step on. It is a pure function of the step, so
+    a resumed run needs no scheduler state.
     """
     warmup = math.ceil(total * warmup_ratio)
     if step < warmup:
@@ -273,10 +277,11 @@ def _optimizer(model: nn.Module, settings: OptimizerSettings, learning_rate: flo
 
 
 def build_frozen(model: nn.Module, *, zero_stage: int, dtype: torch.dtype) -> Any:
-    """A model that is only run: sharded over ranks at ZeRO-3, else simply on the device. Callable like the model."""
+    """A model that is only run, never trained. At ZeRO-3 its weights are sharded over the ranks; else it is simply
+    moved to the device. The result is called like the model. `dtype` must be that of the loaded weights."""
     model.requires_grad_(False).eval()
     if zero_stage != 3:
-        # no dtype here: it would round buffers, too, and rotary frequencies are fp32 in a bf16 model
+        # Do not cast here: that would round buffers, too, and a bf16 model keeps its rotary frequencies in fp32.
         assert all(p.dtype == dtype for p in model.parameters()), f"load the model in {dtype}"
         return model.to(device=distributed.device())
     import deepspeed
@@ -288,7 +293,10 @@ def build_frozen(model: nn.Module, *, zero_stage: int, dtype: torch.dtype) -> An
 
 @contextlib.contextmanager
 def gathered(parameters: Iterable[Any], *, modify: bool = False) -> Iterator[None]:
-    """Parameters whole on every rank while inside, where ZeRO-3 has sharded them; `modify` keeps rank 0's changes."""
+    """While inside, parameters that ZeRO-3 has sharded are whole on every rank. All ranks enter together.
+
+    With `modify` rank 0's changes to them are kept, else changes are lost.
+    """
     sharded = [p for p in parameters if is_sharded(p)]
     if not sharded:
         yield
@@ -300,7 +308,7 @@ def gathered(parameters: Iterable[Any], *, modify: bool = False) -> Iterator[Non
 
 
 def enable_activation_checkpointing(model: Any) -> None:
-    """Recompute activations in backward (transformers' own, non-reentrant)."""
+    """Let a transformers model recompute activations in backward: less memory, more work, the same numbers."""
     model.config.use_cache = False
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if hasattr(model, "enable_input_require_grads"):
