@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import shutil
+import socket
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,6 +67,13 @@ def missing_compiler() -> str:
     """The C++ compilers that torch.compile looks for on a CPU, if none of them is here; else nothing."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     return "" if any(shutil.which(name) for name in names) else " or ".join(names)
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
 
 
 def visible(count: int, listed: str | None) -> list[str]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rlhf import hardware
 from rlhf.config import Config, setting
 
 ZeroStage = Literal[0, 1, 2, 3]
+NamedDtype = Literal["fp32", "bf16", "fp16"]
 Dtype = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 class RunSettings(Config):
     """Where a stage runs and what it writes."""
+
+    # The models of the stage by role → the setting that holds its ZeRO stage: {"actor": "actor_zero_stage"}.
+    trained_engines: ClassVar[dict[str, str]] = {}
+    frozen_models: ClassVar[dict[str, str]] = {}
 
     output_dir: Path = setting(
         Path("output"), "the stage's folder: config, metrics, log, checkpoints, models", resumable=True
@@ -30,6 +35,11 @@ class RunSettings(Config):
     trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also send metrics there", resumable=True)
     no_dropout: bool = setting(False, "set the model's dropouts to 0 (always so in stage 3)")
     trust_remote_code: bool = setting(False, "run code that comes with a model")
+
+    def zero_stages(self, *, gpus: bool) -> dict[str, ZeroStage]:
+        """The ZeRO stage of each model by its role, trained ones first: `{"actor": 2, "reference": 0}`."""
+        chosen = {role: getattr(self, field) for role, field in (self.trained_engines | self.frozen_models).items()}
+        return {role: default_zero_stage(gpus) if stage is None else stage for role, stage in chosen.items()}
 
 
 class BatchSettings(Config):
@@ -101,36 +111,69 @@ class LoraSettings(Config):
         ]
 
 
-def engine_problems(config: Config, stage: str, *, gpus: bool, bf16: bool) -> list[str]:
-    """What of dtype, optimiser and ZeRO stage does not go together on this machine. `bf16`: its GPUs have it."""
-    dtype = getattr(config, "dtype", "auto")
+# --- dtype and ZeRO stage --------------------------------------------------------------------------------------------
+
+
+def default_zero_stage(gpus: bool) -> ZeroStage:
+    """The ZeRO stage of a trained model for which the settings name none."""
+    return 2 if gpus else 1
+
+
+def resolve_dtype(name: str, *, gpus: bool, bf16: bool) -> NamedDtype:
+    """The dtype that a `dtype` setting stands for. `gpus`: the model is on a GPU; `bf16`: the GPUs multiply in it."""
+    if name == "auto":
+        return "bf16" if gpus and bf16 else "fp32"
+    assert name in ("fp32", "bf16", "fp16"), name
+    return name
+
+
+def dtype_problems(name: str, *, where: str, gpus: bool, bf16: bool) -> list[str]:
+    """Why this machine cannot compute in a dtype; `where` names the setting ("step1_sft.dtype")."""
+    if name == "fp16" and not gpus:
+        return [f"{where}=fp16 needs a GPU: on a CPU fp16 is slow and its kernels are incomplete; use bf16 or fp32"]
+    if name == "bf16" and gpus and not bf16:
+        return [f"{where}=bf16: these GPUs do not compute in bf16; use fp16 or fp32"]
+    return []
+
+
+def engine_problems(
+    *, where: str, zero_stage: int, dtype: NamedDtype, optimizer: str, compile: bool, offload: bool
+) -> list[str]:
+    """What does not go together in one trained engine; `where` names its ZeRO stage ("step1_sft.zero_stage=1")."""
     found = []
-    if dtype == "fp16" and not gpus:
+    if optimizer == "adafactor" and zero_stage != 0:
         found.append(
-            f"{stage}.dtype=fp16 needs a GPU: on a CPU fp16 is slow and its kernels are incomplete; use bf16 or fp32"
+            f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
+            "use ZeRO stage 0, or optimizer adamw"
         )
-    if dtype == "bf16" and gpus and not bf16:
-        found.append(f"{stage}.dtype=bf16: these GPUs do not compute in bf16; use fp16 or fp32")
-    if dtype == "auto":
-        dtype = "bf16" if gpus and bf16 else "fp32"
-    for name in ("zero_stage", "actor_zero_stage", "critic_zero_stage"):  # of what is trained
-        if name not in type(config).model_fields:
-            continue
-        zero_stage = getattr(config, name)
-        if zero_stage is None:
-            zero_stage = 2 if gpus else 1
-        where = f"{stage}.{name}={zero_stage}"
-        if getattr(config, "optimizer", "") == "adafactor" and zero_stage != 0:
-            found.append(
-                f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
-                f"set {stage}.{name}=0 or {stage}.optimizer=adamw"
+    if dtype != "fp32" and zero_stage == 0:
+        found.append(f"{where} with {dtype} drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
+    if compile and zero_stage == 3:
+        found.append(
+            f"{where}: ZeRO-3 gathers weights while a layer runs, which compile cannot take in; use ZeRO stages 0 to 2"
+        )
+    if offload and zero_stage == 0:
+        found.append(f"{where}: offload_optimizer needs ZeRO 1, 2 or 3; use 1")
+    return found
+
+
+def stage_engine_problems(config: RunSettings, stage: str, *, gpus: bool, bf16: bool) -> list[str]:
+    """What of dtype, optimiser, ZeRO stages and compilation does not go together in a stage on this machine.
+
+    `bf16` says whether its GPUs multiply in bf16.
+    """
+    found = dtype_problems(config.dtype, where=f"{stage}.dtype", gpus=gpus, bf16=bf16)
+    if isinstance(config, OptimizerSettings):
+        for role, field in config.trained_engines.items():
+            zero_stage = config.zero_stages(gpus=gpus)[role]
+            found += engine_problems(
+                where=f"{stage}.{field}={zero_stage}",
+                zero_stage=zero_stage,
+                dtype=resolve_dtype(config.dtype, gpus=gpus, bf16=bf16),
+                optimizer=config.optimizer,
+                compile=config.compile,
+                offload=config.offload_optimizer,
             )
-        if dtype in ("bf16", "fp16") and zero_stage == 0:
-            found.append(f"{where} with {dtype} drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
-        if getattr(config, "compile", False) and zero_stage == 3:
-            found.append(f"{where}: ZeRO-3 gathers weights while a layer runs, which compile cannot take in; use 2")
-        if getattr(config, "offload_optimizer", False) and zero_stage == 0:
-            found.append(f"{where}: offload_optimizer needs ZeRO 1, 2 or 3; set {stage}.{name}=1")
     compiles = [name for name in ("compile", "inference_compile") if getattr(config, name, False)]
     if compiles and not gpus and (missing := hardware.missing_compiler()):
         found.append(

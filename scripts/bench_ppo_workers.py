@@ -83,11 +83,12 @@ def on_ranks(arguments: dict[str, Any], folder: Path, ranks: int) -> Callable[[i
     import os
     import subprocess
 
+    from rlhf import hardware
     from rlhf.training import distributed
 
     rank = int(os.environ.get("RANK", "0"))
     if "RANK" not in os.environ:
-        port = str(distributed.free_port())
+        port = str(hardware.free_port())
         shared = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
         shared |= {"MASTER_PORT": port}
         for other in range(1, ranks):

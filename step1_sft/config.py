@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from data.config import DataSettings
 from rlhf.config import setting
 from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
@@ -9,6 +11,8 @@ from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, Ru
 
 class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """Supervised fine-tuning of a causal language model on prompts and chosen responses."""
+
+    trained_engines: ClassVar[dict[str, str]] = {"model": "zero_stage"}
 
     model: str = setting("", "pretrained model: a folder, a hub name or an alias such as opt-1.3b", flag="actor_model")
     zero_stage: ZeroStage | None = setting(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from data.config import DataSettings
 from rlhf.config import setting
 from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
@@ -9,6 +11,8 @@ from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, Ru
 
 class RewardConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """A reward model from a pretrained language model and pairs of chosen and rejected responses."""
+
+    trained_engines: ClassVar[dict[str, str]] = {"model": "zero_stage"}
 
     model: str = setting("", "the pretrained model: a folder, a hub name or an alias such as opt-350m")
     zero_stage: ZeroStage | None = setting(

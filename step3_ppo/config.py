@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -13,6 +13,12 @@ from rlhf.stage_config import BatchSettings, Dtype, LoraSettings, OptimizerSetti
 
 class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """PPO of the stage-1 model against the stage-2 model."""
+
+    trained_engines: ClassVar[dict[str, str]] = {"actor": "actor_zero_stage", "critic": "critic_zero_stage"}
+    frozen_models: ClassVar[dict[str, str]] = {
+        "reference": "reference_zero_stage",
+        "reward model": "reward_zero_stage",
+    }
 
     # the four roles
     actor_model: str = setting("", "the stage-1 model; also the reference")

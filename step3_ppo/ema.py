@@ -9,7 +9,6 @@ import torch
 
 from rlhf.models.export import swap
 from rlhf.training.engine import TrainEngine
-from rlhf.training.engine_state import masters
 
 
 class EMA:
@@ -20,7 +19,7 @@ class EMA:
 
     def __init__(self, engine: TrainEngine, *, decay: float) -> None:
         self.decay = decay
-        self._masters = masters(engine.engine)
+        self._masters = engine.masters()
         self.average = [m.detach().clone().float() for m in self._masters]
 
     @torch.no_grad()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlhf.models.causal_model import TokenScores
+from rlhf.models.causal_model import TokenLogprobs
 from rlhf.training import distributed
 from step3_ppo.batches import micro_batches, mini_batches
 from step3_ppo.config import PPOConfig
@@ -54,7 +54,8 @@ class ForwardPasses:
         self.roles, self.config = roles, config
         self._kept_of_actor, self._kept_of_critic = _Kept(), _Kept()
         if config.reuse_forward:  # more memory than an optimiser step needs has been in use before it
-            roles.actor.engine.returns_freed = roles.critic.engine.returns_freed = False
+            roles.actor.engine.keep_freed_memory()
+            roles.critic.engine.keep_freed_memory()
 
     def measure(self, rollout: Rollout, iteration: int) -> Measured:
         """What the four roles say of a rollout under the training weights, whole and alike on every rank.
@@ -80,7 +81,7 @@ class ForwardPasses:
 
     def actor(
         self, rollout: Rollout, rows: Sequence[int], *, with_entropy: bool
-    ) -> Iterable[tuple[list[int], TokenScores]]:
+    ) -> Iterable[tuple[list[int], TokenLogprobs]]:
         """This rank's micro-batches of a mini-batch; of each its rows, and the actor's log-probabilities (and entropy)
         [N] of its counted tokens, in nats, to go back through. To be asked once for each optimiser step."""
         return self._kept_of_actor.take(rollout, rows) or self._passes(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rlhf import console
 from rlhf.errors import ConfigError
-from rlhf.models.causal_model import CausalModel, TokenScores
+from rlhf.models.causal_model import CausalModel, TokenLogprobs
 from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
 from rlhf.models.lora import adapters_off, attach, is_adapted
 from rlhf.models.reward_model import load_reward_model
@@ -18,6 +18,7 @@ from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.compiling import compile_layers
 from rlhf.training.engine import TrainEngine, build_frozen, default_zero_stage, enable_activation_checkpointing
+from rlhf.training.zero_internals import full_numel
 from step3_ppo.config import PPOConfig
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.rewards.function import Scorer
@@ -41,7 +42,7 @@ class Actor:
     min_response_length: int
     reference: Any  # None: the actor with its adapters off
 
-    def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
+    def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
         """Log-probabilities (and entropy) [N] of the batch's response tokens under the weights as they are, in nats."""
         return self._logprobs(self.engine, batch, with_entropy=with_entropy)
 
@@ -52,7 +53,7 @@ class Actor:
         with adapters_off(self.engine.module.lm):
             return self._logprobs(self.engine, batch).logprobs_N
 
-    def _logprobs(self, model: Any, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenScores:
+    def _logprobs(self, model: Any, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
         device = distributed.device()
         extra: dict[str, Any] = {}
         if self.min_response_length:
@@ -224,6 +225,6 @@ def _loading(config: PPOConfig, name: str, tokenizer: Any, zero_stage: int | Non
 
 
 def _size(model: Any) -> str:
-    count = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters())
-    trained = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
+    count = sum(full_numel(p) for p in model.parameters())
+    trained = sum(full_numel(p) for p in model.parameters() if p.requires_grad)
     return f"{count / 1e6:.1f}M weights" + (f" ({trained / 1e6:.2f}M trained)" if trained != count else "")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf import process
 from rlhf.console.bars import Bar, EventBar, LiveBar, PlainBar, live
-from rlhf.console.screen import emit, interactive, screen
+from rlhf.console.screen import emit, interactive
+from rlhf.console.screen import screen as own_screen
 from rlhf.console.text import clean, figure
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _print(text: str, *, style: str | None = None, stderr: bool = False) -> None
 
 def _target(stderr: bool = False) -> Console:
     """The console that draws the live bar, if there is one: it alone knows how to write above it."""
-    return live.progress.console if live.progress is not None else screen(stderr=stderr)
+    return live.progress.console if live.progress is not None else own_screen(stderr=stderr)
 
 
 def _is_number(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """Drawing tokens: temperature, top-k, top-p, greedy, and random numbers that belong to a row and a position.
 
-B rows, V vocabulary. Nothing is sorted unless top-p cuts.
+B rows, V vocabulary. Only top-p needs the vocabulary sorted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ BLOCK = 128
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature` 0 is greedy; `min_new_tokens` masks the stop tokens below it."""
+    """How tokens are drawn. `temperature` 0 always takes the most likely token; `top_p` 1 and `top_k` 0 are off. No
+    response has more than `max_new_tokens`, and none of the stop tokens is drawn before `min_new_tokens`."""
 
     max_new_tokens: int
     min_new_tokens: int = 0
@@ -32,10 +33,10 @@ class Sampling:
 def draw(
     logits_BV: Tensor, uniforms_B: Tensor, sampling: Sampling, *, forbidden: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One token per row by inverting the cumulative distribution at a uniform number, and its log-probability.
+    """One token per row [B], and its log-probability [B] in nats.
 
-    The log-probability is that of softmax(logits / temperature), before top-p and top-k cut mass away. `forbidden` are
-    ids of probability 0.
+    The token is where the cumulative distribution exceeds the row's uniform number. The log-probability is that of
+    softmax(logits / temperature), before top-p and top-k remove tokens. `forbidden` are ids that have probability 0.
     """
     if forbidden is not None and len(forbidden):
         logits_BV = logits_BV.index_fill(1, forbidden, float("-inf"))
@@ -55,9 +56,9 @@ def draw(
 
 
 def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
-    """The first token whose cumulative weight exceeds uniform × total; never one of weight 0.
+    """The first token [B] whose cumulative weight exceeds uniform × total weight. It is never one of weight 0.
 
-    Weights [1, 0, 3] and 0.25 → token 2: a quarter of the mass lies before it.
+    Weights [1, 0, 3] and uniform 0.25 → token 2, because exactly a quarter of the weight comes before it.
     """
     rows, vocabulary = weights_BV.shape
     if vocabulary % BLOCK:
@@ -66,7 +67,7 @@ def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
     ends = blocks.sum(dim=-1).double().cumsum(dim=-1)
     points_B1 = uniforms_B.double()[:, None] * ends[:, -1:]
     block_B1 = torch.searchsorted(ends, points_B1, right=True)
-    # rounding may carry the point past the last block with mass
+    # rounding may put the point behind the last block that has weight
     last_B1 = torch.searchsorted(ends, ends[:, -1:].contiguous())
     block_B1 = torch.minimum(block_B1, last_B1)
     before = (block_B1 - 1).clamp(min=0)
@@ -80,7 +81,8 @@ def invert(weights_BV: Tensor, uniforms_B: Tensor) -> Tensor:
 
 
 def _nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
-    """Zero all but the smallest set of tokens whose share reaches `top_p`; the most likely one always stays."""
+    """Set all weights to 0 except those of the smallest set of tokens whose share reaches `top_p` (Holtzman et al.
+    2020). The most likely token always stays."""
     ordered, order = (weights_BV / weights_BV.sum(-1, keepdim=True)).sort(dim=-1, descending=True)
     beyond = ordered.cumsum(dim=-1) - ordered >= top_p
     beyond[:, 0] = False
@@ -88,7 +90,8 @@ def _nucleus(weights_BV: Tensor, top_p: float) -> Tensor:
 
 
 def uniforms(seed: int, iteration: int, rows: Sequence[int], count: int) -> Tensor:
-    """Numbers in [0, 1) as float64 [len(rows), count], each a hash of (seed, iteration, row, position) alone."""
+    """Numbers in [0, 1) as float64 [len(rows), count]. Each is a hash of (seed, iteration, row, position) alone, so it
+    does not depend on which rows are drawn together."""
     with np.errstate(over="ignore"):
         key = _mix(_mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) ^ np.uint64(iteration))
         by_row = _mix(key ^ _mix(np.asarray(rows, dtype=np.uint64)))[:, None]
@@ -97,7 +100,7 @@ def uniforms(seed: int, iteration: int, rows: Sequence[int], count: int) -> Tens
 
 
 def _mix(x: Any) -> Any:
-    """The finaliser of SplitMix64 (Steele et al. 2014): a bijection of 64 bits in which each bit depends on all."""
+    """The last step of SplitMix64 (Steele et al. 2014): it maps 64 bits one to one, and each depends on all."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

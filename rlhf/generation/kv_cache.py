@@ -1,8 +1,8 @@
 """The key-value cache of the sampler: allocated once, laid out for one-token queries, reused between rollouts.
 
-B rows, K key-value heads, W its width in tokens as it is laid out now, S tokens shown, E head size. The width grows
-with the responses, and what is kept moves apart within the same storage: batched products would otherwise copy
-whatever is not contiguous, at every token.
+B rows, K key-value heads, W the width in tokens for which it is laid out now, S tokens that a query sees, E head size.
+Batched products copy what is not contiguous, and would do so at every token. So the cache is laid out for few tokens at
+first, and is laid out anew, within the same storage, when the responses need more width.
 """
 
 from __future__ import annotations
@@ -13,25 +13,30 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# The width grows in steps of so many tokens: few moves, and few shapes, so kernels are prepared once for each.
+# The width grows in steps of so many tokens. So the cache is moved seldom and has few shapes: kernels must be prepared
+# for each new shape.
 WIDTH_STEP = 32
-# On CPUs one-token products run fastest over keys and values that lie so: which of them as [B, K, E, W] in memory.
+# (keys, values): whether these lie in memory as [B, K, E, W], tokens last. On CPUs one-token products are fastest so.
 TOKENS_LAST = {torch.float32: (True, False), torch.bfloat16: (False, True)}
 
 
 def round_up(number: int, step: int) -> int:
+    """The smallest multiple of `step` that is not below `number`: 33 and 32 → 64."""
     return -(-number // step) * step
 
 
 def _laid_out(storage: Tensor, rows: int, heads: int, width: int, size: int, *, tokens_last: bool) -> Tensor:
-    """The front of a storage as [B, K, W, E]."""
+    """The first elements of a flat storage as [B, K, W, E]."""
     front = storage[: rows * heads * width * size]
     return front.view(rows, heads, size, width).transpose(2, 3) if tokens_last else front.view(rows, heads, width, size)
 
 
 class CacheLayer(CacheLayerMixin):
-    """One layer: keys and values as [B, K, W, E], whatever their order in memory. New ones go into the columns from
-    `cache.start` of the rows `cache.rows`."""
+    """One layer of the cache: keys and values as [B, K, W, E], whatever their order in memory.
+
+    New ones go to the rows `cache.rows`, into the columns from `cache.start` on. Methods without a description are
+    those of transformers' interface.
+    """
 
     is_sliding = False
     keys: Tensor
@@ -42,6 +47,7 @@ class CacheLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate `cache.allocated` tokens; heads, sizes, dtype and device are those of the first keys and values."""
         heads, tokens = key_states.shape[1], self.cache.allocated
         self.sizes = heads, key_states.shape[-1], value_states.shape[-1]
         self.key_storage = key_states.new_empty(tokens * heads * self.sizes[1])
@@ -50,7 +56,8 @@ class CacheLayer(CacheLayerMixin):
         self.lay_out()
 
     def lay_out(self) -> None:
-        """All zeros: columns that do not count have weight 0, and 0 × NaN would be NaN."""
+        """Lay the cache out for `cache.reserved_rows` rows and `cache.width` tokens, all zeros. Columns that do not
+        count get weight 0 in attention, and 0 × NaN would be NaN."""
         self._view(self.cache.reserved_rows, self.cache.width)
         self.keys.zero_()
         self.values.zero_()
@@ -63,7 +70,7 @@ class CacheLayer(CacheLayerMixin):
         self.values = _laid_out(self.value_storage, rows, heads, width, of_value, tokens_last=values_last)
 
     def widen(self, rows: int, width: int) -> None:
-        """Lay the first `rows` out anew, with room for `width` tokens; what is new is zero."""
+        """Lay the first `rows` out anew with room for `width` tokens. They keep their content; new columns are zero."""
         keys, values = self.keys[:rows].clone(), self.values[:rows].clone()
         before = keys.shape[2]
         self._view(rows, width)
@@ -71,7 +78,7 @@ class CacheLayer(CacheLayerMixin):
         self.values[:, :, :before], self.values[:, :, before:] = values, 0
 
     def write(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Keys and values [B, K, T, E] into the cache."""
+        """Put keys and values [B, K, T, E] into the cache."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache = self.cache
@@ -82,7 +89,7 @@ class CacheLayer(CacheLayerMixin):
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         self.write(key_states, value_states)
         cache = self.cache
-        if cache.prefilling:  # a prompt attends to itself alone
+        if cache.prefilling:  # prompts attend to themselves only
             return key_states, value_states
         return self.keys[cache.rows, :, : cache.shown], self.values[cache.rows, :, : cache.shown]
 
@@ -97,10 +104,10 @@ class CacheLayer(CacheLayerMixin):
 
 
 class SamplerCache(Cache):
-    """All layers, and where the next forward's keys and values go.
+    """All layers, and where keys and values of the next forward go.
 
-    `start` is the column that they go to, `rows` the rows, `shown` how many columns a one-token query sees, `seen` what
-    transformers is told of the length so far; while `prefilling`, prompts see themselves alone.
+    They go to the rows `rows`, into the columns from `start` on. A query of one token sees the first `shown` columns.
+    While `prefilling`, prompts see only themselves. `seen` is the length so far that transformers is told.
     """
 
     def __init__(self, layers: int) -> None:
@@ -116,17 +123,17 @@ class SamplerCache(Cache):
         return self.own[layer_idx].update(key_states, value_states)
 
     def write(self, index: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [B, K, T, E] of layer `index` into the columns from `start` of the rows `rows`."""
+        """Put keys and values [B, K, T, E] into layer `index`, at the rows `rows` and the columns from `start` on."""
         self.own[index].write(keys, values)
 
     def flat(self, index: int, rows: int) -> tuple[Tensor, Tensor]:
-        """What one-token queries of the first rows see of layer `index`: keys and values [B·K, W, E]."""
+        """The first rows' keys and values of layer `index` as [B·K, W, E], which is what one-token queries need."""
         layer = self.own[index]
         return layer.keys[:rows].flatten(0, 1), layer.values[:rows].flatten(0, 1)
 
     def reserve(self, rows: int, prompt: int, response: int) -> None:
-        """Room for `rows` of `prompt` + `response` tokens, laid out for the prompts and a token more; storage that is
-        large enough is used again."""
+        """Make room for `rows` of `prompt` + `response` tokens. At first it is laid out for the prompts and one token
+        more. Storage that is large enough is used again."""
         self.reserved_rows, self.capacity = rows, round_up(prompt + response, WIDTH_STEP)
         self.width = round_up(prompt + 1, WIDTH_STEP)
         if rows * self.capacity > self.allocated:
@@ -137,7 +144,7 @@ class SamplerCache(Cache):
                 layer.lay_out()
 
     def show(self, columns: int, rows: int) -> int:
-        """Make the first `columns` of the first `rows` visible, all that is needed from now on. Returns the width."""
+        """Make sure that the first `rows`, the only ones needed from now on, are `columns` wide. Returns the width."""
         if columns > self.width:
             self.width = round_up(columns, WIDTH_STEP)
             for layer in self.own:
@@ -146,19 +153,21 @@ class SamplerCache(Cache):
         return self.width
 
     def release(self) -> None:
-        """Give the storage back."""
+        """Give the memory back."""
         for layer in self.own:
             layer.keys = layer.values = layer.key_storage = layer.value_storage = None
             layer.is_initialized = False
         self.allocated = 0
 
     def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Rows of the first `columns` tokens into other rows; all are read before any is written."""
+        """Copy the first `columns` tokens of the rows `sources` to the rows `targets`. All rows are read before any is
+        written."""
         for layer in self.own:
             if layer.is_initialized:
                 layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
                 layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
 
     def bytes(self) -> int:
+        """Memory that the cache takes now."""
         storages = [t for layer in self.own if layer.is_initialized for t in (layer.key_storage, layer.value_storage)]
         return sum(t.numel() * t.element_size() for t in storages)

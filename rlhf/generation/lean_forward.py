@@ -1,10 +1,11 @@
-"""The forward of Llama-like models for sampling, in as few operations as a layer allows.
+"""The forward pass of Llama-like models for sampling, in as few operations per layer as possible.
 
-At the sizes that a CPU samples, half of a decode step in transformers is dispatch: some 45 small operations a layer.
-Here are about 20, on the same modules and weights. Other families go through transformers.
+For the models that a CPU samples from, half of the time of a token in transformers goes into starting operations: a
+layer has some 45 small ones. Here it has about 20, on the same modules and weights. Other families go through
+transformers.
 
 B rows, T tokens of each, H query heads, K key-value heads, G = H / K, E head size, C positions, S columns of the
-cache.
+cache, D hidden size.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch import Tensor
 from rlhf.generation.kv_cache import SamplerCache
 from rlhf.models.attention import products, suits_products
 
-# model type → what is added to the weights of its norms. Windows and the like are refused by `is_served`.
+# model type → what its norms add to their weights. `is_served` refuses models with windows and the like.
 FAMILIES = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma": 1.0}
-# Rotary tables that depend on the position alone, not on how long the sequence is.
+# Kinds of rotary tables that depend on the position alone, and not on the length of the sequence.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-# Layers of one input that may stand as one: its name, and what it is made of.
+# Layers of the same input that may have been made into one: its name → the layers that it is made of.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 
 Function = Callable[[Tensor], Any]
@@ -44,13 +45,14 @@ class _Layer:
 
 
 def is_lean(lm: Any) -> bool:
-    """Whether `LeanForward` serves a model (one whose attention `is_served`)."""
+    """Whether `LeanForward` knows a model. Its attention must also be plain (`attention.is_served`)."""
     rope = getattr(lm.config, "rope_parameters", None) or {}
     return lm.config.model_type in FAMILIES and rope.get("rope_type", "default") in ROPE_TYPES
 
 
 class LeanForward:
-    """`begin` before a generation reads what follows from the weights; then call it for prompts and for tokens.
+    """The hidden states of a model's last column. Call `begin` before each generation, because weights may have
+    changed; then call the object, for prompts and for single tokens.
 
     `compiled`: the forward of single tokens goes through torch.compile, once for all batch sizes and lengths.
     """
@@ -64,13 +66,13 @@ class LeanForward:
         self.group = int(attention.num_key_value_groups)
 
     def begin(self, capacity: int) -> None:
-        """Read the norms, and the rotary tables of all positions up to `capacity`."""
+        """Read the weights of the norms, and compute the rotary tables of the first `capacity` positions."""
         self.layers = [self._layer(layer) for layer in self.model.layers]
         self.final_norm = self._norm(self.model.norm)
         weight = self.model.norm.weight
         cos_1CE, sin_1CE = self.model.rotary_emb(weight, torch.arange(capacity, device=weight.device)[None])
         self.cos_CE = cos_1CE[0]
-        # what is turned to the front changes its sign: kept in the table
+        # rotation negates the half that moves to the front; the sign is put into the table
         self.sin_CE = sin_1CE[0].clone()
         self.sin_CE[:, : self.head_size // 2].neg_()
 
@@ -101,10 +103,10 @@ class LeanForward:
         return lambda x: F.rms_norm(x.float(), shape, weight_fp32, eps).to(x.dtype)
 
     def __call__(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
-        """Hidden states of the last column [B, D]; keys and values go to the cache's columns from `start`.
+        """Hidden states of the last column: [B, D]. Keys and values go where the cache says.
 
-        For prompts `attention` says what counts ([B, 1, T, T], None is all before), for single tokens it is added to
-        the scores ([B, 1, 1, S], 0 or −∞).
+        For prompts `attention` [B, 1, T, T] is True where a token may look, and None is causal. For single tokens it
+        is [B, 1, 1, S], 0 or −∞, and is added to the scores.
         """
         return (self._run if cache.prefilling else self._token)(ids_BT, positions_BT, cache, attention)
 
@@ -142,7 +144,7 @@ class LeanForward:
         return self.final_norm(x[:, -1])
 
     def _read(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of prompts to themselves: [B, T, H, E]."""
+        """Attention of prompts to themselves: [B, T, H, E], from query [B, H, T, E], key and value [B, K, T, E]."""
         if suits_products(query, key):
             return products(query, key, value, mask, self.scale)
         return F.scaled_dot_product_attention(

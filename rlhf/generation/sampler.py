@@ -1,13 +1,14 @@
-"""The sampler: prefill, then one token at a time from a key-value cache; rows that finished leave the batch.
+"""The sampler reads the prompts into a key-value cache, then draws one token at a time; finished rows leave the batch.
 
-Used by rollout, chat and evaluation. A row's random numbers depend on (seed, iteration, global row, position) alone, so
-its samples are the same in any batch and on any number of ranks, wherever the logits agree bitwise.
+Rollout, chat and evaluation use it. A row's random numbers depend on (seed, iteration, global row, position) alone. So
+its tokens are the same in any batch and on any number of ranks, as long as the logits agree bit for bit.
 
 B rows, U distinct prompts, P prompt tokens (left-padded), R response tokens, S columns of the cache, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,17 +26,17 @@ from rlhf.models.causal_model import CausalModel, head_logits
 from rlhf.models.loading import backbone, unwrap
 from rlhf.training import distributed
 
-# Prompts are read in groups of at most this many tokens, which bounds the memory of their activations.
+# Prompts are read in groups of at most so many tokens, to limit the memory of their activations.
 PREFILL_TOKENS = 8192
 
-# (position, rows that are alive, their tokens, their log-probabilities, which of them stopped), on the CPU
+# (position, rows that are not finished, their new tokens, log-probabilities, which of them stopped), on the CPU
 Drawn = tuple[int, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass
 class Generation:
-    """Responses: ids [B, R] (pad beyond the end), the mask of what counts (the stop token included), the
-    log-probabilities of softmax(logits / temperature) in nats, and whether a stop token ended the row."""
+    """Responses: ids [B, R], with pad ids behind the end; the mask [B, R] of what counts, with the stop token; the
+    log-probabilities [B, R] of softmax(logits / temperature) in nats; whether a stop token ended the row [B]."""
 
     ids_BR: Tensor
     mask_BR: Tensor
@@ -43,13 +44,13 @@ class Generation:
     stopped_B: Tensor
 
     def responses(self) -> list[list[int]]:
-        """Each row's counted ids."""
+        """The counted ids of each row."""
         return [ids[mask].tolist() for ids, mask in zip(self.ids_BR, self.mask_BR, strict=True)]
 
 
 @dataclass
 class _Batch:
-    """The rows in the batch as it is now: their places in the request, which have finished, what comes next."""
+    """The rows that are in the batch now: their places in the request, which have finished, their next input."""
 
     row_B: Tensor  # on the CPU, as is `finished_B`
     finished_B: Tensor
@@ -69,11 +70,10 @@ class _Batch:
 class Sampler:
     """Draws responses from a causal language model (a transformers model or a `CausalModel`).
 
-    `synced`: the ranks call the model equally often, which ZeRO-3's gathers need; a rank that is done keeps stepping
-    until the others are. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks
-    that generate together. The cache stays allocated until `release()`; where it would need more than `cache_bytes`,
-    prompts are taken in groups of like length, one after the other (not when `synced`). `compiled`: single tokens go
-    through torch.compile; raises ConfigError for a model that is not Llama-like.
+    `synced`: all ranks call the model equally often, as ZeRO-3 needs it: a rank that is done goes on until the others
+    are done. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks that generate
+    together. `prefill_tokens`: of the prompts that are read at once. `compiled`: single tokens go through
+    torch.compile; raises ConfigError for a model that is not Llama-like. The cache keeps its memory until `release()`.
     """
 
     def __init__(
@@ -85,13 +85,12 @@ class Sampler:
         compaction: bool = True,
         agree: Callable[[Tensor], Tensor] | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
-        cache_bytes: int | None = None,
         compiled: bool = False,
     ) -> None:
         self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
         self.backbone = backbone(self.lm)
         self.pad_token_id, self.synced, self.compaction, self.agree = pad_token_id, synced, compaction, agree
-        self.prefill_tokens, self.cache_bytes = prefill_tokens, cache_bytes
+        self.prefill_tokens, self._cache_bytes = prefill_tokens, None
         self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
         self.lean = is_served(self.lm)
         # under ZeRO-3 weights exist only while their module is called
@@ -104,7 +103,12 @@ class Sampler:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is."""
         return next(self.lm.parameters()).device
+
+    def limit_cache(self, most_bytes: int) -> None:
+        """Let the cache take at most so many bytes: prompts are taken in groups of like length (not when `synced`)."""
+        self._cache_bytes = most_bytes
 
     def release(self) -> None:
         """Give the cache's memory back."""
@@ -119,7 +123,7 @@ class Sampler:
         iteration: int = 0,
         rows: Sequence[int] | None = None,
     ) -> Generation:
-        """One response to each prompt (lists of ids). `rows` are the prompts' global row numbers, by default 0, 1, …"""
+        """One response to each prompt (a list of ids). `rows` are the prompts' global numbers, by default 0, 1, …"""
         count, width = len(prompts), sampling.max_new_tokens
         ids_BR = torch.full((count, width), self.pad_token_id)
         mask_BR = torch.zeros((count, width), dtype=torch.bool)
@@ -136,27 +140,27 @@ class Sampler:
         return Generation(ids_BR, mask_BR, logprobs_BR, stopped_B)
 
     def stream(self, prompt: Sequence[int], sampling: Sampling, *, seed: int = 0) -> Iterator[int]:
-        """The response's ids one by one, the stop token included."""
+        """The ids of one response as they are drawn, with the stop token."""
         for _, _, tokens, _, _ in self._steps([prompt], sampling, uniforms(seed, 0, [0], sampling.max_new_tokens)):
             yield int(tokens[0])
 
     def _groups(self, prompts: Sequence[Sequence[int]], width: int) -> list[Tensor]:
-        """Places of the prompts that go through the model together: all, or as many as the cache has room for."""
+        """Which prompts go through the model together: all, or as many as the cache has room for."""
         everything = torch.arange(len(prompts))
-        if self.synced or self.cache_bytes is None or not prompts:
+        if self.synced or self._cache_bytes is None or not prompts:
             return [everything]
         lengths = torch.tensor([len(p) for p in prompts])
         order = lengths.argsort(descending=True, stable=True)
         groups, start = [], 0
         while start < len(order):
             capacity = round_up(int(lengths[order[start]]) + width, WIDTH_STEP)
-            size = max(self.cache_bytes // (capacity * self.bytes_per_token()), 1)
+            size = max(self._cache_bytes // (capacity * self.bytes_per_token()), 1)
             groups.append(order[start : start + size])
             start += size
         return groups if len(groups) > 1 else [everything]
 
     def bytes_per_token(self) -> int:
-        """What a token of a row takes in the cache (of the whole model, were it not cut over ranks)."""
+        """Memory of one token of one row in the cache of the whole model, not of a rank's part of it."""
         c = self.lm.config.get_text_config()
         size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
         heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
@@ -173,14 +177,10 @@ class Sampler:
             live = torch.ones(len(prompts), dtype=torch.bool)
         was_training = self.lm.training
         self.lm.eval()
-        attention = served(self.lm) if self.lean else None
-        if attention is not None:
-            attention.__enter__()
         try:
-            yield from self._decode(prompts, ~live, sampling, uniforms_BR)
+            with served(self.lm) if self.lean else contextlib.nullcontext():
+                yield from self._decode(prompts, ~live, sampling, uniforms_BR)
         finally:
-            if attention is not None:
-                attention.__exit__()
             self.lm.train(was_training)
 
     @torch.no_grad()
@@ -218,7 +218,7 @@ class Sampler:
             self._step(batch, tokens_B, longest + position)
 
     def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, longest: int) -> _Batch:
-        """Read the prompts into the cache, each distinct one once; long ones first, in groups of like length."""
+        """Read the prompts into the cache, equal ones only once, long ones first, in groups of like length."""
         device, cache = self.device, self.cache
         places: dict[tuple[int, ...], int] = {}
         for prompt in sorted((tuple(p) for p in prompts), key=len, reverse=True):
@@ -229,7 +229,7 @@ class Sampler:
         start = 0
         while start < len(distinct):
             length = len(distinct[start])
-            # under ZeRO-3 all ranks call the model equally often, so there is one group
+            # `synced`: all ranks call the model equally often, so there is only one group
             size = len(distinct) if self.synced else max(self.prefill_tokens // max(length, 1), 1)
             hidden.append(self._read(distinct[start : start + size], start, longest))
             start += size
@@ -259,7 +259,7 @@ class Sampler:
             attention = None
             if not bool(mask.all()):
                 causal = torch.ones((width, width), dtype=torch.bool).tril()
-                # padding attends to itself: a row of nothing would be NaN, and NaN spreads through the cache
+                # Padding attends to itself. With nothing to attend to it would be NaN, which spreads by the cache.
                 attention = (causal & mask[:, None, :] | torch.eye(width, dtype=torch.bool))[:, None]
         cache = self.cache
         cache.rows, cache.start, cache.seen = slice(first_row, first_row + len(prompts)), longest - width, 0
@@ -267,7 +267,7 @@ class Sampler:
         return self._forward(ids.to(self.device), attention, positions)
 
     def _step(self, batch: _Batch, tokens_B: Tensor, column: int) -> None:
-        """One token of each row through the model; its keys and values go to `column`."""
+        """Send one token of each row through the model; its keys and values go to `column`."""
         cache = self.cache
         cache.rows, cache.start, cache.seen = slice(0, len(tokens_B)), column, column
         cache.prefilling = False
@@ -284,9 +284,9 @@ class Sampler:
         batch.position_B = batch.position_B + 1
 
     def _compact(self, batch: _Batch, tokens_B: Tensor, columns: int) -> Tensor:
-        """Take finished rows out of batch and cache: rows from the end move into their places. Returns the tokens left.
+        """Take finished rows out of batch and cache: rows from the end move to their places. Returns the tokens left.
 
-        Batch sizes come from a ladder of about eight per octave, so that few shapes occur.
+        Only some batch sizes occur, about eight between a number and its double, so that there are few shapes.
         """
         live = int((~batch.finished_B).sum())
         size = max(round_up(live, _rung(live)), 1)
@@ -304,7 +304,7 @@ class Sampler:
         return tokens_B[keep.to(device)]
 
     def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor) -> Tensor:
-        """Hidden states of the last column: [b, D]."""
+        """Hidden states of the last column: [B, D]."""
         attention = attention if attention is None else attention.to(self.device)
         if self.forward is not None:
             return self.forward(ids, positions, self.cache, attention)

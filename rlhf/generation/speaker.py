@@ -1,6 +1,6 @@
-"""A model that answers: loaded with its tokenizer, template, stops and sampler. Chat and evaluate speak through it.
+"""A model that answers, with its tokenizer, template, stops and sampler. Chat and evaluate use it.
 
-Imports torch only when a model is loaded.
+Torch is imported only when a model is loaded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Speaker:
-    """A loaded model; `limit` is the longest sequence in tokens that its positions allow, None for any."""
+    """A loaded model. `label` is its short name for people, `name` its folder or hub name, `summary` a line about it.
+    `limit` is the longest sequence in tokens that its positions allow, None for any."""
 
     label: str
     name: str
@@ -33,7 +34,7 @@ class Speaker:
     summary: str
 
     def has_system_turn(self) -> bool:
-        """Whether the template writes a system turn; some refuse it, some leave it out."""
+        """Whether the template writes a system turn. Some templates refuse it, some leave it out."""
         messages: list[Message] = [{"role": "system", "content": "zqsystem"}, {"role": "user", "content": "x"}]
         try:
             return "zqsystem" in self.template.render(messages)
@@ -42,7 +43,7 @@ class Speaker:
 
 
 def problems(name: str, *, flag: str) -> list[str]:
-    """What keeps a model from answering, one line each, found without torch."""
+    """Why a model cannot answer, one line for each reason, found without torch; `flag` names the option."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists():
         inside = [found.parent for found in sorted(folder.glob("*/*/config.json"), reverse=True)]
@@ -53,12 +54,13 @@ def problems(name: str, *, flag: str) -> list[str]:
 
 
 def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_code: bool = False) -> Speaker:
-    """Load a model for answering, on this process's device. Raises ModelError."""
+    """Load a model that answers, on this process's device. Raises ModelError, or ConfigError for a dtype that the
+    device does not have."""
     import torch
     from transformers.utils import logging
 
     if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed says a warning when it finds out by itself
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without this DeepSpeed prints a warning
     from rlhf.generation.sampler import Sampler
     from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
     from rlhf.training.distributed import device
@@ -95,7 +97,7 @@ def _end_ids(generation_config: Any) -> list[int]:
 
 
 def labels(names: Sequence[str]) -> list[str]:
-    """A short name for each model: the end of its path, as long as it takes to tell them apart."""
+    """A short name for each model: the end of its path, long enough to tell the models apart."""
     parts = [Path(resolve(name)).parts or (name,) for name in names]
     for length in range(1, max(map(len, parts)) + 1):
         short = ["/".join(p[-length:]) for p in parts]

@@ -1,7 +1,7 @@
-"""Text from ids as they are generated: whole characters only, nothing of a stop string, no white space at the ends.
+"""Text from ids while they are generated: whole characters only, no part of a stop string, no white space at the ends.
 
-A token is not a piece of text: it may be half of a character, and a stop string may begin in one token and end in
-another. `TextStream` holds back what is not certain yet; what it gives out is never taken back.
+A token is not always a piece of text. It may be half of a character, and a stop string may begin in one token and end
+in another. `TextStream` holds back what is not certain yet; what it has given out never changes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ class Stops:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
+        """All tokens that end the turn."""
         return (*self.end_ids, *self.turn_ids)
 
 
 def find_stops(template: Template, *, more_end_ids: Iterable[int] = ()) -> Stops:
-    """The end token, and what the template writes between an assistant's turn and the next user's.
+    """What ends an answer: the end token, and what the template writes between an assistant's turn and the next user's.
 
-    A model that forgets its end token goes on with the user's next turn. Where that turn is opened by a special token
-    (`<|im_start|>`) the token ends the answer; else its first line does: `"\\nHuman:"` of the project's own template.
+    A model that forgets its end token goes on with the user's next turn. If the template opens that turn with a special
+    token (`<|im_start|>`), the token ends the answer, too. If not, the turn's first line does: `"\\nHuman:"` in the
+    project's own template.
     """
     conversation: list[Message] = [{"role": r, "content": w} for r, w in zip(_ROLES, _WORDS, strict=True)]
     end_ids = tuple(sorted({template.end_token_id, *more_end_ids}))
@@ -55,7 +57,7 @@ def find_stops(template: Template, *, more_end_ids: Iterable[int] = ()) -> Stops
 
 
 def _special_at_start(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The special token that `text` begins with, white space aside."""
+    """The special token at the beginning of `text`, after white space; None if there is none."""
     begin = text.lstrip()
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     special |= {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -64,16 +66,17 @@ def _special_at_start(tokenizer: PreTrainedTokenizerBase, text: str) -> int | No
 
 
 def cut_at(text: str, strings: Sequence[str]) -> str:
-    """`text` up to the first of the stop strings; its beginning counts as the beginning of a line."""
+    """`text` up to the first stop string in it. For stop strings that begin with a new line, one stands before the
+    text."""
     places = [place for place in (("\n" + text).find(s) for s in strings if s) if place >= 0]
     return ("\n" + text)[1 : min(places)] if places else text
 
 
 class TextStream:
-    """`push` ids, print what comes back, `finish` at the end: together that is the answer's text, stripped.
+    """`push` each id and print what comes back, then `finish`: together that is the text of the answer, stripped.
 
-    A character whose bytes are not all there is held back, and dropped if the rest never comes. Text that may become
-    one of `stop_strings` is held back; once a stop string is whole, `stopped` is True and nothing more comes out.
+    A character whose bytes are not all there is held back, and dropped if they never come. Text that may become one of
+    `stop_strings` is held back; once a stop string is complete, `stopped` is True and no more text comes out.
     """
 
     def __init__(self, tokenizer: Any, *, stop_strings: Sequence[str] = ()) -> None:
@@ -82,14 +85,15 @@ class TextStream:
         self._tokenizer = tokenizer
         self._stop_strings = tuple(s for s in stop_strings if s)
         self._ids: list[int] = []
-        # Ids before `_context` are done with; those up to `_read` are printed and kept as the left context of the
-        # next ones, because decoders drop the space in front of the first word.
+        # Ids before `_context` are no longer needed. Those from there to `_read` are printed, but are decoded again
+        # with the ids that follow, because decoders drop the space in front of the first word.
         self._context, self._read = 0, 0
-        self._held = "\n"  # decoded and not given out; an answer begins like a line, so a stop string may be its first
+        # Decoded and not given out. A new line stands before the answer, so that a stop string may be its first line.
+        self._held = "\n"
         self._begun = False  # whether anything but white space was seen
 
     def push(self, token_id: int) -> str:
-        """The text that has become certain with this token, often empty."""
+        """The text that is certain now, after this token; often empty."""
         if self.stopped:
             return ""
         self._ids.append(int(token_id))
@@ -101,7 +105,7 @@ class TextStream:
         return self._release(text[len(known) :])
 
     def finish(self) -> str:
-        """What was held back and is no stop string."""
+        """The rest of the text, which was held back and did not become a stop string."""
         if self.stopped:
             return ""
         known = self._decode(self._context, self._read)
@@ -120,7 +124,7 @@ class TextStream:
         )
 
     def _release(self, new: str) -> str:
-        """Take decoded text in, give out what is certain."""
+        """Add decoded text to what is held, and give out what is certain."""
         self._held += new
         places = [place for place in map(self._held.find, self._stop_strings) if place >= 0]
         if places:
@@ -132,7 +136,7 @@ class TextStream:
         return self._give(text)
 
     def _possible_stop(self) -> int:
-        """Where the earliest stop string begins that the next tokens may complete; else the end of the held text."""
+        """Where a stop string may have begun that the next tokens complete; the end of the held text if nowhere."""
         begin = len(self._held)
         for string in self._stop_strings:
             for length in range(min(len(string) - 1, len(self._held)), 0, -1):

@@ -1,8 +1,9 @@
-"""Attention where the stock kernels are slow, registered with transformers as `rlhf`.
+"""Attention for two cases in which torch's own kernels are slow, registered with transformers under the name `rlhf`.
 
-One-token queries over the sampler's cache: two batched products and a softmax are far cheaper than a kernel that is
-made for long queries, above all in bf16 on CPUs. Sequences of some hundred tokens in bf16 on CPUs: the same products,
-forward and backward, take a third of the time of torch's flash attention there. All else goes to the stock kernel.
+The first is a query of one token over the sampler's cache. Two batched products and a softmax cost far less than a
+kernel that is made for long queries, above all in bf16 on CPUs. The second is a sequence of some hundred tokens in bf16
+on CPUs. The same products, forward and backward, take a third of the time of torch's flash attention there. All other
+cases go to torch's kernel.
 
 B rows, H query heads, K key-value heads, G = H / K, T tokens, S tokens of the cache, E head size.
 """
@@ -18,7 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 NAME = "rlhf"
-# Beyond this many scores of a layer, or tokens, their memory weighs more than the time: 16 MB in bf16.
+# With more scores in a layer (here 16 MB in bf16), or more tokens, their memory costs more than the time is worth.
 MOST_SCORES = 1 << 23
 MOST_TOKENS = 512
 
@@ -33,9 +34,11 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """softmax(query · keyᵀ · scaling + mask) · value. Query [B, H, T, E], key and value [B, K, S, E]; `attention_mask`
-    is added, or says what counts where it is boolean; without one each token sees those before it. Returns
-    [B, T, H, E]."""
+    """softmax(query · keyᵀ · scaling + mask) · value: [B, T, H, E].
+
+    Query [B, H, T, E], key and value [B, K, S, E]. A boolean `attention_mask` is True where a token may look; any other
+    is added to the scores. Without a mask each token sees itself and those before it.
+    """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     if query.shape[2] == 1 and not dropout:
         return _one_token(query, key, value, attention_mask, scale), None
@@ -57,7 +60,7 @@ def _one_token(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def suits_products(query: Tensor, key: Tensor) -> bool:
-    """Whether `products` is the faster way for a whole sequence, and its scores are few enough to be kept."""
+    """Whether `products` is faster than torch's kernel for whole sequences, and has few enough scores to keep."""
     rows, heads, length, _ = query.shape
     return (
         query.device.type == "cpu"
@@ -68,9 +71,9 @@ def suits_products(query: Tensor, key: Tensor) -> bool:
 
 
 def products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of whole sequences by batched products, those of a key head's query heads in one: [B, T, H, E].
+    """Attention of whole sequences by batched products: [B, T, H, E]. The query heads of a key head go in one product.
 
-    `mask` is [B or 1, 1, T, T], added or boolean; None is causal.
+    `mask` [B or 1, 1, T, T] is as in `attention`; None is causal.
     """
     rows, heads, length, size = query.shape
     key_heads = key.shape[1]
@@ -101,8 +104,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def is_served(lm: Any) -> bool:
-    """Whether a model's attention goes through transformers' interface and is plain causal attention: no windows, no
-    soft caps, no sinks."""
+    """Whether `attention` can stand in for a model's own: the model calls attention through transformers' interface,
+    and it is plain causal attention without windows, soft caps or sinks."""
     config = lm.config.get_text_config()
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -120,13 +123,13 @@ def is_served(lm: Any) -> bool:
 
 
 def serve_on_cpu(lm: Any) -> None:
-    """Let a model that is loaded on a CPU train and score with `attention`, where it is served."""
+    """Let a model on a CPU train and score with `attention`, if it `is_served` and the machine has no accelerator."""
     if next(lm.parameters()).device.type == "cpu" and not torch.accelerator.is_available() and is_served(lm):
         lm.config.get_text_config()._attn_implementation = NAME
 
 
 class served:
-    """While inside, a model's attention is `attention`. Made once and entered for every token, so it is lean."""
+    """While inside, a model's attention is `attention`; on leaving, what it was when this was made."""
 
     def __init__(self, lm: Any) -> None:
         self.config = lm.config.get_text_config()

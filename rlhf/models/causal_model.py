@@ -1,6 +1,6 @@
 """A causal language model that returns log-probabilities of counted tokens, never a [B, T, V] tensor of logits.
 
-B sequences, T tokens, N counted tokens of the batch (flat, row by row), D hidden.
+B sequences, T tokens, N counted tokens of the batch (flat, row by row), D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -15,25 +15,31 @@ from rlhf.models.logprob_function import Logits
 from rlhf.models.tensors import chunked_logprobs
 
 
-class TokenScores(NamedTuple):
-    """Of the counted tokens, row by row: log-probabilities and entropy [N], in nats. (A tuple, because ZeRO-3 looks for
-    tensors in what a module returns.)"""
+class TokenLogprobs(NamedTuple):
+    """What a language model says of the counted tokens of a batch, row by row: [N] each, in nats, in fp32.
+
+    `logprobs_N` is log softmax(logits / temperature) at the token itself, given what stands before it. `entropy_N` is
+    −Σ p·log p of the whole distribution there; it is zeros unless it was asked for. Both are differentiable
+    (`logprob_function.TargetLogprobs`). It is a tuple because ZeRO-3 looks for tensors in what a module returns.
+    """
 
     logprobs_N: Tensor
     entropy_N: Tensor
 
 
 class LogprobHead(nn.Linear):
-    """An output embedding whose forward also scores targets.
+    """An output embedding that can also give the log-probabilities of target tokens.
 
-    The loop over chunks stands inside this one module call, because under ZeRO-3 all ranks must call a module equally
-    often, whatever the number of their tokens.
+    The loop over blocks of tokens is inside this one module call. Under ZeRO-3 all ranks must call a module equally
+    often, however many tokens each has.
     """
 
     logit_scale: float
     logit_cap: float
 
     def forward(self, hidden: Tensor, targets_N: Tensor | None = None, **options: Any) -> Any:
+        """Logits [..., V] in fp32 of hidden states [..., D]. With targets, from hidden states [N, D]: what
+        `chunked_logprobs` gives."""
         if targets_N is None:
             return Logits(scale=self.logit_scale, cap=self.logit_cap).of(hidden, self.weight, self.bias)
         return chunked_logprobs(
@@ -42,7 +48,8 @@ class LogprobHead(nn.Linear):
 
 
 class CausalModel(nn.Module):
-    """`lm` (a transformers model, or one with adapters) behind a forward that scores tokens."""
+    """A language model whose forward gives log-probabilities of tokens. `lm` is a transformers model, with or without
+    adapters."""
 
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
@@ -51,6 +58,7 @@ class CausalModel(nn.Module):
 
     @property
     def config(self) -> Any:
+        """The transformers config of the model inside."""
         return unwrap(self.lm).config
 
     def forward(
@@ -64,11 +72,12 @@ class CausalModel(nn.Module):
         forbidden_BT: Tensor | None = None,
         forbidden_ids: Sequence[int] = (),
         with_entropy: bool = False,
-    ) -> TokenScores:
-        """Scores of the tokens where `count_BT` is True, each given what stands before it in its row.
+    ) -> TokenLogprobs:
+        """Log-probabilities of the tokens where `count_BT` is True, each given the tokens before it in its row.
 
-        Rows are padded on the right: under causal attention a padded token changes nothing before it, so no attention
-        mask is needed. A packed batch brings its own [B, 1, T, T] mask and positions. Column 0 never counts.
+        Rows must be padded on the right. Attention is causal, so padding changes nothing before it, and no attention
+        mask is needed. A packed batch brings its own mask [B, 1, T, T] and positions. Column 0 must not count: nothing
+        stands before it. Where `forbidden_BT` is True the tokens `forbidden_ids` have probability 0.
         """
         extra: dict[str, Any] = {}
         if attention_mask is not None:
@@ -85,11 +94,11 @@ class CausalModel(nn.Module):
             forbidden_ids=forbidden_ids,
             with_entropy=with_entropy,
         )
-        return TokenScores(logprobs_N, entropy_N)
+        return TokenLogprobs(logprobs_N, entropy_N)
 
 
 def install_logprob_head(model: Any) -> None:
-    """Turn the model's output embedding into a `LogprobHead`, in place, its weights untouched."""
+    """Turn the model's output embedding into a `LogprobHead`, in place. Its weights do not change."""
     head: Any = model.get_output_embeddings()
     if isinstance(head, LogprobHead):
         return
@@ -99,7 +108,7 @@ def install_logprob_head(model: Any) -> None:
 
 
 def head_logits(model: Any, hidden: Tensor) -> Tensor:
-    """The output embedding with the scale and cap of the family on top, in fp32: [..., V]."""
+    """Logits [..., V] in fp32 of hidden states [..., D], with the scale and the cap that the model's family adds."""
     head = model.get_output_embeddings()
     logits = head(hidden).float()
     if isinstance(head, LogprobHead):
@@ -109,7 +118,7 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 
 def _scale_and_cap(config: Any) -> tuple[float, float]:
-    """What a family puts on top of its logits: a factor and a soft cap (0 is off)."""
+    """What a family does to its logits: it multiplies by a factor, and bounds them by a soft cap (0: it does not)."""
     cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
     divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
     return (1.0 / float(divisor) if divisor else float(getattr(config, "logit_scale", None) or 1.0)), cap

@@ -1,4 +1,4 @@
-"""Export to Hugging Face folders: gathered from any ZeRO stage, adapters merged (and kept beside), atomically."""
+"""Export to Hugging Face folders, from any ZeRO stage. Adapters are merged, and also written as they are."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from rlhf.files import new_folder
 from rlhf.models.loading import unwrap
-from rlhf.models.lora import is_adapted
+from rlhf.models.lora import base_of, factors, is_adapted, is_adapter, is_inside_adapter, merged_weight
 from rlhf.training import distributed
 from rlhf.training.engine import gathered
+from rlhf.training.zero_internals import has_master, is_sharded
 
-# The whole value of a parameter, on every rank; None means "as it is in the module".
+# Gives the whole value of a parameter, on every rank; None means that the module holds it.
 FullValue = Callable[[nn.Parameter], Tensor | None]
 
 
@@ -27,10 +28,11 @@ def export(
     full_value: FullValue = lambda parameter: None,
     config_changes: dict[str, Any] | None = None,
 ) -> None:
-    """Write a transformers model (or one with adapters) to `folder`, with tokenizer, template, generation config.
+    """Write a transformers model (or one with adapters) to `folder`, with tokenizer, template and generation config.
 
-    All ranks take part, since ZeRO-3 gathers; rank 0 holds the whole model in CPU memory and writes. `full_value` gives
-    other weights than the module's (the moving average).
+    All ranks call it, because ZeRO-3 gathers weights from all. Rank 0 holds the whole model in CPU memory and writes
+    it; the folder appears when it is complete. `full_value` gives weights that are not those of the module (the moving
+    average). `config_changes` go into the model's config.json.
     """
     lm = unwrap(model)
     weights = {name: tensor for name, tensor in _merged_weights(lm, full_value) if tensor is not None}
@@ -48,26 +50,25 @@ def export(
 
 
 def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor | None]]:
-    """(name, tensor on rank 0) of every weight and saved buffer, adapters added in; one module at a time is whole."""
+    """(name, tensor on rank 0) of every weight and saved buffer, with adapters added in. Only one module at a time is
+    gathered."""
     persistent = set(lm.state_dict(keep_vars=True)) if not _is_sharded(lm) else None
     seen: set[int] = set()
     for name, module in lm.named_modules():
-        if ".lora_" in f".{name}" or name.endswith(".base_layer"):
+        if is_inside_adapter(name):
             continue
-        adapter = hasattr(module, "lora_A") and hasattr(module, "base_layer")
-        source = module.base_layer if adapter else module
+        source = base_of(module)
         own = [(key, p) for key, p in source.named_parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for _, p in own)
-        factors = [p for n, p in module.named_parameters() if "lora_" in n] if adapter else []
-        # a moving average of an adapter: put it in the place of the factors while the delta is worked out
-        with gathered([p for _, p in own] + factors), _in_place(factors, full_value):
+        low_rank = list(factors(module).values()) if is_adapter(module) else []
+        # the delta is computed from the module's own factors, so other values are put in their place for that time
+        with gathered([p for _, p in own] + low_rank), _in_place(low_rank, full_value):
             for key, parameter in own:
                 value = full_value(parameter)
                 tensor = parameter.detach() if value is None else value.to(parameter.dtype)
-                if adapter and key == "weight":
-                    for active in module.active_adapters:
-                        tensor = tensor + module.get_delta_weight(active).to(tensor.dtype)
-                # a copy: what was gathered is sharded again when the block ends
+                if key == "weight":
+                    tensor = merged_weight(module, tensor).to(parameter.dtype)
+                # a copy, because what was gathered is sharded again when the block ends
                 copy = tensor.to("cpu", copy=True).contiguous() if distributed.is_main() else None
                 yield f"{name}.{key}" if name else key, copy
         for key, buffer in source.named_buffers(recurse=False):
@@ -77,7 +78,7 @@ def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tenso
 
 
 def _is_sharded(lm: Any) -> bool:
-    return any(hasattr(p, "ds_id") for p in lm.parameters())
+    return any(is_sharded(p) for p in lm.parameters())
 
 
 class _in_place:
@@ -100,12 +101,11 @@ class _in_place:
 
 
 def _adapter_weights(model: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            with gathered([parameter]):
-                value = full_value(parameter)
-                if distributed.is_main():
-                    yield name, (parameter.detach() if value is None else value).to("cpu", copy=True)
+    for name, parameter in factors(model).items():
+        with gathered([parameter]):
+            value = full_value(parameter)
+            if distributed.is_main():
+                yield name, (parameter.detach() if value is None else value).to("cpu", copy=True)
 
 
 def _save_adapters(model: Any, weights: dict[str, Tensor], folder: Path) -> None:
@@ -122,16 +122,17 @@ def _save_adapters(model: Any, weights: dict[str, Tensor], folder: Path) -> None
 
 
 def full_master(parameter: nn.Parameter) -> Tensor | None:
-    """The fp32 master of a trained parameter, whole, under any ZeRO stage; None where the module's own value is it."""
+    """The whole fp32 master of a trained parameter, under any ZeRO stage, on every rank; all ranks call it. None where
+    there is none beside the module's own value: for frozen parameters, and at ZeRO-0."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    if not parameter.requires_grad or not (hasattr(parameter, "_hp_mapping") or hasattr(parameter, "ds_id")):
+    if not parameter.requires_grad or not has_master(parameter):
         return None
     return safe_get_full_fp32_param(parameter)
 
 
 def swap(left: list[Tensor], right: list[Tensor]) -> None:
-    """Exchange the contents of two lists of tensors of equal shapes."""
+    """Exchange the contents of two lists of tensors with equal shapes, in place."""
     with torch.no_grad():
         for a, b in zip(left, right, strict=True):
             held = a.detach().clone()

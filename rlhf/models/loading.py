@@ -16,15 +16,17 @@ from transformers.utils import logging as hf_logging
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.attention import serve_on_cpu
 from rlhf.models.names import resolve
+from rlhf.stage_config import dtype_problems, resolve_dtype
 from rlhf.template import Template, install_template
-from rlhf.training.engine import gathered, zero3_config
+from rlhf.training import distributed
+from rlhf.training.engine import DTYPES, gathered, zero3_config
+from rlhf.training.zero_internals import full_shape
 
 # Their bars and reports are not ours; what matters of a loaded model is checked in `load_strict`.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 VOCABULARY_MULTIPLE = 64
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # The names that configs of the families give their dropouts.
 _DROPOUTS = (
     "dropout", "attention_dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop", "attn_pdrop",
@@ -67,17 +69,11 @@ class Loading:
 
 
 def dtype_of(name: str) -> torch.dtype:
-    """The torch dtype of a `dtype` setting; auto is bf16 on an accelerator that has it, else fp32."""
-    if name == "auto":
-        from deepspeed.accelerator import get_accelerator
-
-        accelerator: Any = get_accelerator()
-        return (
-            torch.bfloat16 if accelerator.device_name() != "cpu" and accelerator.is_bf16_supported() else torch.float32
-        )
-    if name == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("dtype fp16 needs a GPU: its kernels and loss scaling do not exist on CPUs; use fp32 or bf16")
-    return _DTYPES[name]
+    """The torch dtype of a `dtype` setting on this process's device. Raises ConfigError for one that it lacks."""
+    gpus, bf16 = distributed.on_gpu(), distributed.gpu_has_bf16()
+    if problems := dtype_problems(name, where="dtype", gpus=gpus, bf16=bf16):
+        raise ConfigError(*problems)
+    return DTYPES[resolve_dtype(name, gpus=gpus, bf16=bf16)]
 
 
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -192,7 +188,7 @@ def _fill_new_rows(model: PreTrainedModel, first: int) -> None:
 
 def embedding_rows(model: PreTrainedModel) -> int:
     weight: Any = model.get_input_embeddings().weight
-    return int(getattr(weight, "ds_shape", weight.shape)[0])
+    return int(full_shape(weight)[0])
 
 
 def unwrap(model: Any) -> Any:

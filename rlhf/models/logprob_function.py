@@ -1,9 +1,12 @@
-"""Log-probabilities of targets from hidden states, a block of logits at a time; backward computes each block again.
+"""Log-probabilities of target tokens from hidden states, with one block of the logits at a time.
 
-N tokens, V vocabulary, D hidden. With z the logits and p = softmax(z), the gradients are written out by hand:
-∂ log p_t / ∂z = onehot_t − p and ∂ entropy / ∂z = −p·(log p + entropy). Element-wise work on a whole [N, V] is bound by
-memory; a block of some rows and columns stays in the processor's cache and still is a product of good shape. Sums over
-the vocabulary are carried from block to block relative to the largest logit so far.
+N tokens, V vocabulary, D hidden size. The whole table of logits [N, V] would be gigabytes, and element-wise work on it
+would wait for memory. A block of some rows and columns stays in the processor's cache, and is still large enough for a
+fast matrix product. Backward computes each block again. Sums over the vocabulary are kept relative to the largest logit
+so far, and rescaled when a block has a larger one.
+
+The gradients are written out by hand. With z the logits and p = softmax(z):
+∂ log p_t / ∂z = onehot_t − p, and ∂ entropy / ∂z = −p·(log p + entropy).
 """
 
 from __future__ import annotations
@@ -15,14 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Logits of a block: rows, and rows × columns. On a CPU 2 MB in fp32; on accelerators 128 MB.
+# The largest block: its rows, and its rows × columns. In fp32 that is 2 MB on CPUs and 128 MB on GPUs.
 ROWS, ENTRIES = 512, 1 << 19
 ROWS_ON_ACCELERATORS, ENTRIES_ON_ACCELERATORS = 1024, 1 << 25
 
 
 class Logits(NamedTuple):
-    """What stands between the output embedding's product and the softmax: z = cap·tanh(scale·x / cap) / temperature, or
-    without a cap (0) z = scale·x / temperature."""
+    """How logits z come from the product x of hidden states and output embedding.
+
+    With a cap z = cap·tanh(scale·x / cap) / temperature; without one (0) z = scale·x / temperature.
+    """
 
     temperature: float = 1.0
     scale: float = 1.0
@@ -30,6 +35,7 @@ class Logits(NamedTuple):
 
     @property
     def factor(self) -> float:
+        """∂z / ∂x where the cap does not bend it."""
         return self.scale / self.temperature
 
     def of(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -37,19 +43,21 @@ class Logits(NamedTuple):
         return self.shape(F.linear(hidden, weight, bias).float())
 
     def shape(self, x: Tensor) -> Tensor:
-        """z of the product x, in fp32; x itself where there is nothing to do."""
+        """z of a product x in fp32. It may be x itself, when nothing is to be done."""
         if self.cap:
             return torch.tanh(x * (self.scale / self.cap)) * (self.cap / self.temperature)
         return x if self.factor == 1.0 else x * self.factor
 
     def bend(self, z: Tensor) -> Tensor | None:
-        """What the cap leaves of the slope: ∂z / ∂x = factor · bend; None where it is 1."""
+        """The share of the slope that the cap leaves at z: ∂z / ∂x = factor · bend. None without a cap: it is 1."""
         return 1.0 - (z * (self.temperature / self.cap)).square_() if self.cap else None
 
 
 class TargetLogprobs(torch.autograd.Function):
-    """(hidden [N, D], weight [V, D], bias, targets [N], logits, forbidden [N] or None, forbidden ids, with_entropy) →
-    log-probabilities and entropy [N] in fp32, in nats; the entropy is zeros unless asked for."""
+    """Log-probabilities of targets and the entropy, [N] each, in fp32, in nats; `tensors.chunked_logprobs` calls it.
+
+    Where `forbidden_N` is True the ids `ids` have probability 0. The entropy is zeros without `with_entropy`.
+    """
 
     @staticmethod
     def forward(
@@ -87,7 +95,7 @@ class TargetLogprobs(torch.autograd.Function):
             normaliser_N[rows] = (total.log() + largest)[:, 0]
             if with_entropy:
                 entropy_N[rows] = normaliser_N[rows] - (expected / total)[:, 0]
-        # weight and bias are leaves that ZeRO-3 gathers again for backward, so they are kept by reference
+        # ZeRO-3 gathers weight and bias again for backward, so these are kept themselves and not as saved tensors
         ctx.weight, ctx.bias = weight_VD, bias_V
         ctx.options = logits, ids
         ctx.set_materialize_grads(False)
@@ -143,23 +151,25 @@ class TargetLogprobs(torch.autograd.Function):
 
 
 def row_blocks(hidden_ND: Tensor) -> Iterator[slice]:
+    """The tokens of each block."""
     return _blocks(len(hidden_ND), ROWS if hidden_ND.device.type == "cpu" else ROWS_ON_ACCELERATORS)
 
 
 def column_blocks(hidden_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:
+    """The part of the vocabulary of each block."""
     on_cpu = hidden_ND.device.type == "cpu"
     most, entries = (ROWS, ENTRIES) if on_cpu else (ROWS_ON_ACCELERATORS, ENTRIES_ON_ACCELERATORS)
     return _blocks(len(weight_VD), entries // max(min(len(hidden_ND), most), 1))
 
 
 def _places(targets: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
-    """Which targets lie in the block [n], and their columns there [n, 1] (any column for the others)."""
+    """Whether each target lies in the block [n], and its column there [n, 1]; those outside get some column."""
     inside = (targets >= columns.start) & (targets < columns.stop)
     return inside, (targets - columns.start).clamp_(0, columns.stop - columns.start - 1)[:, None]
 
 
 def _forbid(z: Tensor, columns: slice, forbidden_N: Tensor | None, ids: tuple[int, ...], rows: slice) -> bool:
-    """−∞ at the forbidden ids of the block in the rows that forbid; whether the block has such ids."""
+    """Write −∞ at the forbidden ids of the block, in the rows that forbid them. Returns whether the block has any."""
     own = [i - columns.start for i in ids if columns.start <= i < columns.stop]
     if forbidden_N is None or not own:
         return False

@@ -68,7 +68,7 @@ def _hub_config(name: str, resolved: str) -> dict[str, Any]:
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "5")
     try:
         if not isinstance(try_to_load_from_cache(resolved, "config.json"), str):
-            # fails at once where the download would try again for half a minute
+            # this request fails at once; the download would try again for half a minute
             get_hf_file_metadata(hf_hub_url(resolved, "config.json"), timeout=5)
         return json.loads(Path(hf_hub_download(resolved, "config.json")).read_text(encoding="utf-8"))
     except GatedRepoError:
@@ -96,8 +96,11 @@ def has_scalar_head(config: Mapping[str, Any]) -> bool:
 
 
 def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
-    """Problems with a model, one line each, found without loading it. `kind`: "language" refuses a reward model,
-    "reward" anything but one; "any" takes both (stage 2 starts from either)."""
+    """Problems with a model, one line each, found without loading it.
+
+    `kind` "language" refuses a reward model, "reward" refuses everything else, and "any" takes both: stage 2 can start
+    from either. `flag` names the option in the lines.
+    """
     if not name:
         return [f"{flag} is needed: a model folder, a hub name or an alias such as opt-1.3b"]
     try:

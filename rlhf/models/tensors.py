@@ -29,7 +29,7 @@ def whiten(x: Tensor, mask: Tensor, *, keep_mean: bool = False) -> Tensor:
 
 
 def pad_right(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-    """Lists of ids as one tensor [B, T], T being the longest; at least one column."""
+    """Lists of ids as one tensor [B, T], shorter ones filled with `value`. T is the longest's length, at least 1."""
     width = max([len(row) for row in rows] + [1])
     out = torch.full((len(rows), width), value, dtype=torch.long)
     for index, row in enumerate(rows):
@@ -50,10 +50,11 @@ def chunked_logprobs(
     forbidden_ids: Sequence[int] = (),
     with_entropy: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(logits / temperature) at the targets, and the entropy in nats, both [N] in fp32.
+    """log softmax(logits / temperature) at the targets, and the entropy of that distribution: [N] each, fp32, in nats.
 
-    Only a block of the logits exists at a time: backward computes each again. Where `forbidden_N` is True the logits of
-    `forbidden_ids` are −∞ (the end token below the minimum length). Without `with_entropy` it is zeros.
+    `scale` and `cap` as in `Logits`. Where `forbidden_N` is True the logits of `forbidden_ids` are −∞: so it is with
+    the end token below the minimum length. The entropy is zeros without `with_entropy`. Only one block of the logits
+    exists at a time (`logprob_function`).
     """
     logits = Logits(temperature, scale, cap)
     return TargetLogprobs.apply(  # type: ignore[return-value]

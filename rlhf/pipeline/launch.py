@@ -13,7 +13,6 @@ import re
 import selectors
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -96,7 +95,7 @@ def launch(
     """
     words = command(package, arguments, placement)
     local = placement.ranks if placement.nodes == 1 else 1
-    port = _free_port() if placement.nodes == 1 else placement.master_port
+    port = hardware.free_port() if placement.nodes == 1 else placement.master_port
     ranks: list[_Rank] = []
     try:
         for number in range(local):
@@ -273,9 +272,3 @@ def _cause(failed: Sequence[_Rank], *, tagged: bool) -> RankFailed:
         return RankFailed([f"{name} was killed by {signal.Signals(-code).name}{hint}"], EXIT_FAILURE)
     problems = first.errors or [f"{name} ended with exit code {code} and gave no reason"]
     return RankFailed(problems, EXIT_USER if code == EXIT_USER else EXIT_FAILURE)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

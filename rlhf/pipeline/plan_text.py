@@ -14,7 +14,7 @@ from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import command, shown
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
-from rlhf.stage_config import BatchSettings
+from rlhf.stage_config import BatchSettings, RunSettings, resolve_dtype
 from rlhf.stages.result import CONFIG_NAME
 
 
@@ -52,28 +52,18 @@ def _show_stage(plan: Plan, stage: StagePlan) -> None:
         say(f"    {each.setting}: {resolve(name) if name else '(from prepare)'}")
     if isinstance(config, BatchSettings):
         say(f"    {config.batch_algebra(plan.placement.world_size)}")
-    say(f"    dtype: {_dtype(plan, getattr(config, 'dtype', 'auto'))}, {_zero(plan, config)}")
+    gpus = plan.placement.gpus
+    dtype = resolve_dtype(config.dtype, gpus=gpus, bf16=gpus and hardware.bf16_gpus())
+    say(f"    dtype: {dtype}, {_zero(config, gpus=gpus)}")
     words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)], plan.placement)
     times = f"{plan.placement.ranks} × " if plan.placement.nodes == 1 and plan.placement.ranks > 1 else ""
     say(f"    {times}{shown(words)}")
 
 
-def _dtype(plan: Plan, name: str) -> str:
-    if name != "auto":
-        return name
-    return "bf16" if plan.placement.gpus and hardware.bf16_gpus() else "fp32"
-
-
-def _zero(plan: Plan, config: Any) -> str:
-    """`ZeRO 1` or, with several roles, `ZeRO actor 2, critic 2, reference 0, reward 0`."""
-    by_itself = 2 if plan.placement.gpus else 1
-    stages = {
-        name.removesuffix("zero_stage").rstrip("_"): by_itself if value is None else value
-        for name in type(config).model_fields
-        if name.endswith("zero_stage")
-        for value in [getattr(config, name)]
-    }
-    return "ZeRO " + ", ".join(f"{role} {value}".strip() for role, value in stages.items())
+def _zero(config: RunSettings, *, gpus: bool) -> str:
+    """`ZeRO 1` or, with several models, `ZeRO actor 2, critic 2, reference 0, reward model 0`."""
+    stages = config.zero_stages(gpus=gpus)
+    return "ZeRO " + ", ".join(f"{role} {stage}" if len(stages) > 1 else str(stage) for role, stage in stages.items())
 
 
 def _option(plan: Plan, name: str) -> list[str]:

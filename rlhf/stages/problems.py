@@ -13,7 +13,7 @@ from rlhf.errors import ModelError
 from rlhf.hardware import Machine
 from rlhf.metrics import tracker_problems
 from rlhf.models.names import check_model, read_config
-from rlhf.stage_config import BatchSettings, RunSettings, engine_problems
+from rlhf.stage_config import BatchSettings, RunSettings, stage_engine_problems
 from rlhf.stages.spec import ModelConfig, ModelInput, Models, StageSpec
 
 
@@ -22,7 +22,7 @@ def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) ->
     return [
         *config.problems(machine.world_size),
         *(config.batch_problems(spec.package, machine.world_size) if isinstance(config, BatchSettings) else []),
-        *engine_problems(config, spec.package, gpus=machine.gpus, bf16=machine.bf16),
+        *stage_engine_problems(config, spec.package, gpus=machine.gpus, bf16=machine.bf16),
         *tracker_problems(config.trackers),
     ]
 

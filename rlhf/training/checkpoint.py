@@ -1,8 +1,8 @@
-"""Save and resume: everything that a run needs to go on exactly, written atomically, by all ranks at once.
+"""Save and resume: everything that a run needs to go on exactly as if it had not stopped. All ranks write at once.
 
-A checkpoint is a folder: per engine and rank a file of fragments (`engine_state.py`), and `state.json`, written
-last, with the stage's own state and the digests of all files. What is a pure function of the step (learning rate, order
-of the data, random numbers) is not stored.
+A checkpoint is a folder. It holds one file of fragments for each engine and rank (`engine_state.py`), and `state.json`,
+which is written last, with the stage's own state and the digests of all files. The folder gets its name when all of it
+is on the disk. What is a pure function of the step is not stored: learning rate, order of the data, random numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint: its step and the stage's own state."""
+    """A complete checkpoint: its folder, its step, the stage's own state, and by engine what is not a tensor."""
 
     folder: Path
     step: int
@@ -41,7 +41,10 @@ class Checkpoint:
     engines: dict[str, Any]
 
     def restore(self, engines: Mapping[str, TrainEngine], extras: Mapping[str, Extra] | None = None) -> None:
-        """Put weights and optimiser state back; all ranks take part. Raises TrainingError where they do not fit."""
+        """Put weights and optimiser state back into `engines`, and the `extras` of each. All ranks take part.
+
+        Raises TrainingError for a checkpoint of another model.
+        """
         for name, engine in engines.items():
             reader = Reader(sorted(self.folder.glob(f"{name}-*.safetensors")))
             read_engine(engine, reader, self.engines[name], (extras or {}).get(name, {}))
@@ -49,9 +52,9 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The folder `checkpoints/` of a stage: `step-00000120/` and so on, the last `keep` and the best of them.
+    """The folder `checkpoints/` of a stage: `step-00000120/` and so on. The last `keep` stay, and the best.
 
-    `sources` are fingerprints of the data that the run reads: on other data it is not gone on with.
+    `sources` are fingerprints of the data that the run reads; a run on other data cannot be resumed.
     """
 
     def __init__(self, folder: Path, *, keep: int, sources: Sequence[str] = ()) -> None:
@@ -66,10 +69,10 @@ class Checkpoints:
         extras: Mapping[str, Extra] | None = None,
         score: float | None = None,
     ) -> None:
-        """Write the state after `step` steps. `score` (higher is better) decides which one is kept as the best.
+        """Write the state after `step` steps. The checkpoint with the highest `score` is kept as the best.
 
-        Nothing is visible before all of it is on the disk; when a rank cannot write, what was written is removed, older
-        checkpoints stay, and every rank raises.
+        Nothing is visible before all of it is on the disk. When a rank cannot write, what was written is removed, older
+        checkpoints stay, and every rank raises: UserError for what the user can mend (a full disk), else TrainingError.
         """
         final, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.part"
         rank, world = distributed.rank(), distributed.world_size()
@@ -91,7 +94,7 @@ class Checkpoints:
         self._agree(final, temporary, lambda: self._publish(final, temporary, value) if rank == 0 else None)
 
     def _agree(self, final: Path, temporary: Path, action: Callable[[], None]) -> None:
-        """Do `action` on this rank; when it fails on any, remove what was written and raise the same on all."""
+        """Do `action` on this rank. When it fails on any rank, remove what was written and raise the same on all."""
         failure, said = None, None
         try:
             action()
@@ -120,8 +123,8 @@ class Checkpoints:
         self._prune(newest=final)
 
     def latest(self) -> Checkpoint | None:
-        """The newest complete checkpoint, the same on every rank; a damaged one is named and skipped. Raises DataError
-        when the run was begun with other data."""
+        """The newest complete checkpoint, the same on every rank; None without one. Damaged ones get a warning and are
+        skipped. Raises DataError when the run was begun on other data."""
         chosen = self._newest_sound() if distributed.is_main() else None
         name = distributed.gather_objects(chosen)[0]
         if name is None:
@@ -154,7 +157,7 @@ class Checkpoints:
 
     def _prune(self, newest: Path) -> None:
         for folder in self._folders():
-            if folder.name > newest.name:  # damaged ones that this run, resumed from an older one, has not overwritten
+            if folder.name > newest.name:  # damaged ones: this run was resumed from before them
                 _discard(folder)
         scores = {f: _score(f) for f in self._folders()}
         known = {f: s for f, s in scores.items() if s is not None}
@@ -167,7 +170,7 @@ class Checkpoints:
 
 
 def _discard(folder: Path) -> None:
-    """Remove a checkpoint; one that is half removed is none any more."""
+    """Remove a checkpoint. It loses its name first, so that a half removed one is never taken for a whole one."""
     if folder.exists():
         hidden = folder.with_name(f".{folder.name}.old")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -178,8 +181,8 @@ def _discard(folder: Path) -> None:
 def save_when_due(
     checkpoints: Checkpoints, interrupts: Interrupts, *, step: int, total: int, every: int | None, **what: Any
 ) -> None:
-    """After `step` of `total`: a checkpoint when one is due, after the last step, and when a signal has arrived, which
-    then ends the process. `what` goes to `Checkpoints.save`."""
+    """Call it after each step. It writes a checkpoint every `every` steps, after the last step (`total`), and when a
+    signal has arrived; after a signal it ends the process. `what` goes to `Checkpoints.save`."""
     signal = interrupts.agreed()
     if signal or step == total or (every and step % every == 0):
         checkpoints.save(step, **what)

@@ -1,4 +1,4 @@
-"""torch.compile, a layer at a time: a model repeats one layer, so one graph serves all of them and is soon built."""
+"""torch.compile of single layers: a model repeats one layer, so one graph serves all of them and is built quickly."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from rlhf.errors import ConfigError
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile each of a transformers model's repeated layers in place, for any batch and length.
+    """Compile the repeated layers of a transformers model in place, for any batch size and length.
 
-    Weights, their names and hooks stay as they are. Raises ConfigError for a model that does not name its layers.
+    Weights, their names and hooks do not change. Raises ConfigError for a model that does not say which class its
+    layers have (`_no_split_modules`).
     """
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     layers: list[Any] = [module for module in model.modules() if type(module).__name__ in names]

@@ -1,4 +1,4 @@
-"""Settings of a process whose tensors lie in main memory."""
+"""Settings of a process that trains on CPUs: denormal numbers, and what the C library does with freed memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import sys
 
-# Blocks from this size on are mapped on their own, outside of what is kept; glibc takes no larger threshold.
+# glibc maps blocks of at least this size one by one and returns them when freed. It allows no larger threshold.
 MAPPED_BYTES = 32 << 20
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # names in malloc.h
 _NEVER = -1
@@ -14,10 +14,11 @@ _PAD = 64 << 20
 
 
 def tune() -> None:
-    """Once in a process that trains on CPUs: denormal numbers are 0, and freed memory is kept for the next step.
+    """Call it once: denormal numbers become 0, and the C library keeps freed memory for the next step.
 
-    Tails of softmaxes below 1e-38 would cost a hundredfold. And by its own rules glibc hands large tensors back to the
-    system as soon as they are freed, so that each step would pay for the same pages anew.
+    Arithmetic with denormal numbers (below 1e-38, in the tails of softmaxes) takes a hundred times as long. And without
+    this, glibc returns the memory of large tensors to the system when they are freed, and each step pays for getting
+    it again.
     """
     import torch
 
@@ -30,7 +31,7 @@ def tune() -> None:
 
 
 def return_freed() -> None:
-    """Hand what is free on from the C library to the system: glibc would keep it, unused, for itself."""
+    """Return free memory from the C library to the system. Without effect outside glibc."""
     with contextlib.suppress(OSError, AttributeError):
         _glibc().malloc_trim(0)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import sys
 import warnings
 from datetime import timedelta
@@ -14,29 +13,28 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-# How long a rank waits for the others before it ends with an error; the launcher notices one that died at once.
+from rlhf import hardware
+from rlhf.training.zero_internals import turn_off_shared_memory_reduce
+
+# How long a rank waits for the others before it ends with an error. The launcher does not wait: it sees a dead rank.
 TIMEOUT = timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS", "600")))
 
 
 def init(seed: int = 0) -> None:
-    """Join the process group (as rank 0 of 1 when no launcher set the environment) and seed this rank."""
+    """Join the process group and seed this rank. A process that no launcher started becomes rank 0 of 1."""
     if not dist.is_initialized():
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
         os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        os.environ.setdefault("MASTER_PORT", str(hardware.free_port()))
         if not torch.cuda.is_available():
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
         import deepspeed
-        import deepspeed.ops
-        from deepspeed.accelerator import get_accelerator
 
-        # DeepSpeed's shared-memory all-reduce on CPUs ignores `group=` and is then silently wrong.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        accelerator: Any = get_accelerator()
-        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+        turn_off_shared_memory_reduce()
+        accelerator().set_device(int(os.environ["LOCAL_RANK"]))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
@@ -45,51 +43,66 @@ def init(seed: int = 0) -> None:
 
 
 def set_seed(seed: int) -> None:
-    """Seed every generator; ranks share the seed, since what differs between them is drawn by global row."""
+    """Seed every generator. All ranks use the same seed: what must differ between them is drawn by global row."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed what a step draws on this rank (dropout) by the step alone, so that a resumed run draws the same."""
+    """Seed what this rank draws in a step (dropout). It depends on seed, step and rank alone, so that a resumed run
+    draws the same."""
     mixed = np.random.SeedSequence([seed, step, rank()]).generate_state(1, dtype=np.uint64)[0]
     torch.manual_seed(int(mixed) % 2**63)
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def rank() -> int:
+    """The number of this rank over all nodes; 0 without a process group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """The number of ranks over all nodes; 1 without a process group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
+    """Whether this is rank 0, which writes the files of a run."""
     return rank() == 0
 
 
 def device() -> torch.device:
-    """This rank's device; the one place that names it."""
+    """The device of this rank's tensors: `cuda:1`, or `cpu`."""
+    return torch.device(accelerator().current_device_name())
+
+
+def accelerator() -> Any:
+    """What this process computes on, as DeepSpeed describes it: a kind of GPU, or the CPU (with DS_ACCELERATOR=cpu)."""
     from deepspeed.accelerator import get_accelerator
 
-    accelerator: Any = get_accelerator()
-    return torch.device(accelerator.current_device_name())
+    return get_accelerator()
+
+
+def on_gpu() -> bool:
+    """Whether this process computes on a GPU."""
+    return accelerator().device_name() != "cpu"
+
+
+def gpu_has_bf16() -> bool:
+    """Whether this process computes on a GPU that multiplies bf16 in hardware."""
+    if accelerator().device_name() == "cuda":  # DeepSpeed counts GPUs, too, that only emulate it
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return on_gpu() and bool(accelerator().is_bf16_supported())
 
 
 def barrier() -> None:
+    """Wait until every rank has come here."""
     if world_size() > 1:
         dist.barrier()
 
 
 def sum_over_ranks(*values: float | int | torch.Tensor) -> list[float]:
-    """Each value summed over all ranks, in one all-reduce. Counts are exact up to 2^53."""
+    """Each value summed over all ranks, in one all-reduce. All ranks call it. Counts are exact up to 2^53."""
     packed = torch.tensor([float(v) for v in values], dtype=torch.float64)
     if world_size() > 1:
         packed = packed.to(device())
@@ -98,6 +111,7 @@ def sum_over_ranks(*values: float | int | torch.Tensor) -> list[float]:
 
 
 def max_over_ranks(value: float | int) -> float:
+    """The largest of the ranks' values, on every rank. All ranks call it."""
     packed = torch.tensor(float(value), dtype=torch.float64)
     if world_size() > 1:
         packed = packed.to(device())
@@ -106,7 +120,7 @@ def max_over_ranks(value: float | int) -> float:
 
 
 def gather_objects(value: object) -> list:
-    """`value` of every rank, in rank order, on every rank."""
+    """The `value` of every rank in the order of the ranks, on every rank. All ranks call it; values are pickled."""
     if world_size() == 1:
         return [value]
     gathered: list = [None] * world_size()
@@ -115,7 +129,8 @@ def gather_objects(value: object) -> list:
 
 
 def shutdown(code: int) -> None:
-    """End this process with `code`. After a failure the group is left as it is: other ranks may never answer."""
+    """End this process with exit code `code`. After a failure (not 0) it does not wait for the other ranks, which may
+    never answer."""
     if dist.is_initialized() and code == 0:
         dist.barrier()
         dist.destroy_process_group()

@@ -1,5 +1,8 @@
-"""What happens when a loss, gradient or score is not finite: the step is not applied, its batch is kept, and a run in
-which nothing is applied any more ends with a checkpoint and the diagnosis."""
+"""What happens when a loss, gradient or score is not finite.
+
+The step is not applied, and its rows are written to a file. A run in which no step is applied any more writes a
+checkpoint and ends with a message that says what to do.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +17,16 @@ from rlhf.training import distributed
 
 
 class Guard:
-    """Counts skipped steps. `limit` of them in a row end the run; all ranks see the same steps skipped."""
+    """Counts skipped steps: `limit` of them in a row end the run. A step is skipped on all ranks or on none."""
 
     def __init__(self, folder: Path, *, limit: int) -> None:
         self.folder, self.limit, self.in_a_row = folder, limit, 0
 
     def watch(self, *, step: int, skipped: bool, batch: Callable[[], Iterable[Any]], save: Callable[[], None]) -> None:
-        """After each step. When it was skipped, `batch()` gives the rows of this rank to keep, as JSON values; when the
-        limit is reached `save()` writes a checkpoint, and TrainingError says what to look at."""
+        """Call it after each step. For a skipped step it writes what `batch()` gives: this rank's rows, as JSON values.
+
+        When the limit is reached it calls `save()`, which writes a checkpoint, and raises TrainingError.
+        """
         self.in_a_row = self.in_a_row + 1 if skipped else 0
         if not skipped:
             return

@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C during training: noted, agreed on by all ranks after the step, then a checkpoint and the end."""
+"""SIGTERM and Ctrl-C during training. A rank only notes the signal; after the step all ranks agree on it, write a
+checkpoint and end."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ class Interrupts:
         self.received = 0
 
     def note(self, number: int, frame: FrameType | None) -> None:
+        """The handler of the signals."""
         if self.received:
             self.end(number)
         self.received = number
@@ -36,8 +38,11 @@ class Interrupts:
 
 @contextmanager
 def noted() -> Iterator[Interrupts]:
-    """While inside, the signals are noted instead of ending the process; one that came after the last step ends it on
-    leaving. Only the main thread can do that; elsewhere (in a notebook's thread, say) signals keep what they do."""
+    """While inside, signals are noted and do not end the process; on leaving, a noted signal does.
+
+    Python lets only the main thread handle signals. In another thread (of a notebook, say) nothing is noted and signals
+    do what they did before.
+    """
     interrupts = Interrupts()
     try:
         before = {number: signal.signal(number, interrupts.note) for number in _SIGNALS}

@@ -90,7 +90,7 @@ class HybridEngine:
         began = time.monotonic()
         if self.copy is not None:
             self.copy.refresh()
-        self._sampler.cache_bytes = cache_budget()
+        self._sampler.limit_cache(cache_budget())
         refreshed = time.monotonic()
         try:
             yield self.sampler
@@ -149,11 +149,8 @@ class GroupSampler:
 
 def cache_budget() -> int:
     """Bytes that the KV cache may take on each rank: a share of what is free, the same on all ranks."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator: Any = get_accelerator()
-    free = float(accelerator.available_memory())
-    if accelerator.device_name() == "cpu":  # ranks of a node share it
+    free = float(distributed.accelerator().available_memory())
+    if not distributed.on_gpu():  # ranks of a node share it
         free /= _ranks_of_a_node()
     return int(-distributed.max_over_ranks(-free) * CACHE_SHARE)
 
@@ -173,11 +170,8 @@ def inference_dtype_of(name: str, training: torch.dtype) -> torch.dtype:
 
 def computes_in_bf16() -> bool:
     """Whether bf16 matrix products run in hardware, and so are faster than fp32."""
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator: Any = get_accelerator()
-    if accelerator.device_name() != "cpu":
-        return bool(accelerator.is_bf16_supported())
+    if distributed.on_gpu():
+        return distributed.gpu_has_bf16()
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf.models.loading import unwrap
+from rlhf.models.lora import base_of, factors, is_adapter, merged_weight
 from rlhf.training.engine import gathered
 from step3_ppo.hybrid.packed_linear import PackedLinear, can_pack, pack_layers
 from step3_ppo.hybrid.tensor_parallel import ShardedLinear, shard
@@ -109,12 +110,12 @@ class InferenceCopy:
 
 def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Parameter]]) -> None:
     """One module's parameters: gathered, adapters added in fp32, cut, rounded once."""
-    holder, factors = _holder_and_factors(source)
-    with gathered([getattr(holder, key) for key, _ in own] + factors):
+    base = base_of(source)
+    with gathered([getattr(base, key) for key, _ in own] + _low_rank(source)):
         for key, parameter in own:
-            value = getattr(holder, key).detach()
+            value = getattr(base, key).detach()
             if key == "weight":
-                value = _with_adapters(source, value)
+                value = merged_weight(source, value)
             if isinstance(target, ShardedLinear):
                 value = target.take_weight(value) if key == "weight" else target.take_bias(value)
             assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
@@ -123,30 +124,19 @@ def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Paramet
 
 def _pack(sources: list[Any], target: PackedLinear) -> None:
     """The same for the layers that one packed layer holds."""
-    holders, factors = zip(*map(_holder_and_factors, sources), strict=True)
+    bases = [base_of(source) for source in sources]
     keys = ("weight", "bias") if target.has_bias else ("weight",)
-    with gathered([getattr(h, key) for h in holders for key in keys] + [f for of_one in factors for f in of_one]):
+    low_rank = [factor for source in sources for factor in _low_rank(source)]
+    with gathered([getattr(base, key) for base in bases for key in keys] + low_rank):
         target.pack(
-            [_with_adapters(s, h.weight.detach()) for s, h in zip(sources, holders, strict=True)],
-            [h.bias.detach() for h in holders] if target.has_bias else [],
+            [merged_weight(source, base.weight.detach()) for source, base in zip(sources, bases, strict=True)],
+            [base.bias.detach() for base in bases] if target.has_bias else [],
         )
 
 
-def _holder_and_factors(source: Any) -> tuple[Any, list[Tensor]]:
-    """The module that holds the weight itself, and the parameters of its adapters."""
-    if not _is_adapted(source):
-        return source, []
-    return source.base_layer, [p for name, p in source.named_parameters() if "lora_" in name]
-
-
-def _is_adapted(source: Any) -> bool:
-    return hasattr(source, "lora_A") and hasattr(source, "base_layer")
-
-
-def _with_adapters(source: Any, weight: Tensor) -> Tensor:
-    for adapter in source.active_adapters if _is_adapted(source) else ():
-        weight = weight.float() + source.get_delta_weight(adapter).float()
-    return weight
+def _low_rank(source: Any) -> list[nn.Parameter]:
+    """The factors of the module's own adapters; not those of the modules inside it."""
+    return list(factors(source).values()) if is_adapter(source) else []
 
 
 def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
@@ -160,7 +150,7 @@ def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(full name, module, key) of every buffer, adapters' wrappers left out of the names."""
+    """(full name, module, key) of every buffer."""
     for name, module in model.named_modules():
         for key, buffer in module._buffers.items():
             if buffer is not None:

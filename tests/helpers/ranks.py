@@ -18,6 +18,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from rlhf.hardware import free_port
+
 PRELOADED = [
     "torch", "transformers", "deepspeed", "peft", "datasets", "pytest", "rlhf.models.export", "data.stage_data",
     "step1_sft.main", "step2_reward.main", "step3_ppo.main", "tests.helpers.tiny",
@@ -47,7 +49,7 @@ def run_ranks(
     payload = pickle.dumps((function, arguments))
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         started, ends = [], []
-        port = _free_port()
+        port = free_port()
         for rank in range(world_size):
             ours, theirs = context.Pipe()
             variables = {
@@ -136,11 +138,3 @@ def _rank(payload: bytes, variables: dict[str, str], log: str, end: Connection) 
 def _say_goodbye(end: Connection) -> None:
     with contextlib.suppress(OSError):
         end.send_bytes(b"bye")
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])

@@ -13,7 +13,7 @@ from rlhf.hardware import visible
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.placement import place
 from rlhf.pipeline.placement import placement_text as describe_placement
-from rlhf.stage_config import engine_problems
+from rlhf.stage_config import stage_engine_problems
 from step1_sft.config import SFTConfig
 from step3_ppo.config import PPOConfig
 
@@ -144,14 +144,14 @@ def test_a_hostfile_says_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_what_does_not_go_together(settings: dict[str, object], gpus: bool, message: str | None) -> None:
-    found = engine_problems(SFTConfig(**settings), "s", gpus=gpus, bf16=gpus)  # type: ignore[arg-type]
+    found = stage_engine_problems(SFTConfig(**settings), "s", gpus=gpus, bf16=gpus)  # type: ignore[arg-type]
     assert found == [] if message is None else len(found) == 1 and message in found[0]
 
 
 def test_only_trained_roles_are_looked_at() -> None:
     """The frozen reference and reward model stand at ZeRO-0 by themselves; they keep no fp32 weights to lose."""
     config = PPOConfig(dtype="bf16", critic_zero_stage=0)
-    assert [p.partition("=")[0] for p in engine_problems(config, "p", gpus=False, bf16=False)] == [
+    assert [p.partition("=")[0] for p in stage_engine_problems(config, "p", gpus=False, bf16=False)] == [
         "p.critic_zero_stage"
     ]
 

@@ -10,7 +10,7 @@ import pytest
 from rlhf.config import build, flag_of, read_yaml
 from rlhf.models.names import ALIASES
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.stage_config import engine_problems
+from rlhf.stage_config import stage_engine_problems
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -63,7 +63,7 @@ def test_settings_are_known_and_agree(name: str) -> None:
         for stage, config in stage_configs(name).items():
             found = [*config.problems(ranks), *config.batch_problems(stage, ranks)]
             if name != "demo":
-                found += engine_problems(config, stage, gpus=True, bf16=True)
+                found += stage_engine_problems(config, stage, gpus=True, bf16=True)
             assert found == []
 
 

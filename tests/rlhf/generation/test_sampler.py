@@ -170,11 +170,12 @@ def test_a_small_cache_splits_the_batch_by_length(family: str) -> None:
     sampling = Sampling(max_new_tokens=12, stop_token_ids=(7, 19, 45, 100))
     expected = Sampler(model, pad_token_id=PAD).generate(PROMPTS, sampling, seed=5)
     sampler = Sampler(model, pad_token_id=PAD)
-    sampler.cache_bytes = 2 * 32 * sampler.bytes_per_token()
+    most = 2 * 32 * sampler.bytes_per_token()
+    sampler.limit_cache(most)
     found = sampler.generate(PROMPTS, sampling, seed=5)
     assert found.responses() == expected.responses()
     assert found.stopped_B.tolist() == expected.stopped_B.tolist()
-    assert 0 < sampler.cache.bytes() <= sampler.cache_bytes
+    assert 0 < sampler.cache.bytes() <= most
     sampler.release()
     assert sampler.cache.bytes() == 0
 

@@ -9,7 +9,16 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import ConfigError
-from rlhf.models.lora import adapters_off, attach, count_adapters, is_adapted
+from rlhf.models.lora import (
+    adapters_off,
+    attach,
+    base_of,
+    count_adapters,
+    factors,
+    is_adapted,
+    is_adapter,
+    merged_weight,
+)
 from rlhf.stage_config import LoraSettings
 from tests.helpers.tiny import FAMILIES, tiny_lm
 
@@ -86,3 +95,20 @@ def test_delta_is_scaled_by_alpha_over_rank() -> None:
         wanted = x @ layer.base_layer.weight.T
         wanted = wanted + 3 * (x @ layer.lora_A["default"].weight.T) @ layer.lora_B["default"].weight.T
         torch.testing.assert_close(layer(x), wanted)
+
+
+def test_merged_weight_is_added_in_fp32_and_not_rounded() -> None:
+    """W = 1 in bf16, B A = 2⁻⁹ and scale 1: bf16 has 8 bits, so a rounded sum would be 1 again."""
+    layer = attach(tiny_lm().bfloat16(), LoraSettings(lora_rank=1, lora_alpha=1, lora_target_modules=["q_proj"]))
+    layer = layer.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
+    assert is_adapter(layer) and not is_adapter(base_of(layer)) and base_of(base_of(layer)) is layer.base_layer
+    assert sorted(factors(layer)) == ["lora_A.default.weight", "lora_B.default.weight"]
+    with torch.no_grad():
+        layer.base_layer.weight.fill_(1.0)
+        layer.lora_A["default"].weight.fill_(2.0**-9)
+        layer.lora_B["default"].weight.fill_(1.0)
+        merged = merged_weight(layer, layer.base_layer.weight)
+    assert merged.dtype == torch.float32
+    assert torch.equal(merged, torch.full_like(merged, 1 + 2.0**-9))
+    plain = base_of(layer)
+    assert merged_weight(plain, plain.weight) is plain.weight

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlhf.errors import ConfigError
-from rlhf.stage_config import engine_problems
+from rlhf.stage_config import stage_engine_problems
 from rlhf.training.engine import enable_activation_checkpointing
 from step1_sft.config import SFTConfig
 from tests.helpers import engines
@@ -56,7 +56,7 @@ def test_what_cannot_be_compiled_is_refused(one_rank: None, monkeypatch: pytest.
     with pytest.raises(ConfigError, match="use ZeRO stages 0 to 2"):
         engines.engine(3, compile=True)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    found = engine_problems(SFTConfig(compile=True, zero_stage=3), "s", gpus=False, bf16=False)
+    found = stage_engine_problems(SFTConfig(compile=True, zero_stage=3), "s", gpus=False, bf16=False)
     assert [problem.partition(":")[0] for problem in found] == ["s.zero_stage=3", "s.compile"]
     assert "no C++ compiler (no-such-compiler)" in found[1]
-    assert not engine_problems(SFTConfig(compile=True), "s", gpus=True, bf16=True)
+    assert not stage_engine_problems(SFTConfig(compile=True), "s", gpus=True, bf16=True)

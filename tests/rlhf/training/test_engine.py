@@ -13,7 +13,7 @@ from rlhf.errors import ConfigError
 from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
 from rlhf.training import distributed
-from rlhf.training.engine import check_engine, enable_activation_checkpointing, learning_rate_at, train_config
+from rlhf.training.engine import enable_activation_checkpointing, learning_rate_at, train_config
 from tests.helpers import engines
 from tests.helpers.tiny import tiny_lm
 
@@ -69,13 +69,20 @@ def test_config_leaves_nothing_to_deepspeeds_defaults() -> None:
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_adafactor_is_refused_where_zero_flattens(zero_stage: int) -> None:
-    with pytest.raises(ConfigError, match=r"step1_sft: adafactor works at ZeRO-0 only .* or use adamw"):
-        check_engine(zero_stage=zero_stage, dtype=torch.float32, optimizer="adafactor", where="step1_sft")
+    with pytest.raises(ConfigError, match=rf"test at ZeRO-{zero_stage}: adafactor works at ZeRO-0 only .* adamw"):
+        engines.engine(zero_stage, optimizer="adafactor")
 
 
-def test_bf16_without_masters_is_refused() -> None:
-    with pytest.raises(ConfigError, match="bf16 at ZeRO-0 drifts"):
-        check_engine(zero_stage=0, dtype=torch.bfloat16, optimizer="adamw", where="step1_sft")
+def test_half_precision_without_masters_is_refused() -> None:
+    with pytest.raises(ConfigError, match="test at ZeRO-0 with bf16 drifts from fp32"):
+        engines.engine(0, dtype=torch.bfloat16)
+    with pytest.raises(ConfigError) as caught:
+        engines.engine(0, dtype=torch.float16, offload_optimizer=True)
+    assert [problem.partition(";")[0] for problem in caught.value.problems] == [
+        "test: dtype=fp16 needs a GPU: on a CPU fp16 is slow and its kernels are incomplete",
+        "test at ZeRO-0 with fp16 drifts from fp32 (no fp32 weights are kept)",
+        "test at ZeRO-0: offload_optimizer needs ZeRO 1, 2 or 3",
+    ]
 
 
 # --- one rank ---------------------------------------------------------------------------------------------------------

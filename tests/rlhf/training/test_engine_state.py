@@ -14,7 +14,7 @@ from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
 from rlhf.training.checkpoint import Checkpoint, Checkpoints
 from rlhf.training.engine import TrainEngine
-from rlhf.training.engine_state import Fragment, fragments, masters
+from rlhf.training.zero_internals import Fragment
 from tests.helpers import engines
 from tests.helpers.tiny import tiny_lm
 
@@ -39,7 +39,7 @@ def advance(train: TrainEngine, count: int = 1) -> None:
 
 def average_of(train: TrainEngine) -> dict[str, list[Tensor]]:
     """An extra in the layout of the masters: half of them."""
-    return {"ema": [master.detach().float() / 2 for master in masters(train.engine)]}
+    return {"ema": [master.detach().float() / 2 for master in train.masters()]}
 
 
 def save(folder: Path, train: TrainEngine, step: int = 2, **more: Any) -> None:
@@ -74,12 +74,11 @@ def goes_on(folder: Path, zero_stage: int, lora: bool, **changes: Any) -> dict[s
 
     second = make(zero_stage, seed=7, lora=lora, **changes)
     assert not same(trained(second), at_checkpoint)
-    restored = {"ema": [torch.zeros_like(master, dtype=torch.float32) for master in masters(second.engine)]}
+    restored = {"ema": [torch.zeros_like(master, dtype=torch.float32) for master in second.masters()]}
     latest(folder).restore({"model": second}, {"model": restored})
     back = same(trained(second), at_checkpoint)
     halves = all(
-        torch.equal(_held(second, restored["ema"], f), _held(second, average["ema"], f))
-        for f in fragments(second.engine)
+        torch.equal(_held(second, restored["ema"], f), _held(second, average["ema"], f)) for f in second.fragments()
     )
     advance(second)
     in_module = {n: p.detach().clone() for n, p in second.module.named_parameters() if p.requires_grad}
@@ -150,11 +149,10 @@ def read_all(folder: str, after: dict[int, dict[str, Tensor]]) -> dict[str, tupl
     for written in ZERO_STAGES:
         for zero_stage in (written, (written + 1) % 4):  # the same, and another: all write and all read alike
             train = make(zero_stage, seed=7)
-            extra = {"ema": [torch.zeros_like(master) for master in masters(train.engine)]}
+            extra = {"ema": [torch.zeros_like(master) for master in train.masters()]}
             latest(Path(folder) / str(written)).restore({"model": train}, {"model": extra})
             pairs = [
-                (_held(train, extra["ema"], f), _held(train, masters(train.engine), f).detach())
-                for f in fragments(train.engine)
+                (_held(train, extra["ema"], f), _held(train, train.masters(), f).detach()) for f in train.fragments()
             ]
             halves = max(float((2 * average - master).abs().max()) for average, master in pairs)
             advance(train)
@@ -200,11 +198,11 @@ def spans(zero_stage: int) -> list[tuple[str, int, int, bool]]:
             f.start,
             f.count,
             torch.equal(
-                _held(train, masters(train.engine), f),
+                _held(train, train.masters(), f),
                 whole[f.name.removeprefix(prefix)].view(-1)[f.start : f.start + f.count],
             ),
         )
-        for f in fragments(train.engine)
+        for f in train.fragments()
     ]
 
 
@@ -214,8 +212,8 @@ def all_spans() -> dict[int, list[tuple[str, int, int, bool]]]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_fragments_are_the_parameters_and_cover_each_once(world_size: int, run_ranks: Callable[..., list[Any]]) -> None:
-    """Where elements lie is read from attributes that DeepSpeed does not promise: grad_position, _hp_mapping, the two
-    lists of flat groups. When a new version moves them, this says so before a checkpoint is wrong."""
+    """Where elements lie is read from attributes that DeepSpeed does not promise (`rlhf/training/zero_internals.py`).
+    When a new version moves them, this says so before a checkpoint is wrong."""
     ranks = run_ranks(all_spans, world_size=world_size, timeout=300) if world_size > 1 else [all_spans()]
     sizes = {f"lm.{name}": p.numel() for name, p in tiny_lm().named_parameters()}
     for zero_stage in ZERO_STAGES:

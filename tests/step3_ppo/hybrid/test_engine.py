@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
+from rlhf.models.export import export
 from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
 from rlhf.training import cpu
@@ -21,7 +23,7 @@ from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.hybrid.inference_copy import InferenceCopy
 from step3_ppo.hybrid.packed_linear import PackedLinear, can_pack
 from tests.helpers import engines
-from tests.helpers.tiny import FAMILIES, tiny_lm
+from tests.helpers.tiny import FAMILIES, tiny_lm, tiny_tokenizer
 
 PAD = 0
 PROMPTS = [[5, 9, 200, 31], [77], [12, 13, 14, 15, 16, 17], [8, 8, 8, 90, 41]]
@@ -122,6 +124,25 @@ def test_without_a_copy_the_training_module_generates(one_rank: None, zero_stage
         found = sampler.generate(PROMPTS, greedy).responses()
     with HybridEngine(train, pad_token_id=PAD, inference_dtype="fp32").generating() as sampler:
         assert sampler.generate(PROMPTS, greedy).responses() == found
+
+
+@pytest.mark.parametrize("zero_stage", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_export_and_copy_merge_adapters_alike_bit_by_bit(
+    one_rank: None, family: str, zero_stage: int, tmp_path: Path
+) -> None:
+    """In bf16, too: what was exported is what has generated. GPT-2's weights stand the other way round."""
+    model = adapted(tiny_lm(family).bfloat16())
+    train = engines.engine(zero_stage, model=model, dtype=torch.bfloat16)
+    train_round(train)
+    copied = InferenceCopy(train.module.lm, dtype=torch.bfloat16, device=torch.device("cpu"), group=None, packed=False)
+    copied.refresh()
+    export(train.module.lm, tmp_path / "model", tokenizer=tiny_tokenizer())
+    exported = load_file(tmp_path / "model" / "model.safetensors")
+    weights = dict(copied.lm.named_parameters())
+    assert exported and set(exported) <= set(weights)
+    for name, tensor in exported.items():
+        assert tensor.dtype == torch.bfloat16 and torch.equal(tensor, weights[name]), name
 
 
 def resident_bytes() -> int:
