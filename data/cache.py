@@ -1,9 +1,9 @@
 """Folders that are built once and shared: by the ranks of a run, its stages, and later runs.
 
 A folder's name is the hash of all that it depends on: its inputs, and the FORMAT number of the module that builds it,
-which stands for the code (see `key_of`). It is built under a lock in a temporary folder and renamed when
-it is whole, so a folder that exists is complete; a builder that was killed leaves only a temporary folder behind, which
-the next one removes. The lock dies with its holder. No process group is needed.
+which stands for the code (see `key_of`). It is built under a lock in a temporary folder and renamed when it is whole,
+so a folder that exists is complete; a builder that was killed leaves only a temporary folder behind, which the next one
+removes. The lock dies with its holder. No process group is needed.
 """
 
 from __future__ import annotations
