@@ -55,7 +55,7 @@ def optimise(
     learns = iteration >= config.critic_warmup_iterations
     with passes.training(actor=learns):
         if not experience.is_finite():
-            roles.actor.engine.steps_skipped += 1
+            roles.actor.engine.skip_step()
             return totals
         for epoch in range(config.ppo_epochs):
             for rows in mini_batches(
