@@ -18,18 +18,23 @@ import click
 from rlhf import process
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, error_lines
 
+WIDEST_HELP = 110  # columns; a wider terminal does not make the lines of a help longer
+
 
 class Command(click.Command):
-    """A click command whose callback returns an exit code and whose every error ends as `error: ...` lines.
+    """A click command whose callback returns an exit code. Every error is shown as lines that start with `error: `.
 
-    `groups` maps a heading of the help to the names of its parameters; parameters of no group come last under "Other".
+    `groups` maps a heading of the help to the names of its parameters. Parameters of no group come last, under "Other".
     """
 
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        kwargs["context_settings"] = {"max_content_width": WIDEST_HELP, **(kwargs.get("context_settings") or {})}
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
         self.params.append(
-            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help="tracebacks with errors")
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="a traceback with each error"
+            )
         )
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
@@ -55,7 +60,8 @@ class Command(click.Command):
             super().format_options(ctx, formatter)
             return
         # click names its own --help with an underscore
-        names = {p: "help" if "--help" in p.opts else p.name for p in self.get_params(ctx)}
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        names = {p: "help" if "--help" in p.opts else p.name for p in options}
         records = {name: p.get_help_record(ctx) for p, name in names.items()}
         named = {name for names in self.groups.values() for name in names}
         rest = {"Other": [name for name in records if name and name not in named]}

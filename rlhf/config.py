@@ -216,7 +216,7 @@ def _option(name: str, field: FieldInfo) -> Decorator:
     kind, multiple = _click_type(field.annotation)
     text = _default_text(field)
     if kind is bool:
-        off = f"--no-{name.replace('_', '-')}"
+        off = f"--{name[3:] if name.startswith('no_') else f'no_{name}'}".replace("_", "-")
         return click.option(f"{flag}/{off}", name, default=None, help=f"{field.description}{text}")
     return click.option(
         flag, name, type=kind, multiple=multiple, default=None, metavar=None, help=f"{field.description}{text}"
@@ -230,6 +230,8 @@ def _default_text(field: FieldInfo) -> str:
     if default is None or default == [] or default == "" or default == {}:
         return ""
     shown = ("on" if default else "off") if isinstance(default, bool) else default
+    if isinstance(shown, list):
+        shown = ", ".join(map(str, shown))
     return f"  [default: {shown}]"
 
 

@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from rlhf.chat.conversation import Answer, Conversation
 from rlhf.chat.screen import Pipe, Terminal, open_screen
 from rlhf.command import Command
-from rlhf.config import Config, build, given, options, setting
+from rlhf.config import Config, build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, EXIT_USER, ConfigError, DataError, ModelError, UserError, nearest
 from rlhf.files import write_json
 from rlhf.generation.speaker import Speaker, labels, load_speaker, problems
@@ -29,14 +29,20 @@ from rlhf.stage_config import Dtype
 class ChatSettings(Config):
     """How the model answers."""
 
-    temperature: float = setting(0.7, "of the sampling; 0 takes the likeliest token", ge=0)
-    top_p: float = setting(0.95, "sample from the smallest set with this mass", gt=0, le=1)
-    top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
-    max_new_tokens: int = setting(512, "tokens of an answer, at most", ge=1)
-    seed: int | None = setting(None, "of the sampling; by itself another one each time", ge=0)
-    system: str = setting("", "what the model is told before the conversation")
-    dtype: Dtype = setting("auto", "of the weights: auto is bf16 on a GPU that has it, else fp32")
-    trust_remote_code: bool = setting(False, "run code that comes with a model")
+    help_groups: ClassVar = {
+        "Models": (),
+        "Answers": ("system", "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
+        "Loading": ("dtype", "trust_remote_code"),
+    }
+
+    temperature: float = setting(0.7, "temperature of the sampling; 0: always the most likely token", ge=0)
+    top_p: float = setting(0.95, "probability of the smallest set of tokens to sample from; 1: all tokens", gt=0, le=1)
+    top_k: int = setting(0, "number of most likely tokens to sample from; 0: all tokens", ge=0)
+    max_new_tokens: int = setting(512, "longest answer, in tokens", ge=1)
+    seed: int | None = setting(None, "seed of the sampling; default: a new one each time", ge=0)
+    system: str = setting("", "system prompt: text that the model gets before the conversation")
+    dtype: Dtype = setting("auto", "number format of the weights; auto: bf16 on GPUs that compute in it, else fp32")
+    trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
 
 # A line that begins with a slash: what follows the name, and what it does. The session does it in do_NAME.
@@ -190,9 +196,9 @@ class Session:
         self.open = False
 
 
-@click.command("python -m rlhf.chat", cls=Command)
+@click.command("python -m rlhf.chat", cls=Command, groups=groups_of(ChatSettings, Models=("compare",)))
 @click.argument("model")
-@click.option("--compare", metavar="MODEL", help="a second model that answers beside the first")
+@click.option("--compare", metavar="MODEL", help="second model, which answers beside the first")
 @options(ChatSettings)
 def main(model: str, compare: str | None, **flags: Any) -> int:
     """Chat with MODEL: a folder that a stage wrote, a hub name or an alias such as opt-1.3b."""

@@ -32,7 +32,7 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
     """The command `name` that plans and runs `specs`, in their order."""
     groups = groups_of(PipelineConfig, Run=("recipe", "overwrite", "dry_run"), Training=("sets",))
 
-    @click.command(name, cls=Command, groups=groups, help=help, context_settings={"max_content_width": 110})
+    @click.command(name, cls=Command, groups=groups, help=help)
     @options(PipelineConfig)
     @click.option("--recipe", help=f"file of settings, or one of: {', '.join(recipe_names())}; none: built-in defaults")
     @click.option(

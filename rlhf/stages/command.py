@@ -41,7 +41,9 @@ def stage_command(spec: StageSpec) -> click.Command:
     """The command of a stage: its config's fields as flags, and `PACKAGE.main.run(config)` behind them."""
     package, about = spec.package, (spec.config_class.__doc__ or "").strip().splitlines()[0]
 
-    @click.command(package, cls=Command, groups=groups_of(spec.config_class), help=f"{package}: {about}")
+    groups = groups_of(spec.config_class, Run=("config", "overwrite"))
+
+    @click.command(package, cls=Command, groups=groups, help=f"{package}: {about}")
     @options(spec.config_class)
     @click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings; flags take precedence")
     @click.option("--overwrite", is_flag=True, help="new start in an output folder that already holds a run")
