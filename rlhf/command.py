@@ -1,4 +1,4 @@
-"""What `train.py` and the stages share as commands: errors as one line each, exit codes, and a help in groups.
+"""The click command of `train.py` and the stages: errors as one line each, exit codes, and help in groups.
 
 Imports no torch.
 """
@@ -43,7 +43,7 @@ class Command(click.Command):
         try:
             with terminable():
                 code = super().main(*args, standalone_mode=False, **kwargs)
-        except click.Abort:  # what click makes of Ctrl-C
+        except click.Abort:  # click turns Ctrl-C into this
             code = show_error(KeyboardInterrupt())
         except click.UsageError as error:
             code = EXIT_USER
@@ -78,8 +78,8 @@ def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> N
 
 
 def show_error(error: BaseException) -> int:
-    """Show an error as its lines and return the exit code. A failure's traceback goes before it with RLHF_DEBUG=1, and
-    with RLHF_EVENTS=1, where it only reaches the stage's log."""
+    """Show an error as its lines and return the exit code. With RLHF_DEBUG=1 the traceback is shown first. With
+    RLHF_EVENTS=1 that of a failure is also printed; only the stage's log gets it."""
     lines, code = error_lines(error)
     if process.shows_tracebacks() or (code == EXIT_FAILURE and process.sends_events()):
         traceback.print_exception(error)
@@ -103,7 +103,7 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread."""
+    """Inside, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread."""
 
     def handler(*_: object) -> None:
         raise Terminated

@@ -86,7 +86,7 @@ def test_every_option_is_explained(module: str) -> None:
 
 
 def test_the_options_of_the_same_name_are_explained_alike() -> None:
-    """A setting of train.py and that of the stage which it stands for."""
+    """A setting of train.py and the setting of a stage that it sets."""
     pipeline = {p.name: p.help for p in importlib.import_module("train").main.params if p.param_type_name == "option"}
     different_on_purpose = {"actor_model", "reward_model", "output_dir"}
     for stage in ("step1_sft", "step2_reward", "step3_ppo"):

@@ -23,7 +23,7 @@ from rlhf.stages.spec import StageSpec
 
 def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
     """What is wrong with a recipe's `evaluate:` section."""
-    from rlhf.pipeline.evaluation import evaluation_problems as found  # brings what --help need not wait for
+    from rlhf.pipeline.evaluation import evaluation_problems as found  # imports what --help does not need
 
     return found(settings, pending=pending)
 

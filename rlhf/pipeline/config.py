@@ -1,7 +1,7 @@
 """Settings of the pipeline as a whole: the flags of `train.py` and the `pipeline:` section of a recipe.
 
-A flag stands for the setting of the same name in every stage that has one, or for the settings that name it as their
-`flag`. A flag that is not given leaves the stages' own defaults. Imports no torch.
+A flag sets the setting of the same name in every stage that has one, or the settings that name it as their `flag`. If a
+flag is not given, the stages keep their own defaults. Imports no torch.
 """
 
 from __future__ import annotations
@@ -130,5 +130,5 @@ class PipelineConfig(Config):
                 "with its --node-rank and --master-addr"
             )
         if self.node_rank is not None and self.num_nodes and self.node_rank >= self.num_nodes > 1:
-            found.append(f"--node-rank {self.node_rank}: with --num-nodes {nodes} they are 0 to {nodes - 1}")
+            found.append(f"--node-rank {self.node_rank} must be 0 to {nodes - 1} with --num-nodes {nodes}")
         return found
