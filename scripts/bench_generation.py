@@ -103,7 +103,7 @@ def worker(arguments: dict[str, Any]) -> None:
 
 
 def flops(setting: Setting, tokens: float) -> float:
-    """Useful operations of a run: two per weight and token in linear layers; attention over what stands before."""
+    """Useful operations of a run: two per weight and token in linear layers; attention over earlier tokens."""
     from scripts.bench_common import build_config
 
     c = build_config(setting.model)
@@ -155,7 +155,7 @@ def main() -> None:
             side: min((f for f in found if f["variant"] in names), key=lambda f: f["cpu_seconds"])
             for side, names in (("ours", OURS), ("peer", PEERS))
         }
-        # where lengths differ from round to round, the fastest is the one with the shortest: means are compared
+        # if lengths differ between rounds, the fastest round has the shortest ones, so means are compared
         measure = "mean_cpu_seconds" if setting.ends else "cpu_seconds"
         ratio = best["peer"][measure] / best["ours"][measure]
         results["settings"].append(

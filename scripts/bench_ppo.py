@@ -26,7 +26,7 @@ WORKERS = str(Path(__file__).with_name("bench_ppo_workers.py"))
 
 
 def save_models(setting: Any, folder: Path) -> None:
-    """Actor and reward model folders of a random model, with a small tokenizer of bytes."""
+    """Write the folders of an actor and a reward model with random weights and a small tokenizer of bytes."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -54,8 +54,8 @@ def save_models(setting: Any, folder: Path) -> None:
 
 def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, float]:
     """Useful operations of an iteration: generation; scoring (actor, critic, reference, reward model forward); training
-    (actor and critic: forward, unless it `reuses` that of scoring, and twice that backward). Linear layers and
-    attention; heads at response tokens only."""
+    (actor and critic: forward, unless it `reuses` that of scoring, and backward, which is twice that). It counts linear
+    layers and attention, and heads at response tokens only."""
     from scripts.bench_common import build_config
     from scripts.bench_generation import flops as generation_flops
 
@@ -154,7 +154,7 @@ def main() -> None:
                     f"flip {one['flip_seconds']:.3f}"
                 )
                 if best and "ranks" not in label:  # of several ranks only the first's CPU time is known
-                    # where lengths differ from round to round, the fastest is the one with the shortest
+                    # if lengths differ between rounds, the fastest round is the one with the shortest
                     ours = one["mean_cpu_seconds" if setting.ends else "cpu_seconds"]
                     text += f"  {best['cpu_seconds'] / ours:.2f}× {best['variant']}"
             print(text, flush=True)

@@ -28,14 +28,14 @@ from rlhf.config import Config, build, given, options, setting
 from rlhf.files import new_folder, write_json, write_text
 from rlhf.template import Template, install_template
 
-# What the files depend on, besides the settings and the libraries' versions; paths from data/.
+# Code that the files depend on, besides settings and versions of libraries; paths relative to data/.
 CODE = (
     "demo/facts.py", "demo/phrases.py", "demo/dialogues.py", "demo/corpus.py", "demo/gold.py", "demo/preferences.py",
     "../rlhf/template.py", "../scripts/pretrain_demo.py",
 )  # fmt: skip
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 POOL = 2000  # texts that are sorted by length at a time, so that a batch has little padding
-LONGEST = 128  # tokens of a text, the rest is cut off
+LONGEST = 128  # tokens of a text; the rest is cut off
 TOKENIZER_TEXTS = 4000
 PRETRAINING_ROWS = 1000
 
@@ -72,7 +72,7 @@ def main(**flags: Any) -> int:
 
 
 def pipeline_values(folder: Path) -> dict[str, Any]:
-    """What the pipeline starts from, as its settings."""
+    """The files as settings of the pipeline."""
     base = str(folder / "base")
     return {
         "actor_model": base,
@@ -83,7 +83,7 @@ def pipeline_values(folder: Path) -> dict[str, Any]:
 
 
 def prepare(settings: DemoSettings) -> Path:
-    """The cached folder of these settings, made first where it is not there."""
+    """The cached folder for these settings; it is made if it is not there."""
     from tokenizers import __version__ as tokenizers_version
     from torch import __version__ as torch_version
     from transformers import __version__ as transformers_version
@@ -129,7 +129,7 @@ def write_rows(path: Path, rows: Iterator[dict[str, str]]) -> None:
 
 
 def make_tokenizer(settings: DemoSettings) -> Any:
-    """Byte-level pairs, learned from the demo's text: its words are one token each; any other text can be written."""
+    """A byte-level BPE tokenizer, trained on the demo's text: its words are one token each; it can encode any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -155,7 +155,7 @@ def make_tokenizer(settings: DemoSettings) -> Any:
 
 
 def batches(tokenizer: Any, settings: DemoSettings) -> Iterator[Any]:
-    """`settings.steps` batches of ids [B, T], each of texts of about one length, padded."""
+    """`settings.steps` batches of padded ids [B, T]; the texts of a batch have about the same length."""
     import torch
 
     random, template = Random(settings.seed), Template(tokenizer)
@@ -195,10 +195,10 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
         hidden_size=settings.hidden_size,
         intermediate_size=settings.hidden_size * 8 // 3,
         num_hidden_layers=settings.layers,
-        num_attention_heads=8,  # many small heads soon find what was asked; few large ones take twice the steps
+        num_attention_heads=8,  # many small heads learn to find the question; few large ones need twice the steps
         num_key_value_heads=4,
         max_position_embeddings=1024,
-        # Five times the usual: at this width the usual one leaves the first hundred steps to growing the weights.
+        # Five times the usual: with that one, a model of this width spends a hundred steps on growing its weights.
         initializer_range=0.1,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -235,7 +235,7 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
 
 
 def facts_known(model: Any, template: Template) -> float:
-    """Share of facts whose statement the model ends with the right answer, when it is asked for by a new question."""
+    """Share of facts whose statement the model completes with the right answer, asked by a held-out question."""
     import torch
 
     known = 0

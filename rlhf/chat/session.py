@@ -45,20 +45,20 @@ class ChatSettings(Config):
     trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
 
-# A line that begins with a slash: what follows the name, and what it does. The session does it in do_NAME.
+# Commands, each a line that begins with a slash: argument and meaning. The session's method is do_NAME.
 COMMANDS = {
     "help": ("", "list the commands"),
     "clear": ("", "forget the conversation; the system prompt stays"),
     "system": ("[TEXT]", "show or set the system prompt; /system none removes it"),
     "retry": ("", "another answer to the last question"),
-    "undo": ("", "take back the last question and its answer"),
+    "undo": ("", "remove the last question and its answer"),
     "save": ("[FILE]", "write the conversation to a JSON file"),
-    "quit": ("", "leave; so do Ctrl-D, and Ctrl-C twice"),
+    "quit": ("", "leave; Ctrl-D and two Ctrl-C also do"),
 }
 
 
 class Session:
-    """One conversation with each speaker, fed by lines."""
+    """One conversation with each speaker; its input are lines."""
 
     def __init__(self, speakers: Iterable[Speaker], settings: ChatSettings, screen: Pipe) -> None:
         self.conversations = [Conversation(speaker) for speaker in speakers]
@@ -115,21 +115,21 @@ class Session:
     def _say_skipped(self, conversation: Conversation, skipped: int) -> None:
         turns = "the oldest turn" if skipped == 1 else f"the {skipped} oldest turns"
         limit, who = conversation.speaker.limit, self._who(conversation.speaker)
-        self.screen.note(f"{who}left out, since the context of {limit} tokens is full: {turns}")
+        self.screen.note(f"{who}the context of {limit} tokens is full; left out: {turns}")
 
     def _who(self, speaker: Speaker) -> str:
         return f"{speaker.label}: " if len(self.conversations) > 1 else ""
 
     def _keep(self, question: str, answers: list[Answer]) -> None:
         if answers[0].ended == "interrupted" and not any(answer.text for answer in answers):
-            self.screen.note("stopped before the first word; the question is taken back")
+            self.screen.note("stopped before the first word; the question is removed")
             return
         for conversation, answer in zip(self.conversations, answers, strict=True):
             conversation.turns.append((question, answer.text))
             if answer.ended == "limit":
                 self.screen.note(f"{self._who(answer.speaker)}cut after {answer.tokens} tokens")
         if answers[0].ended == "interrupted":
-            self.screen.note("stopped; /undo takes the turn back")
+            self.screen.note("stopped; /undo removes the turn")
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -151,26 +151,26 @@ class Session:
         self.screen.note("the system prompt is removed" if text == "none" else "the system prompt is set")
 
     def _system(self, text: str) -> None:
-        deaf = [c.speaker.label for c in self.conversations if text and not c.speaker.has_system_turn()]
-        if deaf:
+        without = [c.speaker.label for c in self.conversations if text and not c.speaker.has_system_turn()]
+        if without:
             raise ConfigError(
-                f"the chat template of {', '.join(deaf)} has no place for a system prompt; put it in the question"
+                f"the chat template of {', '.join(without)} has no place for a system prompt; put it in the question"
             )
         for conversation in self.conversations:
             conversation.system = text
 
     def do_retry(self, _: str) -> None:
-        question = self._take_back()
+        question = self._remove_last()
         if self.settings.temperature == 0:
             self.screen.note("the temperature is 0, so the answer is the same")
         self.ask(question)
 
     def do_undo(self, _: str) -> None:
-        self.screen.note(f"taken back: {self._take_back()}")
+        self.screen.note(f"removed: {self._remove_last()}")
 
-    def _take_back(self) -> str:
+    def _remove_last(self) -> str:
         if not self.conversations[0].turns:
-            raise DataError("there is no turn to take back yet")
+            raise DataError("there is no turn yet")
         question, _ = self.conversations[0].turns[-1]
         for conversation in self.conversations:
             conversation.turns.pop()
@@ -222,6 +222,6 @@ def main(model: str, compare: str | None, **flags: Any) -> int:
         screen.note("/help lists the commands; Ctrl-C stops an answer")
     try:
         return session.run()
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE

@@ -117,7 +117,7 @@ def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None
         if isinstance(value, str):
             value = [{"role": "user", "content": value}]
         if not _is_conversation(value):
-            raise DataError(f"{path}, row {number}: '{column}' is neither text nor messages that end with the user's")
+            raise DataError(f"{path}, row {number}: '{column}' is neither text nor messages that end with a user's")
         asked.append(Asked(number, value))
     if not asked:
         raise DataError(f"{path} holds no prompts")
@@ -150,7 +150,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         responses[label] = answer_all(speaker, asked, config)
         seconds[label] = time.monotonic() - began
         del speaker
-        gc.collect()  # the next model takes its place in memory
+        gc.collect()  # makes room in memory for the next model
     scores = {
         kind: {label: judge(asked, r) for label, r in responses.items()} for kind, judge in _judges(config).items()
     }
@@ -175,7 +175,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig) -> list[Response]:
-    """The speaker's responses, in the order of the prompts; long prompts are answered together, the longest first."""
+    """The speaker's responses, in the order of the prompts. Longest prompts are answered first, in batches."""
     from rlhf.generation.drawing import Sampling
 
     stops = speaker.stops
@@ -199,7 +199,7 @@ def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig)
     with console.progress(f"{speaker.label} answers", total=len(asked), unit="prompt") as bar:
         for begin in range(0, len(order), config.batch_size):
             rows = order[begin : begin + config.batch_size]
-            # the prompt's own number goes into its random numbers, so the batch does not matter
+            # random numbers depend on the prompt's own number, so the batch does not matter
             drawn = speaker.sampler.generate([prompts[i] for i in rows], sampling, seed=config.seed, rows=rows)
             for row, ids in zip(rows, drawn.responses(), strict=True):
                 ended = bool(ids) and ids[-1] in stops.end_ids

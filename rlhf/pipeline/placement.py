@@ -58,8 +58,8 @@ def _too_many(ranks: int, visible: int, gpus: bool) -> list[str]:
         idle = hardware.idle_gpus()
         why = f" (there are {idle} GPUs, but the installed torch is built without GPU support)" if idle else ""
         return [
-            f"--num-gpus {ranks}: no GPU can be used here{why}, and {hardware.cores()} cores can run one CPU rank each; "
-            f"use --num-gpus {hardware.cores()} or less"
+            f"--num-gpus {ranks}: no GPU can be used here{why}, and {hardware.cores()} cores can run one CPU rank "
+            f"each; use --num-gpus {hardware.cores()} or less"
         ]
     return []
 

@@ -236,7 +236,7 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path: Path):
     (run / "step3_ppo" / "config.yaml").write_text("- a\n- b\n")
     page = Page(render(run))
     for name in ("evaluation.json", "step1_sft/metrics.jsonl", "step3_ppo/config.yaml"):
-        assert f"could not be read: {name}" in page.text
+        assert f"cannot be read: {name}" in page.text
     assert "KL to the reference" in page.text
 
 
