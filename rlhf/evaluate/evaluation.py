@@ -120,7 +120,7 @@ def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None
             raise DataError(f"{path}, row {number}: '{column}' is neither text nor messages that end with a user's")
         asked.append(Asked(number, value))
     if not asked:
-        raise DataError(f"{path} holds no prompts")
+        raise DataError(f"{path} has no prompts")
     return asked
 
 

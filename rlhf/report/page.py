@@ -87,7 +87,7 @@ def render(output_dir: Path) -> str:
     record = read(read_yaml, output_dir / "pipeline.yaml") or {}
     stages = [_stage_view(output_dir / name, read) for name in _stage_names(output_dir, record)]
     if not record and all(stage.state == "not run" for stage in stages):
-        raise DataError(f"{output_dir} holds no run: no pipeline.yaml and no stage's metrics")
+        raise DataError(f"{output_dir} is not the folder of a run: it has no pipeline.yaml and no stage's metrics")
     run = record.get("run")
     evaluation = read(_evaluation, output_dir / "evaluation.json")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

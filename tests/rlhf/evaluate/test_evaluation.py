@@ -83,7 +83,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row, message):
 def test_files_without_prompts(tmp_path: Path):
     with pytest.raises(DataError, match="no such file"):
         read_prompts(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="holds no prompts"):
+    with pytest.raises(DataError, match="has no prompts"):
         read_prompts(prompts_file(tmp_path, ""))
 
 
