@@ -3,7 +3,7 @@
     python train.py                                                       the embedded demo
     python train.py --actor-model opt-13b --reward-model opt-350m --data-path Dahoas/rm-static --num-gpus 8
 
-Names the stages; `rlhf/pipeline/` puts recipe and flags together, checks everything, starts each stage and follows it.
+It names the stages. `rlhf/pipeline/` combines recipe and flags, checks everything, starts each stage and follows it.
 Imports no torch.
 """
 
@@ -21,8 +21,8 @@ STAGES = (
 )
 HELP = """From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO.
 
-Without arguments the embedded demo runs: a small model, made on the spot, in minutes on a CPU. The same command
-continues a run that was stopped.
+Without arguments it runs the embedded demo: a small model that is made at the start, in minutes on a CPU. The same
+command continues a run that was stopped.
 
 \b
   python train.py

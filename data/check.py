@@ -14,7 +14,7 @@ from data.lengths import histogram, of_lengths, token_lengths
 from data.preflight import look_at
 from data.show import show_blend
 from rlhf.command import Command
-from rlhf.config import build, given, options
+from rlhf.config import build, given, groups_of, options
 from rlhf.console import say
 from rlhf.console.screen import screen
 from rlhf.console.text import clean
@@ -23,9 +23,9 @@ from rlhf.errors import EXIT_DONE, EXIT_USER, DataError
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-@click.command("python -m data.check", cls=Command)
+@click.command("python -m data.check", cls=Command, groups={**groups_of(DataSettings), "Lengths": ["model"]})
 @options(DataSettings)
-@click.option("--model", help="measure lengths with the tokenizer and template of this folder, hub name or alias")
+@click.option("--model", help="model whose tokenizer and template measure lengths: a folder, a hub name or an alias")
 def main(model: str | None, **flags: Any) -> int:
     """Check the sources without training: broken rows, answers that teach nothing, repeats, leakage, lengths.
 

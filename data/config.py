@@ -1,9 +1,9 @@
-"""What a stage is told of its data; the same for all three, so that their splits agree."""
+"""Settings of a stage's data; the same for all three stages, so that their splits agree."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
@@ -13,36 +13,47 @@ from rlhf.config import Config, setting
 class SourceSettings(Config):
     """How sources are read."""
 
-    columns: str = setting("", "where columns have other names: prompt=question,chosen=best,rejected=worst")
-    data_adapter: str = setting("", "file.py:function, your own row → Iterable[Example], for all sources")
-    skip_bad_rows: bool = setting(False, "count and skip rows that cannot be used, instead of stopping")
-    data_seed: int = setting(0, "of split and blend; the same in all stages", alike=True, ge=0)
-    data_cache_dir: Path | None = setting(
-        None, "where read and tokenised data are kept; by itself $RLHF_CACHE or ~/.cache/rlhf", resumable=True
+    help_groups: ClassVar = {
+        "Data": ("columns", "data_adapter", "skip_bad_rows", "data_seed", "data_cache_dir", "num_proc")
+    }
+
+    columns: str = setting("", "names of the data's columns, such as prompt=question,chosen=best")
+    data_adapter: str = setting(
+        "", "function that reads each row, as file.py:function, or the hub dataset whose function is used"
     )
-    num_proc: int = setting(1, "processes that tokenise", resumable=True, ge=1)
+    skip_bad_rows: bool = setting(False, "rows that cannot be used: counted and left out, instead of an error")
+    data_seed: int = setting(0, "seed of split and blend; the same in all stages", alike=True, ge=0)
+    data_cache_dir: Path | None = setting(
+        None, "folder of read and tokenised data; default: $RLHF_CACHE or ~/.cache/rlhf", resumable=True
+    )
+    num_proc: int = setting(1, "number of processes that tokenise", resumable=True, ge=1)
 
 
 class DataSettings(SourceSettings):
     """Sources, split, blend and lengths."""
 
+    help_groups: ClassVar = {
+        "Data": (
+            *("data_path", "eval_data_path", "columns", "max_prompt_length", "max_response_length", "max_samples"),
+            *("max_eval_samples", "data_split", "eval_ratio", "prompt_truncation", "response_truncation"),
+        )
+    }
+
     data_path: list[str] = setting(
-        [], "SOURCE[:weight]: a .jsonl, .json, .csv or .parquet file, a folder, a glob or a hub dataset org/name"
+        [], "SOURCE[:weight], a file (.jsonl, .json, .csv, .parquet), a folder, a glob or a hub dataset; repeatable"
     )
-    eval_data_path: list[str] = setting([], "held-out rows; without it, a part of each source is held out")
-    data_split: str = setting(
-        "2,4,4", "shares of the prompts that stages 1, 2 and 3 get; a prompt reaches one stage", alike=True
-    )
-    eval_ratio: float = setting(0.05, "share of a source's prompts that is held out", alike=True, gt=0, lt=1)
-    max_samples: int | None = setting(None, "rows of the blend that a stage trains on, at most", ge=1)
-    max_eval_samples: int | None = setting(512, "held-out rows that a stage evaluates on, at most", ge=1)
-    max_prompt_length: int = setting(256, "tokens of a prompt", ge=1)
-    max_response_length: int = setting(256, "tokens of a response, the end token included", ge=1)
+    eval_data_path: list[str] = setting([], "held-out rows; default: a part of each source; repeatable")
+    data_split: str = setting("2,4,4", "shares of the prompts for stages 1, 2 and 3, such as 2,4,4", alike=True)
+    eval_ratio: float = setting(0.05, "held-out share of the prompts of each source", alike=True, gt=0, lt=1)
+    max_samples: int | None = setting(None, "largest number of rows that a stage trains on", ge=1)
+    max_eval_samples: int | None = setting(512, "largest number of held-out rows that a stage evaluates on", ge=1)
+    max_prompt_length: int = setting(256, "longest prompt, in tokens", ge=1)
+    max_response_length: int = setting(256, "longest response, in tokens, end token included", ge=1)
     prompt_truncation: Literal["keep_end", "keep_start", "drop"] = setting(
-        "keep_end", "what happens to a prompt that is too long"
+        "keep_end", "what is kept of a prompt that is too long; drop: the row is left out"
     )
     response_truncation: Literal["drop", "keep_start"] = setting(
-        "drop", "what happens to a response that is too long; keep_start cuts its text before the end token"
+        "drop", "what is kept of a response that is too long; keep_start: the start of its text, and the end token"
     )
 
     @field_validator("data_split")
@@ -54,7 +65,7 @@ class DataSettings(SourceSettings):
         except ValueError:
             shares = []
         if len(shares) != 3 or min(shares) < 0 or sum(shares) <= 0:
-            raise ValueError("three numbers that are not negative, for stages 1, 2 and 3, such as 2,4,4")
+            raise ValueError("give three numbers, none negative, for stages 1, 2 and 3, such as 2,4,4")
         return value
 
     @property
@@ -67,12 +78,16 @@ class DataSettings(SourceSettings):
 class PretrainingMixSettings(SourceSettings):
     """Plain text that is mixed into PPO, so that the actor keeps its language."""
 
-    ptx_data: list[str] = setting([], "SOURCE[:weight] of plain text: the pretraining mix of stage 3")
-    ptx_coef: float | None = setting(None, "multiplies its loss; 27.8 (InstructGPT) when ptx_data is given", ge=0)
-    ptx_length: int = setting(256, "tokens of one row of pretraining text", ge=2)
-    ptx_column: str = setting("text", "the column of ptx_data that holds the text")
+    help_groups: ClassVar = {"Pretraining mix": ("ptx_data", "ptx_coef", "ptx_length", "ptx_column")}
+
+    ptx_data: list[str] = setting([], "SOURCE[:weight] of plain text mixed into PPO; repeatable")
+    ptx_coef: float | None = setting(
+        None, "weight of the loss on the text of ptx-data; default: 27.8, as in InstructGPT", ge=0
+    )
+    ptx_length: int = setting(256, "length of a row of pretraining text, in tokens", ge=2)
+    ptx_column: str = setting("text", "column of ptx-data that holds the text")
 
     def reading(self) -> SourceSettings:
-        """How the mix's sources are read: `columns` and `data_adapter` are for the other sources."""
+        """How the sources of the mix are read; `columns` and `data_adapter` hold for the other sources only."""
         columns = "" if self.ptx_column == "text" else f"text={self.ptx_column}"
         return self.model_copy(update={"columns": columns, "data_adapter": ""})

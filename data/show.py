@@ -18,7 +18,7 @@ from data.preflight import problems
 from data.stage_data import limits
 from data.store import Store
 from rlhf.command import Command
-from rlhf.config import build, given, options
+from rlhf.config import build, given, groups_of, options
 from rlhf.console import say, table
 from rlhf.console.screen import screen
 from rlhf.console.text import clean
@@ -41,11 +41,23 @@ STYLES = {
 Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
 
 
-@click.command("python -m data.show", cls=Command)
+@click.command(
+    "python -m data.show",
+    cls=Command,
+    groups={"Model": ["model"], **groups_of(DataSettings), "Examples": ["stages", "rows"]},
+)
 @options(DataSettings)
-@click.option("--model", required=True, help="whose tokenizer and template are used: a folder, a hub name or an alias")
-@click.option("--stage", "stages", type=click.IntRange(1, 3), multiple=True, help="show this stage alone; repeatable")
-@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="examples of each stage")
+@click.option(
+    "--model", required=True, help="model whose tokenizer and template are used: a folder, a hub name or an alias"
+)
+@click.option(
+    "--stage",
+    "stages",
+    type=click.IntRange(1, 3),
+    multiple=True,
+    help="number of a stage to show; default: all; repeatable",
+)
+@click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="number of examples of each stage")
 def main(model: str, stages: tuple[int, ...], rows: int, **flags: Any) -> int:
     """Show what each stage would get of the sources: the blend, then examples token by token."""
     settings = build(DataSettings, given(flags), where="")

@@ -1,4 +1,4 @@
-"""What `train.py` and the stages share as commands: errors as one line each, exit codes, and a help in groups.
+"""The click command of `train.py` and the stages: errors as one line each, exit codes, and help in groups.
 
 Imports no torch.
 """
@@ -18,18 +18,23 @@ import click
 from rlhf import process
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, error_lines
 
+WIDEST_HELP = 110  # columns; a wider terminal does not make the lines of a help longer
+
 
 class Command(click.Command):
-    """A click command whose callback returns an exit code and whose every error ends as `error: ...` lines.
+    """A click command whose callback returns an exit code. Every error is shown as lines that start with `error: `.
 
-    `groups` maps a heading of the help to the names of its parameters; parameters of no group come last under "Other".
+    `groups` maps a heading of the help to the names of its parameters. Parameters of no group come last, under "Other".
     """
 
     def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+        kwargs["context_settings"] = {"max_content_width": WIDEST_HELP, **(kwargs.get("context_settings") or {})}
         super().__init__(*args, **kwargs)
         self.groups = groups or {}
         self.params.append(
-            click.Option(["--debug"], is_flag=True, expose_value=False, callback=_debug, help="tracebacks with errors")
+            click.Option(
+                ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="a traceback with each error"
+            )
         )
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
@@ -38,7 +43,7 @@ class Command(click.Command):
         try:
             with terminable():
                 code = super().main(*args, standalone_mode=False, **kwargs)
-        except click.Abort:  # what click makes of Ctrl-C
+        except click.Abort:  # click turns Ctrl-C into this
             code = show_error(KeyboardInterrupt())
         except click.UsageError as error:
             code = EXIT_USER
@@ -55,7 +60,8 @@ class Command(click.Command):
             super().format_options(ctx, formatter)
             return
         # click names its own --help with an underscore
-        names = {p: "help" if "--help" in p.opts else p.name for p in self.get_params(ctx)}
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        names = {p: "help" if "--help" in p.opts else p.name for p in options}
         records = {name: p.get_help_record(ctx) for p, name in names.items()}
         named = {name for names in self.groups.values() for name in names}
         rest = {"Other": [name for name in records if name and name not in named]}
@@ -72,8 +78,8 @@ def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> N
 
 
 def show_error(error: BaseException) -> int:
-    """Show an error as its lines and return the exit code. A failure's traceback goes before it with RLHF_DEBUG=1, and
-    with RLHF_EVENTS=1, where it only reaches the stage's log."""
+    """Show an error as its lines and return the exit code. With RLHF_DEBUG=1 the traceback is shown first. With
+    RLHF_EVENTS=1 that of a failure is also printed; only the stage's log gets it."""
     lines, code = error_lines(error)
     if process.shows_tracebacks() or (code == EXIT_FAILURE and process.sends_events()):
         traceback.print_exception(error)
@@ -97,7 +103,7 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread."""
+    """Inside, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread."""
 
     def handler(*_: object) -> None:
         raise Terminated

@@ -1,7 +1,7 @@
-"""How settings reach a stage: one pydantic model each, whose fields are the click options, YAML keys and `--set` keys.
+"""Settings: one pydantic model for each stage. Its fields are the click options, the YAML keys and the `--set` keys.
 
-Precedence: default < recipe < flag < `--set`. Every source is checked against the fields; an unknown key is answered
-with the nearest name, and all problems are reported at once. Imports no torch.
+Each source overrides those before it: default, recipe, flag, `--set`. Every source is checked against the fields. All
+problems are reported at once, an unknown key with the nearest name. Imports no torch.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Config(BaseModel):
     """Base of every config: unknown keys are errors, defaults are validated, values are fixed once built."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
-    # Headings of the help → names of fields. A heading without names says where fields of a base class go.
+    # Headings of the help → names of fields. A heading without names fixes the place of a base class's heading.
     help_groups: ClassVar[Mapping[str, Sequence[str]]] = {}
 
     def problems(self, world_size: int) -> list[str]:
-        """What is wrong between fields, each line with a way out; `world_size` is the number of ranks."""
+        """Problems between fields, one line each with a way out; `world_size` is the number of ranks."""
         return []
 
     def changed(self, name: str) -> bool:
@@ -43,8 +43,8 @@ def setting(
 ) -> Any:
     """A field: its default, its one line of help, and whether a resumed run may change it.
 
-    `flag` names the pipeline setting that stands for a stage's field, where it is not the one of the same name. `alike`
-    says that the stages of a run must agree on the value.
+    `flag` names the pipeline setting that sets this field of a stage, if it has another name. `alike`: the stages of a
+    run must agree on the value.
     """
     extra: Any = {"resumable": resumable, "flag": flag, "alike": alike}
     return Field(default, description=help, json_schema_extra=extra, **bounds)
@@ -59,7 +59,7 @@ def is_resumable(field: FieldInfo) -> bool:
 
 
 def flag_of(config_class: type[Config], name: str) -> str:
-    """The pipeline setting that stands for a stage's setting."""
+    """The pipeline setting that sets a stage's setting."""
     return str(_extra(config_class.model_fields[name]).get("flag") or name)
 
 
@@ -82,7 +82,7 @@ def build(config_class: type[ConfigType], values: Mapping[str, Any], *, where: s
 def build_leniently(
     config_class: type[ConfigType], values: Mapping[str, Any], *, where: str
 ) -> tuple[ConfigType, list[str]]:
-    """A config in which bad fields keep their defaults, and what was bad; so that checks of the rest can go on."""
+    """A config in which invalid fields keep their defaults, and the problems. The other fields can still be checked."""
     try:
         return config_class.model_validate(dict(values)), []
     except ValidationError as error:
@@ -120,14 +120,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds no mapping of settings but a {type(value).__name__}")
+        raise ConfigError(f"{path} must hold a mapping of settings, not a {type(value).__name__}")
     return value
 
 
 def parse_sets(
     items: Iterable[str], classes: Mapping[str, type[Config] | None]
 ) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """`["step3_ppo.kl_coef=0.1"]` → `{"step3_ppo": {"kl_coef": 0.1}}`, and what was wrong. Values are read as YAML.
+    """`["step3_ppo.kl_coef=0.1"]` → `{"step3_ppo": {"kl_coef": 0.1}}`, and the problems. Values are read as YAML.
 
     A section whose class is None takes any key.
     """
@@ -140,7 +140,7 @@ def parse_sets(
             example = next((f"{name}.seed=1" for name, known in classes.items() if known), "package.field=value")
             problems.append(f"--set {item}: write it as package.field=value, for example {example}")
         elif section not in classes:
-            problems.append(f"--set {item}: '{section}' is none of {', '.join(classes)}{nearest(section, classes)}")
+            problems.append(f"--set {item}: '{section}' is not one of {', '.join(classes)}{nearest(section, classes)}")
         elif (known := classes[section]) and name not in known.model_fields:
             problems.append(f"--set {item}: {section} has no setting '{name}'{nearest(name, known.model_fields)}")
         else:
@@ -157,7 +157,7 @@ def parse_sets(
 
 
 def _yaml_value(text: str, annotation: Any) -> Any:
-    """A YAML scalar or list; unlike YAML 1.1, `1e-5` is a number here. One value for a list is a list of one."""
+    """A YAML scalar or list; unlike YAML 1.1, `1e-5` is a number. A single value for a list is a list of one."""
     value = yaml.safe_load(text)
     if annotation is str and not isinstance(value, str):
         return text
@@ -177,8 +177,8 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def options(config_class: type[Config], *, exclude: Iterable[str] = ()) -> Decorator:
-    """A decorator that adds one click option per field. An option that is not given stays None, so that a recipe's
-    value is not overwritten by a default; `given()` picks the ones that were."""
+    """A decorator that adds one click option per field. An option that is not given stays None, so that its default
+    does not overwrite a recipe's value; `given()` selects the given ones."""
     skipped = set(exclude)
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -193,7 +193,7 @@ def options(config_class: type[Config], *, exclude: Iterable[str] = ()) -> Decor
 def groups_of(config_class: type[Config], **more: Sequence[str]) -> dict[str, list[str]]:
     """The headings of a command's help with the names below each: those of the class, then those of its bases.
 
-    `more` are names of options that are no fields, by heading.
+    `more` are names of options that are not fields, by heading.
     """
     groups: dict[str, list[str]] = {}
     placed: set[str] = set()
@@ -208,7 +208,7 @@ def groups_of(config_class: type[Config], **more: Sequence[str]) -> dict[str, li
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Of click's values, those that the user gave."""
+    """The values that the user gave, out of all of click's values."""
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None and v != ()}
 
 
@@ -217,7 +217,7 @@ def _option(name: str, field: FieldInfo) -> Decorator:
     kind, multiple = _click_type(field.annotation)
     text = _default_text(field)
     if kind is bool:
-        off = f"--no-{name.replace('_', '-')}"
+        off = f"--{name[3:] if name.startswith('no_') else f'no_{name}'}".replace("_", "-")
         return click.option(f"{flag}/{off}", name, default=None, help=f"{field.description}{text}")
     return click.option(
         flag, name, type=kind, multiple=multiple, default=None, metavar=None, help=f"{field.description}{text}"
@@ -231,6 +231,8 @@ def _default_text(field: FieldInfo) -> str:
     if default is None or default == [] or default == "" or default == {}:
         return ""
     shown = ("on" if default else "off") if isinstance(default, bool) else default
+    if isinstance(shown, list):
+        shown = ", ".join(map(str, shown))
     return f"  [default: {shown}]"
 
 
@@ -255,7 +257,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
 
 
 def differences(old: Mapping[str, Any], new: Config) -> list[str]:
-    """Fields in which `new` differs from the saved `old`, resumable ones aside: `"kl_coef: 0.05 → 0.1"`."""
+    """Fields in which `new` differs from the saved `old`, except resumable ones: `"kl_coef: 0.05 → 0.1"`."""
     fresh, fields = new.model_dump(mode="json"), type(new).model_fields
     before = {name: _as_saved(type(new), name, value) for name, value in old.items()}
     changed = [n for n, f in fields.items() if not is_resumable(f) and before.get(n, fresh[n]) != fresh[n]]

@@ -1,7 +1,7 @@
 """The error family and its exit codes.
 
-A `UserError` is something the user can mend: it is shown as one line without a traceback and ends the process with exit
-code 2. Everything else is a failure of the run (exit code 1).
+A `UserError` is something that the user can fix: it is shown as one line without a traceback and ends the process with
+exit code 2. Everything else is a failure of the run (exit code 1).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class TrainingError(RLHFError):
 
 
 class UserError(RLHFError):
-    """Something the user can mend. `problems` holds every one that was found, each with a way out."""
+    """Something that the user can fix. `problems` holds every problem that was found, each with a way out."""
 
     exit_code = EXIT_USER
 
@@ -34,7 +34,7 @@ class UserError(RLHFError):
 
 
 class ConfigError(UserError):
-    """A setting that is unknown, of the wrong type, out of range or at odds with another."""
+    """A setting that is unknown, of the wrong type, out of range or in conflict with another."""
 
 
 class DataError(UserError):
@@ -46,7 +46,7 @@ class ModelError(UserError):
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; raised in the main thread, so that what is half-done is cleaned up on the way out."""
+    """SIGTERM arrived; raised in the main thread, so that unfinished work is cleaned up."""
 
     exit_code = EXIT_TERMINATED
 
@@ -85,4 +85,4 @@ def error_lines(error: BaseException) -> tuple[list[str], int]:
 def _disk_is_full(error: BaseException, text: str) -> bool:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
-    return "No space left on device" in text or "StorageFull" in text  # how safetensors and arrow put it
+    return "No space left on device" in text or "StorageFull" in text  # the words of safetensors and arrow

@@ -1,7 +1,7 @@
-"""Files that are whole or absent, and folders that belong to one run.
+"""Files that are complete or absent, and folders that belong to one run.
 
-Everything is written under a temporary name, synced and renamed. A run's folder holds a lock file from its first
-moment: it shows that the folder is ours to write and to empty, and keeps a second run out.
+Everything is written under a temporary name, synced and renamed. A run's folder holds a lock file from the start. The
+file shows that a run may write and empty the folder, and it keeps a second run out.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def write_yaml(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it takes the place of `path`, on an error it is removed."""
+    """Yield a temporary folder beside `path`; on success it replaces `path`, on an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -73,7 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sync_folder(path: Path) -> None:
-    """Make a rename in `path` survive a power cut, where the file system can."""
+    """Make a rename in `path` survive a power cut, if the file system supports it."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -103,29 +103,29 @@ def lock(file: IO[Any], *, wait: float = 0.0) -> bool:
 
 # --- a run's folder ---------------------------------------------------------------------------------------------------
 
-_held: dict[Path, IO[str]] = {}  # open for the life of the process: closing a lock file gives the lock up
+_held: dict[Path, IO[str]] = {}  # kept open: closing a lock file releases the lock
 
 
 def folder_problems(folder: Path) -> list[str]:
-    """Why `folder` cannot be a run's own; nothing is written."""
+    """Why `folder` cannot be the folder of a run; nothing is written."""
     if not folder.exists():
         parent = next(p for p in folder.absolute().parents if p.exists())
         if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
             return []
         return [
-            f"{folder} cannot be made: {parent} is not a folder that you may write in; choose another output folder"
+            f"{folder} cannot be created: {parent} is not a folder that you may write in; choose another output folder"
         ]
     if not folder.is_dir():
         return [f"{folder} is a file; choose a folder for the output"]
     if not os.access(folder, os.W_OK | os.X_OK):
-        return [f"{folder} is not yours to write in; choose another output folder"]
+        return [f"{folder} is not a folder that you may write in; choose another output folder"]
     if any(folder.iterdir()) and not (folder / LOCK_NAME).exists():
         return [f"{folder} is not empty and was not written by a run; choose another output folder"]
     return []
 
 
 def claim_folder(folder: Path) -> None:
-    """Make `folder` a run's own; raises ConfigError when it cannot be, or holds something that no run wrote."""
+    """Make `folder` the folder of a run. Raises ConfigError when it cannot be one, or holds what no run wrote."""
     problems = folder_problems(folder)
     if problems:
         raise ConfigError(*problems)
@@ -134,7 +134,8 @@ def claim_folder(folder: Path) -> None:
 
 
 def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
-    """Hold a claimed folder until this process ends; raises ConfigError when after `wait` seconds another still does.
+    """Lock a claimed folder until this process ends. Raises ConfigError when another process still has the lock after
+    `wait` seconds.
 
     On a file system without locks the folder is used without one.
     """
@@ -156,14 +157,14 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
 
 
 def release_folder(folder: Path) -> None:
-    """Give a lock up before the process ends."""
+    """Release a lock before the process ends."""
     file = _held.pop(folder.resolve(), None)
     if file is not None:
         file.close()
 
 
 def empty_folder(folder: Path) -> None:
-    """Remove all that a claimed folder holds, but for its lock."""
+    """Remove everything from a claimed folder except its lock."""
     assert (folder / LOCK_NAME).exists(), f"{folder} is not a run's"
     for entry in folder.iterdir():
         if entry.name == LOCK_NAME:

@@ -19,7 +19,7 @@ _BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere and later multiply bf16 in hardware
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes on: `ranks` on each of `nodes`; `bf16` says whether its GPUs compute in bf16."""
+    """The hardware of a run: `ranks` on each of `nodes`; `bf16` says whether its GPUs compute in bf16."""
 
     ranks: int = 1
     nodes: int = 1
@@ -64,7 +64,7 @@ def bf16_gpus() -> bool:
 
 
 def missing_compiler() -> str:
-    """The C++ compilers that torch.compile looks for on a CPU, if none of them is here; else nothing."""
+    """The C++ compilers that torch.compile looks for on a CPU, if none of them is installed; else an empty string."""
     names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
     return "" if any(shutil.which(name) for name in names) else " or ".join(names)
 
@@ -79,7 +79,7 @@ def free_port() -> int:
 def visible(count: int, listed: str | None) -> list[str]:
     """The devices that a `*_VISIBLE_DEVICES` value leaves of `count`: "2,0" → ["2", "0"], "" → [].
 
-    As the driver does it, an entry that does not exist ends the list. Names (UUIDs) are taken as they are.
+    As in the driver, an entry that does not exist ends the list. Names (UUIDs) are taken as they are.
     """
     if listed is None:
         return [str(index) for index in range(count)]
@@ -133,7 +133,7 @@ def _nvidia_capabilities() -> list[tuple[int, int]]:
 
 
 def _amd_gpus() -> int:
-    # CPUs are nodes of the topology, too, without SIMD units
+    # CPUs are also nodes of the topology, but have no SIMD units
     return sum(
         bool(re.search(r"^simd_count\s+[1-9]", _read(node / "properties"), re.MULTILINE))
         for node in (_AMD_NODES.iterdir() if _AMD_NODES.is_dir() else ())

@@ -22,8 +22,8 @@ FILE_NAME = "metrics.jsonl"
 class MetricsLog:
     """Appends to `folder/metrics.jsonl` on rank 0; on other ranks it does nothing.
 
-    `resume_step` is the step of the checkpoint that a run goes on from: rows after it are cut. None starts an empty
-    file. `config` is shown by the trackers beside the curves.
+    `resume_step` is the step of the checkpoint that a run continues from: rows after it are removed. None starts an
+    empty file. The trackers show `config` beside the curves.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _number(value: Any) -> int | float:
     if isinstance(value, (bool, int)):
         return int(value)
-    return float(value)  # torch and numpy scalars, too
+    return float(value)  # also torch and numpy scalars
 
 
 def _tracker(name: str, folder: Path, config: Mapping[str, Any], *, first_step: int) -> Any:

@@ -1,4 +1,4 @@
-"""What this process is in a run, from its environment variables. Imports nothing, so that everything may ask."""
+"""The place of this process in a run, from environment variables. Imports nothing of ours: every module may use it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is rank 0: the one that speaks and writes the files of a run."""
+    """Whether this process is rank 0: the one that prints and writes the files of a run."""
     return rank() == 0
 
 
 def sends_events() -> bool:
-    """Whether a `train.py` reads what this process prints (RLHF_EVENTS=1), so that output goes out as events."""
+    """Whether `train.py` reads this process's output (RLHF_EVENTS=1), which is then written as events."""
     return os.environ.get("RLHF_EVENTS") == "1"
 
 

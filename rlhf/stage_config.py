@@ -19,22 +19,38 @@ class RunSettings(Config):
     # The models of the stage by role → the setting that holds its ZeRO stage: {"actor": "actor_zero_stage"}.
     trained_engines: ClassVar[dict[str, str]] = {}
     frozen_models: ClassVar[dict[str, str]] = {}
+    help_groups: ClassVar = {
+        "Models": ("trust_remote_code",),
+        "Run": (
+            *("output_dir", "seed", "dtype", "max_steps", "log_every", "save_every", "keep_checkpoints", "trackers"),
+            *("max_skipped_steps", "no_dropout"),
+        ),
+    }
 
     output_dir: Path = setting(
-        Path("output"), "the stage's folder: config, metrics, log, checkpoints, models", resumable=True
+        Path("output"), "folder of the stage: config, metrics, log, checkpoints, models", resumable=True
     )
-    seed: int = setting(0, "of every random choice: same seed, same metrics", ge=0)
-    dtype: Dtype = setting("auto", "of training: auto is bf16 on a GPU that has it, else fp32")
-    max_steps: int | None = setting(None, "stop after this many optimiser steps (iterations in stage 3)", ge=1)
-    log_every: int = setting(1, "write metrics every this many steps", resumable=True, ge=1)
-    save_every: int = setting(100, "write a checkpoint every this many steps, and at the end", resumable=True, ge=1)
-    keep_checkpoints: int = setting(2, "checkpoints that stay: the last so many, and the best", resumable=True, ge=1)
+    seed: int = setting(0, "seed of every random choice", ge=0)
+    dtype: Dtype = setting("auto", "number format of training; auto: bf16 on GPUs that compute in it, else fp32")
+    max_steps: int | None = setting(None, "largest number of optimiser steps of a stage (iterations of stage 3)", ge=1)
+    log_every: int = setting(1, "number of steps between two rows of metrics", resumable=True, ge=1)
+    save_every: int = setting(
+        100, "number of steps between two checkpoints; the last step always has one", resumable=True, ge=1
+    )
+    keep_checkpoints: int = setting(
+        2, "number of newest checkpoints to keep; the best one is also kept", resumable=True, ge=1
+    )
     max_skipped_steps: int = setting(
-        10, "end the run after so many steps in a row whose gradient is not finite", resumable=True, ge=1
+        10,
+        "number of steps in a row with a gradient that is not finite, after which the run ends",
+        resumable=True,
+        ge=1,
     )
-    trackers: list[Literal["tensorboard", "wandb"]] = setting([], "also send metrics there", resumable=True)
-    no_dropout: bool = setting(False, "set the model's dropouts to 0 (always so in stage 3)")
-    trust_remote_code: bool = setting(False, "run code that comes with a model")
+    trackers: list[Literal["tensorboard", "wandb"]] = setting(
+        [], "second destination of the metrics; repeatable", resumable=True
+    )
+    no_dropout: bool = setting(False, "training without dropout; always so in stage 3")
+    trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
     def zero_stages(self, *, gpus: bool) -> dict[str, ZeroStage]:
         """The ZeRO stage of each model by its role, trained ones first: `{"actor": 2, "reference": 0}`."""
@@ -43,11 +59,13 @@ class RunSettings(Config):
 
 
 class BatchSettings(Config):
-    """The batch algebra: mini_batch_size = micro_batch_size × ranks × accumulation, the last one being worked out."""
+    """The batch algebra: mini_batch_size = micro_batch_size × ranks × accumulation, which follows from the others."""
+
+    help_groups: ClassVar = {"Batches": ("mini_batch_size", "micro_batch_size")}
 
     mini_batch_size: int = setting(32, "rows of one optimiser step, over all ranks", ge=1)
     micro_batch_size: int = setting(
-        4, "rows of one forward on one rank; changes memory, not results", resumable=True, ge=1
+        4, "rows of one forward pass on one rank; changes memory, not results", resumable=True, ge=1
     )
 
     def batch_problems(self, stage: str, world_size: int) -> list[str]:
@@ -73,33 +91,53 @@ class BatchSettings(Config):
 class OptimizerSettings(Config):
     """The optimiser and its schedule; learning rates belong to the stage."""
 
-    optimizer: Literal["adamw", "adafactor"] = setting("adamw", "adafactor is the memory-lean choice (ZeRO-0 only)")
-    adam_beta1: float = setting(0.9, "decay of the gradient's running mean", ge=0, lt=1)
-    adam_beta2: float = setting(0.95, "decay of the squared gradient's running mean", ge=0, lt=1)
-    adam_eps: float = setting(1e-8, "added to the denominator", gt=0)
-    weight_decay: float = setting(0.0, "decoupled; biases and norms are left out", ge=0)
-    gradient_clipping: float = setting(1.0, "largest norm of the gradient; 0 is off", ge=0)
-    lr_schedule: Literal["cosine", "linear", "constant"] = setting("cosine", "after the warm-up")
-    warmup_ratio: float = setting(0.03, "share of the steps in which the rate rises from 0", ge=0, lt=1)
-    activation_checkpointing: bool = setting(
-        False, "recompute activations in backward: less memory, a third slower", resumable=True
+    help_groups: ClassVar = {
+        "Optimiser": (
+            *("optimizer", "lr_schedule", "warmup_ratio", "weight_decay", "gradient_clipping"),
+            *("adam_beta1", "adam_beta2", "adam_eps"),
+        ),
+        "Memory and speed": ("activation_checkpointing", "offload_optimizer", "compile"),
+    }
+
+    optimizer: Literal["adamw", "adafactor"] = setting(
+        "adamw", "optimiser; adafactor takes less memory and works at ZeRO stage 0 only"
     )
-    offload_optimizer: bool = setting(False, "keep the optimiser's state in CPU memory (ZeRO 1-3)", resumable=True)
+    adam_beta1: float = setting(0.9, "decay of AdamW's running mean of the gradient", ge=0, lt=1)
+    adam_beta2: float = setting(0.95, "decay of AdamW's running mean of the squared gradient", ge=0, lt=1)
+    adam_eps: float = setting(1e-8, "number added to the denominator of AdamW's step", gt=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay; biases and norms have none", ge=0)
+    gradient_clipping: float = setting(1.0, "largest norm of the gradient; 0: no clipping", ge=0)
+    lr_schedule: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "course of the learning rate after the warm-up"
+    )
+    warmup_ratio: float = setting(0.03, "share of the steps in which the learning rate rises from 0", ge=0, lt=1)
+    activation_checkpointing: bool = setting(
+        False, "activations computed again in the backward pass: less memory, a third slower", resumable=True
+    )
+    offload_optimizer: bool = setting(
+        False, "optimiser state in CPU memory; needs ZeRO stage 1, 2 or 3", resumable=True
+    )
     compile: bool = setting(
-        False, "torch.compile the layers of trained and frozen models: some 20 seconds to build", resumable=True
+        False, "torch.compile of the layers of trained and frozen models; some 20 seconds to build", resumable=True
     )
 
 
 class LoraSettings(Config):
     """Low-rank adapters through peft; rank 0 trains all weights."""
 
-    lora_rank: int = setting(0, "rank of the adapters; 0 trains all weights", ge=0)
-    lora_alpha: float = setting(32.0, "the adapters' delta is scaled by lora_alpha / lora_rank", gt=0)
-    lora_dropout: float = setting(0.0, "on the adapters' input", ge=0, lt=1)
-    lora_target_modules: list[str] = setting(
-        ["all-linear"], "module names that get an adapter; all-linear takes every one but the head"
+    help_groups: ClassVar = {
+        "LoRA": ("lora_rank", "lora_alpha", "lora_learning_rate", "lora_dropout", "lora_target_modules")
+    }
+
+    lora_rank: int = setting(0, "rank of the LoRA adapters; 0: all weights are trained", ge=0)
+    lora_alpha: float = setting(
+        32.0, "scale of the adapters: what they add is multiplied by lora_alpha / lora_rank", gt=0
     )
-    lora_learning_rate: float = setting(1e-4, "takes the place of the learning rate when lora_rank > 0", gt=0)
+    lora_dropout: float = setting(0.0, "dropout on the input of the adapters", ge=0, lt=1)
+    lora_target_modules: list[str] = setting(
+        ["all-linear"], "modules that get an adapter; all-linear: all linear layers but the head; repeatable"
+    )
+    lora_learning_rate: float = setting(1e-4, "learning rate of the adapters, used when lora_rank > 0", gt=0)
 
     def lora_problems(self, stage: str) -> list[str]:
         if self.lora_rank:

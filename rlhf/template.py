@@ -1,7 +1,7 @@
 """Prompts and turns as text and ids. One template renders a prompt in training, rollout, chat and evaluation.
 
 Prompt ids end where the assistant's turn begins; response ids are the turn's text and the end token. The two are
-tokenised apart and concatenated, so the boundary is the same in training and in generation.
+tokenised separately and concatenated, so the boundary is the same in training and in generation.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from rlhf.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# The project's template, for tokenizers that bring none.
+# The project's template, for tokenizers that have none.
 HUMAN_ASSISTANT = (
     "{{ bos_token if add_bos else '' }}"
     "{% for message in messages %}"
@@ -33,7 +33,7 @@ class Message(TypedDict):
 
 
 class Template:
-    """A tokenizer's chat template, taken apart at the assistant's turn.
+    """A tokenizer's chat template, split at the assistant's turn.
 
     `end_token_id` is what the template writes after an assistant turn, else the tokenizer's EOS. `prefix` is what it
     writes between the prompt and the turn's text (a space in the project's own). Raises ModelError when the template
@@ -48,7 +48,7 @@ class Template:
         if not whole.startswith(prompt):
             raise ModelError(
                 "the chat template's prompt is not the beginning of the rendered conversation, so the boundary of a "
-                "response is not defined; mend its add_generation_prompt branch"
+                "response is not defined; fix its add_generation_prompt branch"
             )
         self.prefix, found, suffix = whole[len(prompt) :].rpartition(_PROBE)
         if not found:
@@ -75,7 +75,7 @@ class Template:
         return str(self.tokenizer.convert_ids_to_tokens(self.end_token_id))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a prompt, up to where the assistant begins to speak."""
+        """The text of a prompt, up to the start of the assistant's turn."""
         return self._apply(messages, add_generation_prompt=True)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -88,7 +88,7 @@ class Template:
         return [*ids, self.end_token_id] if end else ids
 
     def text(self, response_ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens and the space that the template puts first."""
+        """The text of generated ids, without special tokens and without the template's first space."""
         return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
 
     def _ids(self, text: str) -> list[int]:
@@ -100,12 +100,12 @@ class Template:
             return str(
                 self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
             )
-        except Exception as error:  # jinja raises its own family, templates raise whatever they like
+        except Exception as error:  # jinja raises its own family, templates can raise anything
             raise ModelError(f"the chat template cannot be rendered: {error}") from error
 
 
 def install_template(tokenizer: Any) -> bool:
-    """Give a tokenizer without a chat template the project's; True if it did. BOS stays where it is added by itself."""
+    """Give a tokenizer without a chat template the project's; True if it had none. BOS is kept."""
     if tokenizer.chat_template:
         return False
     if tokenizer.eos_token is None:

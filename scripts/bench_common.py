@@ -1,8 +1,8 @@
 """What the benchmarks share: workers that run in turns, models, lengths, the machine's matrix peak, JSON and a picture.
 
-Each contender is a process of its own, so that its peak memory is its own and no cache of kernels is shared. The driver
-asks them in turns, so that whatever else the machine does strikes all alike; of each the fastest round counts. Imports
-torch only inside functions.
+Each contender is a process of its own, so its peak memory is its own and no cache of kernels is shared. The driver asks
+them in turns, so other load on the machine slows all of them equally; the fastest round of each counts. Imports torch
+only inside functions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PAD, STOP, FIRST_CONTENT = 0, 2, 3
 @dataclass
 class Setting:
     """One comparison: a model (a name of MODELS or a folder), batch, prompt and response lengths, and whether responses
-    end by themselves at 40% of the maximum on average."""
+    end early, at 40% of the maximum on average."""
 
     model: str
     batch: int
@@ -88,8 +88,8 @@ def prompts_of(setting: Setting, vocabulary: int) -> list[list[int]]:
 
 
 def lengths_of(setting: Setting, index: int) -> list[int]:
-    """The lengths of round `index`, the same for every contender: all of them the maximum R, or as a chance h of a stop
-    at each token makes them, with the h whose mean (1 − (1 − h)^R) / h is 0.4 R."""
+    """The lengths of round `index`, the same for every contender: all are the maximum R, or each token is the last one
+    with probability h, where h makes the mean length (1 − (1 − h)^R) / h equal to 0.4 R."""
     import math
     import random
 
@@ -105,7 +105,7 @@ def lengths_of(setting: Setting, index: int) -> list[int]:
 
 
 def force_lengths(sampler: Any) -> Callable[[list[int]], None]:
-    """Let our sampler end rows where it is told: what is drawn elsewhere is no stop token, and there it is. Returns the
+    """Make our sampler end each row at a given length: it draws the stop token there and nowhere else. Returns the
     function that takes the lengths of the next rows."""
     import torch
 
@@ -136,14 +136,14 @@ def force_lengths(sampler: Any) -> Callable[[list[int]], None]:
 
 
 def claim_stdout() -> TextIO:
-    """The worker's line to the driver; whatever else prints goes to stderr from now on."""
+    """The stream of answers to the driver; from now on everything else that is printed goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
 
 
 def serve(round_of: Callable[[int], dict[str, float]], answers: TextIO) -> None:
-    """A worker: for each line on stdin run one round and answer with its figures."""
+    """The loop of a worker: for each line on stdin, run one round and answer with its figures."""
     print(json.dumps({"ready": True}), file=answers, flush=True)
     for line in sys.stdin:
         index = int(line)
@@ -196,7 +196,7 @@ class Worker:
         self.rounds.append(self.answer())
 
     def close(self) -> dict[str, Any]:
-        """The fastest round by CPU time, the means of all, and how far the others were."""
+        """End the process. Returns the fastest round by CPU time, and the means and the median of all rounds."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -214,7 +214,7 @@ class Worker:
 
 
 def in_turns(workers: Sequence[Worker], rounds: int) -> list[dict[str, Any]]:
-    """One round of warming up and `rounds` that count, each worker in its turn."""
+    """Run one round of warming up and `rounds` that count; the workers take turns."""
     for worker in workers:
         worker.start()
     for index in range(rounds + 1):
@@ -247,7 +247,7 @@ def write_results(output: Path, results: dict[str, Any]) -> None:
 
 
 def picture(path: Path, title: str, groups: dict[str, list[tuple[str, float]]], unit: str) -> None:
-    """Horizontal bars as an SVG, one group per setting; needs nothing but text."""
+    """Horizontal bars as an SVG, one group per setting; needs no library."""
     bar, gap, left, width = 20, 14, 250, 560
     rows = [(group, label, value) for group, bars in groups.items() for label, value in bars]
     height = 50 + len(rows) * (bar + 4) + len(groups) * (gap + 18)

@@ -1,11 +1,11 @@
-"""How fast and how lean the data layer is: generated pairs, blended from three sources, tokenised for three stages.
+"""How fast the data layer is and how much memory it takes, on generated pairs from three sources, for three stages.
 
-    python scripts/bench_data.py --rows 50000 --rows 200000 --num-proc 2
+    python -m scripts.bench_data --rows 50000 --rows 200000 --num-proc 2
 
-For each size: seconds and rows per second of a first start (reading, splitting, blending, tokenising for all stages),
-seconds of a second start (all from the cache), and the peak memory of any process, sampled from outside: all of it, and
-the part that is not file pages, which the kernel can drop at any time. Beside it the rows per second of a loop that
-tokenises one row at a time with the same template.
+For each size it shows the seconds and rows per second of a first start (reading, splitting, blending, tokenising for
+all stages), the seconds of a second start (all from the cache), and the peak memory of any process, sampled from
+outside: all of it, and the part that is not file pages, which the kernel can drop at any time. For comparison it shows
+the rows per second of a loop that tokenises one row at a time with the same template.
 """
 
 from __future__ import annotations
@@ -137,12 +137,14 @@ def _memory(pid: int) -> dict[str, int]:
     return {k: int(v.split()[0]) for k, _, v in (line.partition(":") for line in lines) if k in ("VmRSS", "RssAnon")}
 
 
-@click.command()
-@click.option("--rows", type=int, multiple=True, default=(50_000, 200_000), show_default=True)
-@click.option("--num-proc", type=int, default=2, show_default=True)
+@click.command("python -m scripts.bench_data")
+@click.option(
+    "--rows", type=int, multiple=True, default=(50_000, 200_000), show_default=True, help="number of pairs; repeatable"
+)
+@click.option("--num-proc", type=int, default=2, show_default=True, help="number of processes that tokenise")
 @click.option("--worker", hidden=True)
 def main(rows: tuple[int, ...], num_proc: int, worker: str | None) -> None:
-    """Time and memory of the data layer on generated pairs."""
+    """Measure time and memory of the data layer on generated pairs."""
     if worker:
         print(json.dumps(work(json.loads(worker))))
         return

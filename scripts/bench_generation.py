@@ -2,8 +2,8 @@
 
     python -m scripts.bench_generation --output bench/ [--real-model FOLDER] [--rounds 3] [--threads 1]
 
-Sampled at temperature 1. With "ends at 40%" responses end where a table of random lengths says, whose mean is 40% of
-the maximum; every contender has the same lengths in a round.
+Responses are sampled at temperature 1. With "ends at 40%" their lengths come from a table of random lengths whose mean
+is 40% of the maximum; all contenders have the same lengths in a round.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def worker(arguments: dict[str, Any]) -> None:
 
 
 def flops(setting: Setting, tokens: float) -> float:
-    """Useful operations of a run: two per weight and token in linear layers; attention over what stands before."""
+    """Useful operations of a run: two per weight and token in linear layers; attention over earlier tokens."""
     from scripts.bench_common import build_config
 
     c = build_config(setting.model)
@@ -119,11 +119,11 @@ def flops(setting: Setting, tokens: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("bench/generation"))
-    parser.add_argument("--real-model", help="folder of a real model, run at 16×(64+64)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", help="models whose name holds this text")
+    parser.add_argument("--output", type=Path, default=Path("bench/generation"), help="folder of the results")
+    parser.add_argument("--real-model", help="folder of a real model: 16 rows, 64 + 64 tokens")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count, after one of warming up")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument("--only", help="part of a model's name: other models are left out")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -155,7 +155,7 @@ def main() -> None:
             side: min((f for f in found if f["variant"] in names), key=lambda f: f["cpu_seconds"])
             for side, names in (("ours", OURS), ("peer", PEERS))
         }
-        # where lengths differ from round to round, the fastest is the one with the shortest: means are compared
+        # if lengths differ between rounds, the fastest round has the shortest ones, so means are compared
         measure = "mean_cpu_seconds" if setting.ends else "cpu_seconds"
         ratio = best["peer"][measure] / best["ours"][measure]
         results["settings"].append(

@@ -5,10 +5,11 @@
     python -m scripts.bench_ppo --output bench/ --ranks 2 --only 58M      # two ranks against one, by the clock
     python -m scripts.bench_ppo --output bench/ --real-model FOLDER --only FOLDER
 
-Same model, prompts, lengths, batch and epochs: one epoch, one optimiser step of actor and critic an iteration. TRL
-always generates to the full length and cuts afterwards, so its iteration costs the same whatever the lengths.
-All contenders are alive at once: `--peers "TRL bf16"` and `--ours` name fewer where memory is short. Other variants are
-"ours reuse bf16" (`reuse_forward`), "ours compiled bf16" (`compile`), both in one, and "TRL compiled bf16".
+All contenders have the same model, prompts, lengths, batch and epochs: one epoch, and one optimiser step of actor and
+critic in an iteration. TRL always generates to the full length and cuts afterwards, so the lengths do not change the
+cost of its iteration. All contenders are in memory at once; `--peers "TRL bf16"` and `--ours` name fewer of them. Other
+variants are "ours reuse bf16" (`reuse_forward`), "ours compiled bf16" (`compile`), "ours compiled reuse bf16" (both),
+and "TRL compiled bf16".
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ WORKERS = str(Path(__file__).with_name("bench_ppo_workers.py"))
 
 
 def save_models(setting: Any, folder: Path) -> None:
-    """Actor and reward model folders of a random model, with a small tokenizer of bytes."""
+    """Write the folders of an actor and a reward model with random weights and a small tokenizer of bytes."""
     import torch
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -53,8 +54,8 @@ def save_models(setting: Any, folder: Path) -> None:
 
 def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, float]:
     """Useful operations of an iteration: generation; scoring (actor, critic, reference, reward model forward); training
-    (actor and critic: forward, unless it `reuses` that of scoring, and twice that backward). Linear layers and
-    attention; heads at response tokens only."""
+    (actor and critic: forward, unless it `reuses` that of scoring, and backward, which is twice that). It counts linear
+    layers and attention, and heads at response tokens only."""
     from scripts.bench_common import build_config
     from scripts.bench_generation import flops as generation_flops
 
@@ -76,16 +77,18 @@ def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("bench/ppo"))
-    parser.add_argument("--trl-python", help="the interpreter of an environment with TRL 1.12.0; without it ours alone")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--micro-batch-size", type=int, default=4, help="of ours; TRL takes the whole batch at once")
-    parser.add_argument("--ours", default=",".join(OURS), help="variants of ours, separated by commas")
-    parser.add_argument("--peers", default=",".join(PEERS), help="variants of TRL, separated by commas")
-    parser.add_argument("--ranks", type=int, default=1, help="also ours on so many ranks, at the full length")
-    parser.add_argument("--real-model", help="folder of a real model, run at 16×(64+64)")
-    parser.add_argument("--only", help="models whose name holds this text")
+    parser.add_argument("--output", type=Path, default=Path("bench/ppo"), help="folder of the results")
+    parser.add_argument("--trl-python", help="Python of an environment with TRL 1.12.0; default: no TRL")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds that count, after one of warming up")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process")
+    parser.add_argument(
+        "--micro-batch-size", type=int, default=4, help="micro_batch_size of ours; TRL takes the whole batch"
+    )
+    parser.add_argument("--ours", default=",".join(OURS), help="variants of ours, with commas between them")
+    parser.add_argument("--peers", default=",".join(PEERS), help="variants of TRL, with commas between them")
+    parser.add_argument("--ranks", type=int, default=1, help="number of ranks of one more run of ours, at full length")
+    parser.add_argument("--real-model", help="folder of a real model: 16 rows, 64 + 64 tokens")
+    parser.add_argument("--only", help="part of a model's name: other models are left out")
     options = parser.parse_args()
     from scripts.bench_common import Setting, Worker, describe, gemm_peak, in_turns, picture, write_results
 
@@ -151,7 +154,7 @@ def main() -> None:
                     f"flip {one['flip_seconds']:.3f}"
                 )
                 if best and "ranks" not in label:  # of several ranks only the first's CPU time is known
-                    # where lengths differ from round to round, the fastest is the one with the shortest
+                    # if lengths differ between rounds, the fastest round is the one with the shortest
                     ours = one["mean_cpu_seconds" if setting.ends else "cpu_seconds"]
                     text += f"  {best['cpu_seconds'] / ours:.2f}× {best['variant']}"
             print(text, flush=True)

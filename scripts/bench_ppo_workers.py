@@ -1,6 +1,6 @@
-"""What `bench_ppo` compares, each in a process of its own: an iteration of ours, on one rank or several, and TRL's.
+"""The contenders of `bench_ppo`, each in its own process: an iteration of ours, on one rank or several, and TRL's.
 
-Started by the driver with `--worker` and the arguments as JSON; answers on stdout, a line a round.
+The driver starts them with `--worker` and the arguments as JSON; they answer on stdout, one line for each round.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
-    """An iteration by the functions that stage 3's main loop calls."""
+    """An iteration of ours, with the functions that stage 3's main loop calls."""
     from rlhf.generation.drawing import Sampling
     from rlhf.training import cpu, distributed
     from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
@@ -79,7 +79,7 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
 
 
 def on_ranks(arguments: dict[str, Any], folder: Path, ranks: int) -> Callable[[int], dict[str, float]]:
-    """The same by several processes: this one is rank 0, starts the others, and tells them when a round begins."""
+    """An iteration of ours on several ranks. This process is rank 0; it starts the others and tells them to begin."""
     import os
     import subprocess
 

@@ -1,7 +1,7 @@
-"""PPO with a reward of your own, by the pieces that stage 3 is made of. Copy it and change what you like.
+"""PPO with your own reward function, built from the functions of stage 3. Copy this file and change it as you like.
 
-python -m scripts.custom_loop MODEL PROMPTS.txt OUTPUT: here the actor learns to use many different words. One prompt a
-line. With several ranks each must be given the same prompts; every rank calls everything.
+python -m scripts.custom_loop MODEL PROMPTS.txt OUTPUT: in this example the actor learns to use many different words.
+PROMPTS.txt has one prompt in each line. With several ranks, each must get the same prompts and call every function.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from step3_ppo.rollout import roll_out
 
 
 def reward(prompt: list[Message], response: str) -> float:
-    """How many different words there are; it could as well run the answer's code, or ask another program."""
+    """The number of different words. A reward may also run the answer's code, or ask another program."""
     return len(set(response.lower().split())) / 10
 
 
 def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Message], str], float]) -> Roles:
-    """`config.iterations` rounds; the trained actor is in `roles.actor`."""
+    """Run `config.iterations` iterations; the trained actor is in `roles.actor`."""
     distributed.init(config.seed)
     iterations, size = config.iterations or 1, config.rollout_batch_size
     roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), reward=RewardFunction(reward))

@@ -1,10 +1,10 @@
 """python -m scripts.learning: does the demo learn, and is a bad reward model noticed? Runs it and prints tables.
 
-For each seed the whole demo: gold score, length and KL of what each stage made, and along PPO the reward model's score
-beside the gold score of the same responses, which shows where the one goes on rising and the other does not. With the
-first seed also: PPO with the pretraining mix, and the perplexity of text with and without it; PPO against a reward
-model that was not trained, which the gate stops; and against one that was taught to prefer length, which is diagnosed.
-About half an hour on two cores; what is finished is not run again.
+For each seed the whole demo runs. The tables show the gold score, length and KL of each stage's model, and, for the
+iterations of PPO, the reward model's score beside the gold score of the same responses: the point from which only the
+first one rises can be seen. The first seed also gets three more runs: PPO with the pretraining mix, with the perplexity
+of text with and without it; PPO with a reward model that was not trained, which the gate stops; and PPO with a reward
+model that was taught to prefer length, which the diagnosis names. All of it takes about half an hour on two cores.
 """
 
 from __future__ import annotations
@@ -28,15 +28,25 @@ from scripts.nightly_kill import train
 
 
 class NotAsPlanned(RLHFError):
-    """A run ended otherwise than it should have; the text holds the end of what it said."""
+    """A run did not end as it should; the text holds the end of its output."""
 
 
-@click.command(cls=Command, help=__doc__)
-@click.option("--output-dir", type=click.Path(path_type=Path), default=Path("output-learning"), show_default=True)
-@click.option("--seeds", default="0,1,2", show_default=True, help="one whole demo each")
-@click.option("--only-seeds", is_flag=True, help="leave out the mix and the bad reward models")
+@click.command("python -m scripts.learning", cls=Command)
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("output-learning"),
+    show_default=True,
+    help="folder of all runs; finished ones are not run again",
+)
+@click.option("--seeds", default="0,1,2", show_default=True, help="seeds of the demo, one run each")
+@click.option("--only-seeds", is_flag=True, help="the demo alone, without the mix and the bad reward models")
 @click.argument("arguments", nargs=-1)
 def main(output_dir: Path, seeds: str, only_seeds: bool, arguments: tuple[str, ...]) -> int:
+    """Run the demo for several seeds, show what it learns, and show whether a bad reward model is noticed.
+
+    It takes about half an hour on two cores. ARGUMENTS are more options for train.py.
+    """
     numbers = [int(seed) for seed in seeds.split(",")]
     folders = []
     for seed in numbers:
@@ -54,7 +64,7 @@ def main(output_dir: Path, seeds: str, only_seeds: bool, arguments: tuple[str, .
 
 
 def expect(code: int, words: Sequence[str], output: Path) -> str:
-    """Run train.py, which must end with `code`; what it said."""
+    """Run train.py, which must end with `code`; returns its output."""
     ended, said = train(["--recipe", "demo", *words], output)
     if ended != code:
         raise NotAsPlanned(f"train.py ended with {ended} instead of {code}: {said[-600:]}")
@@ -81,7 +91,7 @@ def show_gold(seeds: Sequence[int], folders: Sequence[Path]) -> None:
 
 
 def show_along(seeds: Sequence[int], folders: Sequence[Path]) -> None:
-    """Along PPO, the reward model's score beside the gold score of the same responses."""
+    """For the iterations of PPO, the reward model's score beside the gold score of the same responses."""
     table: dict[int, list[str]] = {}
     for folder in folders:
         for path in sorted((folder / "step3_ppo" / "rollouts").glob("iteration-*.jsonl")):
@@ -110,7 +120,7 @@ def show_mix(first: Path, output: Path, arguments: Sequence[str]) -> None:
 
 
 def show_untrained(first: Path, output: Path, arguments: Sequence[str]) -> None:
-    """A reward model after one step of no size: the gate must stop PPO."""
+    """A reward model after a single step at a tiny learning rate: the gate must stop PPO."""
     untrained = ["--stages", "2,3", "--sft-model", str(first / "step1_sft" / "model")]
     untrained += ["--set", "step2_reward.max_steps=1", "--set", "step2_reward.learning_rate=1e-12"]
     said = expect(EXIT_USER, [*untrained, *arguments], output)
@@ -119,7 +129,7 @@ def show_untrained(first: Path, output: Path, arguments: Sequence[str]) -> None:
 
 
 def show_length_biased(first: Path, output: Path, arguments: Sequence[str]) -> None:
-    """A reward model that was taught that longer is better: PPO, forced past the gate, must say so."""
+    """A reward model that was taught to prefer longer responses: PPO, forced past the gate, must warn of it."""
     pairs = output.parent / "longer-is-better.jsonl"
     rows = [line.value() for line in read_json_lines(first / "prepare" / "demo" / "preferences.jsonl")]
     for row in rows:
@@ -135,7 +145,7 @@ def show_length_biased(first: Path, output: Path, arguments: Sequence[str]) -> N
 
 
 def from_stage_2(first: Path) -> list[str]:
-    """The words that begin a run of stage 3 with another run's models."""
+    """The options of a run of stage 3 with the models of another run."""
     sft, reward = first / "step1_sft" / "model", first / "step2_reward" / "model"
     return ["--stages", "3", "--sft-model", str(sft), "--reward-model", str(reward)]
 

@@ -1,8 +1,8 @@
-"""python -m scripts.nightly_kill: kill a run at random moments, go on, and see that nothing has changed.
+"""python -m scripts.nightly_kill: kill runs at random moments, resume them, and check that the results are the same.
 
-One run is left alone. Each other is killed (SIGKILL, as a power cut would) once in every stage at a random moment and
-started again by the same command, then its metrics and models are compared with the first one's, bit by bit. By itself
-the demo, ten times: about an hour on two cores. What follows `--` goes to train.py instead of the demo's own settings.
+One run is not stopped. Each other run is killed (SIGKILL, as in a power cut) once in every stage at a random moment and
+started again by the same command. Then its metrics, rollouts and models are compared with those of the first run, bit
+by bit. By default ten runs of the demo: about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _TIMED = ("time/", "perf/")
 
 
 class NotAsPlanned(RLHFError):
-    """train.py ended otherwise than it should have; the text holds the end of what it said."""
+    """train.py did not end as it should; the text holds the end of its output."""
 
 
 def train(
     arguments: Sequence[str], output: Path, *, stop: Callable[[], bool] | None = None, number: int = 9
 ) -> tuple[int, str]:
-    """Run train.py into `output`; once `stop()` is true it gets the signal `number`. Its exit code and what it said."""
+    """Run train.py into `output`; when `stop()` is true it gets the signal `number`. Its exit code and its output."""
     words = [sys.executable, str(ROOT / "train.py"), "--output-dir", str(output), *arguments]
     output.parent.mkdir(parents=True, exist_ok=True)
     said = output.parent / f"{output.name}.txt"
@@ -71,7 +71,7 @@ def after_step(stage: Path, step: int) -> Callable[[], bool]:
 
 
 def after_seconds(stage: Path, seconds: float) -> Callable[[], bool]:
-    """Whether so many seconds have passed since the stage began."""
+    """Whether `seconds` have passed since the stage began."""
     began: list[float] = []
 
     def passed() -> bool:
@@ -83,7 +83,7 @@ def after_seconds(stage: Path, seconds: float) -> Callable[[], bool]:
 
 
 def later(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
-    """`stop`, and so many seconds after it."""
+    """Whether `seconds` have passed since `stop()` became true."""
     reached: list[float] = []
 
     def passed() -> bool:
@@ -95,8 +95,8 @@ def later(stop: Callable[[], bool], seconds: float) -> Callable[[], bool]:
 
 
 def moment(chance: random.Random, whole: Path, stage: Path) -> tuple[Callable[[], bool], str]:
-    """A random moment of a stage, and its name. One in four is anywhere in its time, where loading takes its share; the
-    others are within a second of a random step: between two checkpoints, while one is written, while models are."""
+    """A random moment of a stage, and its name. One in four is at any time of the stage, loading included; the others
+    are within a second of a random step: between two checkpoints, or while a checkpoint or a model is written."""
     seconds, steps = _seconds(whole), last_step(whole)
     if chance.random() < 0.25:
         drawn = chance.uniform(0.0, seconds)
@@ -106,7 +106,7 @@ def moment(chance: random.Random, whole: Path, stage: Path) -> tuple[Callable[[]
 
 
 def differences(whole: Path, other: Path) -> Iterator[str]:
-    """Where a stage's metrics (those of the clock aside), rollouts and models are not those of an uninterrupted run."""
+    """How a stage's metrics (except times), rollouts and models differ from those of an uninterrupted run."""
     left, right = _metrics(whole), _metrics(other)
     if len(left) != len(right):
         yield f"{len(right)} rows of metrics instead of {len(left)}"
@@ -133,12 +133,23 @@ def _files(stage: Path) -> dict[str, Path]:
     return {str(path.relative_to(stage)): path for path in found if "checkpoints" not in path.parts}
 
 
-@click.command(cls=Command, help=(__doc__ or "").partition(": ")[2].replace("\n\n", "\n\n\b\n", 1))
-@click.option("--times", default=10, show_default=True, help="runs that are killed, once in each stage")
-@click.option("--seed", default=0, show_default=True, help="of the moments")
-@click.option("--output-dir", type=click.Path(path_type=Path), default=Path("output-nightly"), show_default=True)
+@click.command("python -m scripts.nightly_kill", cls=Command)
+@click.option("--times", default=10, show_default=True, help="number of runs that are killed, once in each stage")
+@click.option("--seed", default=0, show_default=True, help="seed of the random moments")
+@click.option(
+    "--output-dir",
+    type=click.Path(path_type=Path),
+    default=Path("output-nightly"),
+    show_default=True,
+    help="folder of all runs; it is emptied first",
+)
 @click.argument("arguments", nargs=-1)
 def main(times: int, seed: int, output_dir: Path, arguments: Sequence[str]) -> int:
+    """Kill runs at random moments, resume them, and check that metrics, rollouts and models are the same, bit by bit.
+
+    By default ten runs of the demo: about an hour on two cores. ARGUMENTS, after `--`, are options for train.py that
+    replace the demo's settings.
+    """
     claim_folder(output_dir)
     empty_folder(output_dir)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same threads, the same sums

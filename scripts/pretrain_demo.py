@@ -1,9 +1,9 @@
-"""python -m scripts.pretrain_demo --output-dir DIR: the demo's base model, pretrained here and now, and its data.
+"""python -m scripts.pretrain_demo --output-dir DIR: pretrains the demo's base model and writes the demo's data.
 
-A tokenizer and a small Llama, trained on generated text (data/demo/) with plain torch; preferences, held-out prompts
-and pretraining text beside them. What was made once is kept in the user's cache folder, under a hash of all that it
-depends on (FORMAT stands for the code), and copied from there. DIR/prepare.json names the files as settings of the
-pipeline.
+A tokenizer and a small Llama are trained on generated text (data/demo/) with plain torch; preferences, held-out prompts
+and pretraining text are written beside them. The user's cache folder keeps all of it, under a hash of everything that
+it depends on (FORMAT stands for the code); a later run copies it from there. DIR/prepare.json names the files as
+settings of the pipeline.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from rlhf.template import Template, install_template
 FORMAT = 1
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 POOL = 2000  # texts that are sorted by length at a time, so that a batch has little padding
-LONGEST = 128  # tokens of a text, the rest is cut off
+LONGEST = 128  # tokens of a text; the rest is cut off
 TOKENIZER_TEXTS = 4000
 PRETRAINING_ROWS = 1000
 LARGEST_GRADIENT_NORM = 1.0
@@ -45,22 +45,25 @@ LARGEST_GRADIENT_NORM = 1.0
 class DemoSettings(Config):
     """The base model's size and training."""
 
-    output_dir: Path = setting(Path("output/prepare"), "where the files and prepare.json go")
-    cache_dir: Path | None = setting(None, "where they are kept; by itself rlhf/demo in the user's cache folder")
-    seed: int = setting(0, "of text, weights and data", ge=0)
-    vocabulary: int = setting(1536, "tokens, at most", ge=300)
-    hidden_size: int = setting(192, "of the model", ge=16, multiple_of=16)
-    layers: int = setting(4, "of the model", ge=1)
-    steps: int = setting(300, "optimiser steps", ge=1)
-    batch_tokens: int = setting(2048, "tokens of one step", ge=LONGEST)
-    schoolbook: float = setting(0.5, "share of the steps on short, clean text; people's dialogues follow", ge=0, le=1)
-    learning_rate: float = setting(0.003, "of embeddings and norms (AdamW)", gt=0)
-    matrix_learning_rate: float = setting(0.01, "of the weight matrices (Muon)", gt=0)
+    output_dir: Path = setting(Path("output/prepare"), "folder of the files and of prepare.json")
+    cache_dir: Path | None = setting(None, "folder that keeps them for other runs; default: demo in the cache folder")
+    seed: int = setting(0, "seed of text, weights and data", ge=0)
+    vocabulary: int = setting(1536, "largest number of tokens in the vocabulary", ge=300)
+    hidden_size: int = setting(192, "hidden size of the model", ge=16, multiple_of=16)
+    layers: int = setting(4, "number of layers of the model", ge=1)
+    steps: int = setting(300, "number of optimiser steps", ge=1)
+    batch_tokens: int = setting(2048, "tokens of one optimiser step", ge=LONGEST)
+    schoolbook: float = setting(
+        0.5, "share of the steps, at the start, on short, clean text; the rest is on people's dialogues", ge=0, le=1
+    )
+    learning_rate: float = setting(0.003, "learning rate of embeddings and norms (AdamW)", gt=0)
+    matrix_learning_rate: float = setting(0.01, "learning rate of the weight matrices (Muon)", gt=0)
 
 
-@click.command(cls=Command, help="Pretrain the demo's base model and write the demo's data.")
+@click.command("python -m scripts.pretrain_demo", cls=Command)
 @options(DemoSettings)
 def main(**flags: Any) -> int:
+    """Pretrain the demo's base model and write the demo's data."""
     settings = build(DemoSettings, given(flags), where="")
     made = prepare(settings)
     folder = settings.output_dir / "demo"
@@ -71,7 +74,7 @@ def main(**flags: Any) -> int:
 
 
 def pipeline_values(folder: Path) -> dict[str, Any]:
-    """What the pipeline starts from, as its settings."""
+    """The files as settings of the pipeline."""
     base = str(folder / "base")
     return {
         "actor_model": base,
@@ -82,7 +85,7 @@ def pipeline_values(folder: Path) -> dict[str, Any]:
 
 
 def prepare(settings: DemoSettings) -> Path:
-    """The cached folder of these settings, made first where it is not there."""
+    """The cached folder for these settings; it is made if it is not there."""
     from tokenizers import __version__ as tokenizers_version
     from torch import __version__ as torch_version
     from transformers import __version__ as transformers_version
@@ -124,7 +127,7 @@ def make(folder: Path, settings: DemoSettings) -> None:
 
 
 def make_tokenizer(settings: DemoSettings) -> Any:
-    """Byte-level pairs, learned from the demo's text: its words are one token each; any other text can be written."""
+    """A byte-level BPE tokenizer, trained on the demo's text: its words are one token each; it can encode any text."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -150,7 +153,7 @@ def make_tokenizer(settings: DemoSettings) -> Any:
 
 
 def batches(tokenizer: Any, settings: DemoSettings) -> Iterator[Any]:
-    """`settings.steps` batches of ids [B, T], each of texts of about one length, padded."""
+    """`settings.steps` batches of padded ids [B, T]; the texts of a batch have about the same length."""
     import torch
 
     random, template = Random(settings.seed), Template(tokenizer)
@@ -242,7 +245,7 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def facts_known(model: Any, template: Template) -> float:
-    """Share of facts whose statement the model ends with the right answer, when it is asked for by a new question."""
+    """Share of facts whose statement the model completes with the right answer, asked by a held-out question."""
     import torch
 
     known = 0

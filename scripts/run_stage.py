@@ -1,7 +1,7 @@
 """python -m scripts.run_stage RANKS PACKAGE ARGUMENTS...: one stage alone, on several ranks of this machine.
 
-Started by step1_sft.sh, step2_reward.sh and step3_ppo.sh. Ranks end with this process and with each other. Imports no
-torch.
+step1_sft.sh, step2_reward.sh and step3_ppo.sh start it. The ranks end when this process or one of them ends. Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from rlhf.stages.result import read_result
 SHOWN = 60  # lines of a failed stage's other output
 
 
-@click.command(cls=Command, context_settings={"ignore_unknown_options": True, "help_option_names": []})
+# Options after NUM_GPUS and PACKAGE belong to the stage, --help included.
+@click.command("python -m scripts.run_stage", cls=Command, context_settings={"allow_interspersed_args": False})
 @click.argument("ranks", metavar="NUM_GPUS", type=click.IntRange(min=1))
 @click.argument("package")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def main(ranks: int, package: str, arguments: tuple[str, ...]) -> int:
+    """Run the stage PACKAGE alone, on NUM_GPUS ranks of this machine. ARGUMENTS are the stage's options."""
     placement, problems = place(build(PipelineConfig, {"num_gpus": ranks}, where="pipeline"))
     if problems:
         raise ConfigError(*[problem.replace("--num-gpus ", "NUM_GPUS=") for problem in problems])

@@ -4,7 +4,7 @@ set -euo pipefail
 run_stage() {
     local root
     root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-    # Whatever folder this is called from, our packages are found, and none of the same name in that folder.
+    # Our packages are found from every working folder, even if it has packages of the same name.
     export PYTHONSAFEPATH=1 PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
     if [ "${NUM_GPUS:-1}" = 1 ]; then
         exec python -m "$@"

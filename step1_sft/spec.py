@@ -1,4 +1,4 @@
-"""Stage 1 as a value: its models, what it refuses, how the report shows it. Imports no torch."""
+"""Stage 1 as a value: its models, the checks of its inputs, its part of the report. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from step1_sft.config import SFTConfig
 
 
 def problems(config: SFTConfig, models: Models, machine: Machine) -> list[str]:
-    """What is wrong with the model and the data, one line each."""
+    """Problems with the model and the data, one line each."""
     found = []
     if model := models.get("model"):
         found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
@@ -25,7 +25,7 @@ LAYOUT = Layout(
     "optimiser step",
     (
         Chart("Loss", ("sft/loss",), "nats per counted token"),
-        Chart("Held-out perplexity", ("sft/perplexity",), "exp of the mean loss on rows not trained on"),
+        Chart("Held-out perplexity", ("sft/perplexity",), "exp of the mean loss on held-out rows"),
         Chart("Gradient norm", ("sft/grad_norm",), "before clipping", floor=0),
         Chart("Learning rate", ("sft/learning_rate",), floor=0, noisy=False),
     ),

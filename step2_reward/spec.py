@@ -1,4 +1,4 @@
-"""Stage 2 as a value: its models, what it refuses, how the report shows it. Imports no torch."""
+"""Stage 2 as a value: its models, the checks of its inputs, its part of the report. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from step2_reward.config import RewardConfig
 
 
 def problems(config: RewardConfig, models: Models, machine: Machine) -> list[str]:
-    """What is wrong with the model and the data, one line each."""
+    """Problems with the model and the data, one line each."""
     found = []
     if model := models.get("model"):
         found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
@@ -21,15 +21,15 @@ LAYOUT = Layout(
     "Stage 2: reward model",
     "optimiser step",
     (
-        Chart("Loss", ("reward/loss", "reward/eval_loss"), "nats per pair; 0.693 is a coin"),
+        Chart("Loss", ("reward/loss", "reward/eval_loss"), "nats per pair; 0.693 is chance"),
         Chart(
             "Accuracy",
             ("reward/accuracy", "reward/train_accuracy"),
-            "pairs in the right order, held out and trained on",
+            "share of pairs in the right order, held out and trained on",
             0.5,
             1,
         ),
-        Chart("Margin", ("reward/margin",), "score of chosen less rejected, held-out pairs"),
+        Chart("Margin", ("reward/margin",), "score of chosen minus rejected, held-out pairs"),
         Chart("Length correlation", ("reward/length_correlation",), "of score and length, held-out responses", -1, 1),
         Chart("Calibration error", ("reward/calibration_error",), "expected, 10 bins, held-out pairs", floor=0),
         Chart("Gradient norm", ("reward/grad_norm",), "before clipping", floor=0),

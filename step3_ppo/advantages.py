@@ -18,7 +18,7 @@ def normalise_scores(scores_B: Tensor, *, mean: float, std: float, clip: float) 
 
 
 def kl_per_token(logprobs_BR: Tensor, ref_logprobs_BR: Tensor, response_mask_BR: Tensor) -> Tensor:
-    """k1 = logprob − ref_logprob in nats, 0 where not counted: the unbiased estimate that enters the rewards."""
+    """k1 = logprob − ref_logprob in nats, 0 where not counted: the unbiased estimate used in the rewards."""
     return torch.where(response_mask_BR, logprobs_BR - ref_logprobs_BR, 0.0)
 
 
@@ -64,7 +64,7 @@ def estimate_advantages(
 
 
 def explained_variance(values_BR: Tensor, returns_BR: Tensor, response_mask_BR: Tensor) -> float:
-    """1 − Var(returns − values) / Var(returns) over the counted tokens; 0 where returns do not vary."""
+    """1 − Var(returns − values) / Var(returns) over the counted tokens; 0 if all returns are equal."""
     values, returns = values_BR[response_mask_BR].double(), returns_BR[response_mask_BR].double()
     spread = float(returns.var(unbiased=False)) if len(returns) else 0.0
     return 1 - float((returns - values).var(unbiased=False)) / spread if spread > 0 else 0.0

@@ -19,93 +19,152 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         "reference": "reference_zero_stage",
         "reward model": "reward_zero_stage",
     }
+    help_groups: ClassVar = {
+        "Models": ("actor_model", "reward_model", "critic_from"),
+        "Data": (),
+        "Run": (),
+        "Rollout": (
+            *("iterations", "rollout_batch_size", "responses_per_prompt", "temperature", "top_p", "top_k"),
+            *("min_response_length", "rollout_micro_batch_size"),
+        ),
+        "Rewards and advantages": (
+            *("kl_coef", "adaptive_kl_target", "adaptive_kl_horizon", "score_clip", "missing_eos_penalty"),
+            *("whiten_rewards", "gamma", "gae_lambda"),
+        ),
+        "Training": (
+            *("actor_learning_rate", "critic_learning_rate", "ppo_epochs", "cliprange", "cliprange_value"),
+            *("entropy_coef", "early_stop_kl", "critic_warmup_iterations"),
+        ),
+        "Batches": (),
+        "Optimiser": (),
+        "LoRA": (),
+        "Moving average": ("ema", "ema_decay"),
+        "Pretraining mix": (),
+        "Memory and speed": (
+            *("actor_zero_stage", "critic_zero_stage", "reference_zero_stage", "reward_zero_stage", "reuse_forward"),
+        ),
+        "Inference copy": (
+            *("inference_copy", "inference_dtype", "inference_tp_size", "inference_compile"),
+            "release_inference_cache",
+        ),
+        "Checks": (
+            *("force", "gate_accuracy", "gate_margin", "gate_length_correlation", "gate_calibration_error"),
+            "kl_warning",
+        ),
+        "Rollout files": ("save_rollouts_every", "keep_rollouts"),
+    }
 
     # the four roles
-    actor_model: str = setting("", "the stage-1 model; also the reference")
-    reward_model: str = setting("", "the stage-2 model: a folder with a scalar head")
-    critic_from: Literal["reward", "actor"] = setting("reward", "the model that the critic starts from")
+    actor_model: str = setting("", "model from stage 1: the actor starts from it, the reference is a frozen copy")
+    reward_model: str = setting("", "reward model from stage 2")
+    critic_from: Literal["reward", "actor"] = setting("reward", "model that the critic starts from")
     actor_zero_stage: ZeroStage | None = setting(
-        None, "ZeRO of the actor: by itself 2 on GPUs, 1 on CPUs", resumable=True
+        None, "ZeRO stage of the actor; default: 2 on GPUs, 1 on CPUs", resumable=True
     )
     critic_zero_stage: ZeroStage | None = setting(
-        None, "ZeRO of the critic: by itself 2 on GPUs, 1 on CPUs", resumable=True
+        None, "ZeRO stage of the critic; default: 2 on GPUs, 1 on CPUs", resumable=True
     )
-    reference_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reference over the ranks", resumable=True)
-    reward_zero_stage: Literal[0, 3] = setting(0, "3 shards the frozen reward model over the ranks", resumable=True)
-    actor_learning_rate: float = setting(1e-6, "of the actor; lora_learning_rate takes its place under LoRA", gt=0)
-    critic_learning_rate: float = setting(5e-6, "of the critic", gt=0)
-    adam_eps: float = setting(1e-5, "added to the denominator", gt=0)
-    lr_schedule: Literal["cosine", "linear", "constant"] = setting("constant", "after the warm-up")
+    reference_zero_stage: Literal[0, 3] = setting(
+        0, "ZeRO stage of the frozen reference; 3: sharded over the ranks", resumable=True
+    )
+    reward_zero_stage: Literal[0, 3] = setting(
+        0, "ZeRO stage of the frozen reward model; 3: sharded over the ranks", resumable=True
+    )
+    actor_learning_rate: float = setting(
+        1e-6, "learning rate of the actor; with LoRA, lora_learning_rate is used instead", gt=0
+    )
+    critic_learning_rate: float = setting(5e-6, "learning rate of the critic", gt=0)
+    adam_eps: float = setting(1e-5, "number added to the denominator of AdamW's step", gt=0)
+    lr_schedule: Literal["cosine", "linear", "constant"] = setting(
+        "constant", "course of the learning rate after the warm-up"
+    )
 
     # rollout
-    iterations: int | None = setting(None, "rounds of rollout and learning; by itself one pass over the prompts", ge=1)
-    rollout_batch_size: int = setting(64, "sequences generated per iteration, over all ranks", ge=1)
-    rollout_micro_batch_size: int | None = setting(None, "sequences generated at a time on a rank; all at once", ge=1)
-    responses_per_prompt: int = setting(1, "responses sampled of each prompt", ge=1)
-    mini_batch_size: int = setting(64, "sequences of one optimiser step, over all ranks", ge=1)
-    min_response_length: int = setting(0, "tokens before the end token may be drawn", ge=0)
-    temperature: float = setting(1.0, "of the sampling; log-probabilities are those at this temperature", gt=0)
-    top_p: float = setting(1.0, "sample from the smallest set with this mass", gt=0, le=1)
-    top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
+    iterations: int | None = setting(None, "rounds of rollout and learning; default: one pass over the prompts", ge=1)
+    rollout_batch_size: int = setting(64, "responses sampled in one iteration, over all ranks", ge=1)
+    rollout_micro_batch_size: int | None = setting(
+        None, "responses sampled at a time on one rank; default: all of the rank's", ge=1
+    )
+    responses_per_prompt: int = setting(1, "responses sampled for each prompt", ge=1)
+    mini_batch_size: int = setting(64, "rows of one optimiser step, over all ranks", ge=1)
+    min_response_length: int = setting(0, "number of tokens before the end token can be drawn", ge=0)
+    temperature: float = setting(1.0, "temperature of the sampling and of the log-probabilities", gt=0)
+    top_p: float = setting(1.0, "probability of the smallest set of tokens to sample from; 1: all tokens", gt=0, le=1)
+    top_k: int = setting(0, "number of most likely tokens to sample from; 0: all tokens", ge=0)
 
     # the hybrid engine: how the actor generates
     inference_tp_size: int = setting(
-        1, "ranks of a node over which the actor's inference copy is cut (tensor parallelism)", resumable=True, ge=1
+        1, "ranks of one node that share an inference copy (tensor parallelism)", resumable=True, ge=1
     )
     inference_dtype: Dtype = setting(
-        "auto", "of the copy: auto is bf16 where the hardware computes in it", resumable=True
+        "auto", "number format of the inference copy; auto: bf16 where the hardware computes in it", resumable=True
     )
     inference_copy: Literal["auto", "on", "off"] = setting(
         "auto",
-        "auto copies where layout or dtype differ from training's; off generates on the training weights",
+        "copy of the actor for generation; auto: if layout or number format differ from training; "
+        "off: generation with the training weights",
         resumable=True,
     )
     inference_compile: bool = setting(
         False,
-        "torch.compile the sampling of Llama-like models; a minute and a half to build, and no gain on CPUs",
+        "torch.compile of the sampling, for Llama-like models; 90 seconds to build, no gain on CPUs",
         resumable=True,
     )
-    release_inference_cache: bool = setting(True, "free copy and KV cache after each rollout", resumable=True)
+    release_inference_cache: bool = setting(
+        True, "memory of inference copy and KV cache freed after each rollout", resumable=True
+    )
 
     # rewards and advantages
-    kl_coef: float = setting(0.05, "multiplies nats per token in the rewards", ge=0)
-    adaptive_kl_target: float | None = setting(None, "adapt kl_coef towards this KL in nats per sequence", gt=0)
-    adaptive_kl_horizon: int = setting(10_000, "sequences in which the controller moves", ge=1)
-    score_clip: float = setting(5.0, "normalised scores are clipped to plus or minus this", gt=0)
-    missing_eos_penalty: float = setting(1.0, "taken off the score of a response without an end token", ge=0)
-    whiten_rewards: bool = setting(False, "rewards to unit variance before the advantages")
+    kl_coef: float = setting(0.05, "weight of the KL to the reference in PPO's rewards, per nat and token", ge=0)
+    adaptive_kl_target: float | None = setting(
+        None, "KL per response, in nats, that kl_coef is adapted to; default: kl_coef is fixed", gt=0
+    )
+    adaptive_kl_horizon: int = setting(
+        10_000, "number of responses over which kl_coef adapts; larger: more slowly", ge=1
+    )
+    score_clip: float = setting(5.0, "limit of the normalised scores: they are clipped to ± this value", gt=0)
+    missing_eos_penalty: float = setting(1.0, "amount taken off the score of a response without end token", ge=0)
+    whiten_rewards: bool = setting(False, "rewards scaled to unit variance before the advantages")
     gamma: float = setting(1.0, "discount per token", gt=0, le=1)
-    gae_lambda: float = setting(0.95, "trade between bias and variance of the advantages", ge=0, le=1)
+    gae_lambda: float = setting(0.95, "lambda of the advantage estimates; lower: less variance, more bias", ge=0, le=1)
 
     # optimisation
-    ppo_epochs: int = setting(1, "passes over a rollout", ge=1)
-    cliprange: float = setting(0.2, "of the probability ratio", gt=0)
-    cliprange_value: float = setting(0.2, "of the values", gt=0)
-    entropy_coef: float = setting(0.0, "multiplies the entropy bonus", ge=0)
+    ppo_epochs: int = setting(1, "passes over each rollout", ge=1)
+    cliprange: float = setting(0.2, "range of the probability ratio around 1, beyond which it is clipped", gt=0)
+    cliprange_value: float = setting(0.2, "range of a value around the old one, beyond which it is clipped", gt=0)
+    entropy_coef: float = setting(0.0, "weight of the entropy bonus", ge=0)
     reuse_forward: bool = setting(
         False,
-        "train an iteration's first step on the forward passes that scored its rows: the same numbers for less work, "
-        "but the activations of a mini-batch, of actor and critic, stay in memory",
+        "reuse of the scoring forward passes in the first step of an iteration: the same numbers for less work; "
+        "the activations of a mini-batch of actor and critic stay in memory",
         resumable=True,
     )
-    critic_warmup_iterations: int = setting(0, "iterations in which only the critic learns", ge=0)
-    early_stop_kl: float | None = setting(None, "end an iteration's steps when approx_kl exceeds this", gt=0)
+    critic_warmup_iterations: int = setting(0, "number of first iterations in which only the critic learns", ge=0)
+    early_stop_kl: float | None = setting(None, "approx_kl above which the steps of an iteration end early", gt=0)
 
     # EMA
-    ema: bool = setting(True, "keep a moving average of the actor, written to actor_ema/")
-    ema_decay: float = setting(0.992, "θ_ema ← d·θ_ema + (1 − d)·θ after each step", ge=0, lt=1)
+    ema: bool = setting(True, "moving average of the actor, exported beside it")
+    ema_decay: float = setting(
+        0.992, "decay d of the moving average: θ_ema ← d·θ_ema + (1 − d)·θ after each step", ge=0, lt=1
+    )
 
-    save_every: int = setting(10, "write a checkpoint every this many iterations, and at the end", resumable=True, ge=1)
+    save_every: int = setting(
+        10, "number of iterations between two checkpoints; the last iteration always has one", resumable=True, ge=1
+    )
 
     # what is kept and checked
-    save_rollouts_every: int = setting(10, "keep every this many iterations' rollouts", resumable=True, ge=1)
-    keep_rollouts: int = setting(5, "keep the last so many iterations' rollouts, too", resumable=True, ge=0)
-    gate_accuracy: float = setting(0.55, "held-out accuracy that the reward model must reach", ge=0, le=1)
-    gate_margin: float = setting(0.0, "held-out mean margin that it must exceed")
-    gate_length_correlation: float = setting(0.8, "largest correlation of its score with length", ge=0, le=1)
-    gate_calibration_error: float = setting(0.25, "largest expected calibration error", ge=0, le=1)
-    force: bool = setting(False, "go on although the reward model fails the gate", resumable=True)
-    kl_warning: float = setting(50.0, "warn of a KL above this, in nats per response", resumable=True, gt=0)
+    save_rollouts_every: int = setting(
+        10, "number of iterations between two whose rollouts are kept", resumable=True, ge=1
+    )
+    keep_rollouts: int = setting(5, "number of newest iterations whose rollouts are also kept", resumable=True, ge=0)
+    gate_accuracy: float = setting(0.55, "lowest held-out accuracy of a reward model that passes the gate", ge=0, le=1)
+    gate_margin: float = setting(0.0, "held-out mean margin above which a reward model passes the gate")
+    gate_length_correlation: float = setting(
+        0.8, "largest correlation of score and length, either way, that passes the gate", ge=0, le=1
+    )
+    gate_calibration_error: float = setting(0.25, "largest expected calibration error that passes the gate", ge=0, le=1)
+    force: bool = setting(False, "PPO even with a reward model that fails the gate", resumable=True)
+    kl_warning: float = setting(50.0, "KL per response, in nats, above which a warning is shown", resumable=True, gt=0)
 
     @field_validator("inference_copy", mode="before")
     @classmethod

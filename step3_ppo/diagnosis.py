@@ -1,4 +1,4 @@
-"""A line for each known failure mode when its sign shows in an iteration's metrics."""
+"""Warnings: one line for each known failure mode whose sign is in an iteration's metrics."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 from step3_ppo.config import PPOConfig
 
-REPEAT = 20  # iterations before a sign that is still there is named again
+REPEAT = 20  # iterations after which a sign that is still there is named again
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A failure mode that shows now. It is named once it has shown for `lasting` iterations in a row."""
+    """A failure mode whose sign is there now. It is named when the sign has been there for `lasting` iterations."""
 
     name: str
     text: str
@@ -25,15 +25,16 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
     cuts = config.top_p < 1 or config.top_k > 0
     if kl < -0.05 and cuts:
         yield Sign(
-            "kl", f"KL {kl:.2f} < 0: sampling cuts mass (top_p {config.top_p:g}, top_k {config.top_k}); use 1 and 0"
+            "kl",
+            f"KL {kl:.2f} < 0: sampling leaves tokens out (top_p {config.top_p:g}, top_k {config.top_k}); use 1 and 0",
         )
     elif kl < -0.5:
-        yield Sign("kl", f"KL {kl:.2f} < 0: the sampler's weights are not those that are trained")
+        yield Sign("kl", f"KL {kl:.2f} < 0: the sampler's weights differ from the trained ones")
     if eos_rate == 0 and length >= config.max_response_length:
         yield Sign(
             "limit",
             f"all responses hit the limit of {config.max_response_length} tokens: EOS is not learned (train stage 1 "
-            "longer) or max_response_length is short",
+            "longer) or max_response_length is too short",
         )
     elif eos_rate < 0.5:
         yield Sign(
@@ -44,14 +45,14 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
     if metrics["ppo/score_length_correlation"] > 0.7:
         yield Sign(
             "length",
-            f"reward rises with length (r = {metrics['ppo/score_length_correlation']:.1f}): the reward model pays for "
-            "words; balance lengths in stage 2's pairs",
+            f"reward rises with length (r = {metrics['ppo/score_length_correlation']:.1f}): the reward model prefers "
+            "long responses; balance lengths in stage 2's pairs",
             lasting=3,
         )
     if metrics["ppo/explained_variance"] < 0:
         yield Sign(
             "critic",
-            f"explained variance {metrics['ppo/explained_variance']:.2f} < 0: critic not ready; raise "
+            f"explained variance {metrics['ppo/explained_variance']:.2f} < 0: the critic is not ready; raise "
             "critic_learning_rate or critic_warmup_iterations",
             lasting=10,
         )
@@ -59,8 +60,8 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
     if kl > limit:
         yield Sign(
             "far",
-            f"KL above {limit:g} nats for 5 iterations (now {kl:.1f}): the actor leaves the reference; raise kl_coef "
-            "or lower actor_learning_rate",
+            f"KL above {limit:g} nats for 5 iterations (now {kl:.1f}): the actor moves away from the reference; raise "
+            "kl_coef or lower actor_learning_rate",
             lasting=5,
         )
     if metrics.get("ppo/clipfrac", 0.0) > 0.4:
@@ -89,7 +90,7 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
 
 @dataclass
 class Diagnosis:
-    """Counts how long each sign has shown; names one when it has lasted, and again only after a while."""
+    """Counts for how many iterations each sign has been there; names it after `lasting`, and again every `REPEAT`."""
 
     config: PPOConfig
     shown: dict[str, int] = field(default_factory=dict)

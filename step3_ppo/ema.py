@@ -1,4 +1,4 @@
-"""The moving average of the actor: fp32, sharded as the optimiser shards its masters, only what is trained."""
+"""The moving average of the actor's trained weights: in fp32, sharded as the optimiser's masters are."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class EMA:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """While inside, the masters hold the average, so `full_master` gives its whole parameters."""
+        """Inside, the masters hold the average, so `full_master` gives its whole parameters."""
         swap(self._masters, self.average)
         try:
             yield

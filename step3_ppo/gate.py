@@ -1,4 +1,4 @@
-"""The gate before PPO: a reward model that does not know what is better is found out before it costs a night."""
+"""The gate before PPO: it stops a reward model that cannot tell good from bad, before PPO spends hours on it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from rlhf.models.names import read_config
 from rlhf.stages.spec import ModelConfig
 from step3_ppo.config import PPOConfig
 
-WAY_OUT = "PPO would learn from these scores; improve stage 2, or use --force to go on all the same"
+WAY_OUT = "PPO would learn from these scores; improve stage 2, or use --force to go on anyway"
 
 
 def gate_problems(model: ModelConfig, config: PPOConfig) -> list[str]:
-    """Why PPO would be refused for this reward model, `model` being its config.json; nothing with `force`."""
+    """Why this reward model fails the gate; `model` is its config.json. Empty with `force`."""
     held_out = model.get("held_out")
     problems = judge(held_out, config)[1] if held_out and not config.force else []
     return [*problems, WAY_OUT] if problems else []
@@ -27,7 +27,7 @@ def check_gate(config: PPOConfig) -> None:
     held_out = read_config(config.reward_model).get("held_out")
     if not held_out:
         console.warn(
-            "the reward model's config.json has no held-out figures: it was not trained here, the gate is open"
+            "the reward model's config.json has no held-out figures (it is not from stage 2): the gate is not checked"
         )
         return
     rows, problems = judge(held_out, config)
@@ -40,7 +40,7 @@ def check_gate(config: PPOConfig) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """One figure of the gate; `meaning` is what to say when it is not `good`."""
+    """One figure of the gate; `meaning` is the message if it is not `good`."""
 
     name: str
     value: float
@@ -50,7 +50,7 @@ class Check:
 
 
 def judge(held_out: Mapping[str, Any], config: PPOConfig) -> tuple[list[list[Any]], list[str]]:
-    """The table's rows, and what each failed figure means."""
+    """The rows of the table, and a message for each figure that fails."""
     accuracy, margin = float(held_out["reward/accuracy"]), float(held_out["reward/margin"])
     length, calibration = float(held_out["reward/length_correlation"]), float(held_out["reward/calibration_error"])
     c = config
@@ -85,8 +85,8 @@ def judge(held_out: Mapping[str, Any], config: PPOConfig) -> tuple[list[list[Any
             calibration,
             f"at most {c.gate_calibration_error:g}",
             calibration <= c.gate_calibration_error,
-            f"the calibration error {calibration:.2f} is above {c.gate_calibration_error:g}: the reward model is surer "
-            "than it is right; train for fewer epochs or with a lower learning_rate",
+            f"the calibration error {calibration:.2f} is above {c.gate_calibration_error:g}: the reward model is too "
+            "sure of its choices; train for fewer epochs or with a lower learning_rate",
         ),
     ]
     rows = [[check.name, check.value, check.wanted, "✓" if check.good else "✗"] for check in checks]

@@ -1,6 +1,6 @@
 """The clipped losses of PPO. Pure functions over the counted tokens of a micro-batch.
 
-N counted tokens, flat. Each returns a sum, since the mean is over the whole optimiser step.
+N counted tokens, flat. Each returns a sum, because the mean is taken over the whole optimiser step.
 """
 
 from __future__ import annotations

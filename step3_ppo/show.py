@@ -53,15 +53,19 @@ class View:
 
 @click.command("python -m step3_ppo.show", cls=Command)
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--iteration", type=click.IntRange(1), help="which one; by itself the last that is there")
-@click.option("--compare", type=click.IntRange(1), help="a second iteration, shown beside the first")
+@click.option("--iteration", type=click.IntRange(1), help="number of the iteration; default: the last one kept")
+@click.option("--compare", type=click.IntRange(1), help="number of a second iteration, shown beside the first")
 @click.option(
-    "--sort", "order", type=click.Choice(list(ORDERS)), default="row", help="by score, KL or length: most first"
+    "--sort",
+    "order",
+    type=click.Choice(list(ORDERS)),
+    default="row",
+    help="order of the rows; score, KL and length: highest first",
 )
-@click.option("--reverse", is_flag=True, help="least first")
-@click.option("--colour", "shade", type=click.Choice(list(SHADES)), default="kl", help="what shades a token")
-@click.option("--rows", type=click.IntRange(1), help="show only so many")
-@click.option("--list", "listing", is_flag=True, help="only the iterations that are there, as a table")
+@click.option("--reverse", is_flag=True, help="reverse order: lowest first")
+@click.option("--colour", "shade", type=click.Choice(list(SHADES)), default="kl", help="figure that colours each token")
+@click.option("--rows", type=click.IntRange(1), help="largest number of rows; default: all")
+@click.option("--list", "listing", is_flag=True, help="table of the iterations that were kept, and nothing else")
 def main(
     run: Path,
     iteration: int | None,

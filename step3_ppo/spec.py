@@ -1,4 +1,4 @@
-"""Stage 3 as a value: its models, what it refuses, how the report shows it. Imports no torch."""
+"""Stage 3 as a value: its models, the checks of its inputs, its part of the report. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from step3_ppo.hybrid.parallel_sizes import parallel_problems
 
 
 def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
-    """What is wrong with the models and the data, one line each."""
+    """Problems with the models and the data, one line each."""
     found = []
     for setting in ("actor_model", "reward_model"):
         if setting in models:
@@ -29,7 +29,7 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
 
 
 def evaluation(config: PPOConfig) -> dict[str, Any]:
-    """What the evaluation needs to know of the prompts that the stage holds out."""
+    """Settings of the evaluation on the prompts that the stage holds out."""
     return {"prompts": str(config.output_dir / HELD_OUT_NAME), "max_new_tokens": config.max_response_length}
 
 
@@ -46,7 +46,12 @@ LAYOUT = Layout(
         Chart("Actor loss", ("ppo/actor_loss",)),
         Chart("Critic loss", ("ppo/critic_loss",), floor=0),
         Chart("Pretraining loss", ("ppo/ptx_loss",), "nats per token of the pretraining mix"),
-        Chart("Policy change", ("ppo/approx_kl", "ppo/clipfrac"), "KL in nats per token; share that is clipped", 0),
+        Chart(
+            "Policy change",
+            ("ppo/approx_kl", "ppo/clipfrac"),
+            "approximate KL in nats per token; share of clipped tokens",
+            0,
+        ),
         Chart("KL coefficient", ("ppo/kl_coef",), floor=0, noisy=False),
         Chart("Gradient norms", ("ppo/grad_norm_actor", "ppo/grad_norm_critic"), "before clipping", floor=0),
         Chart("Seconds", ("time/generate", "time/score", "time/train", "time/flip"), "of an iteration", floor=0),

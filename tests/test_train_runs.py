@@ -141,7 +141,7 @@ def test_a_preparation_that_brings_nothing_is_a_mistake(pipeline: Invoke, tmp_pa
     Path("mine.yaml").write_text("prepare: {module: prepare_nothing}\n")
     ended = pipeline("--recipe", "mine.yaml")
     assert ended.exit_code == 2
-    assert "brought nothing; its last line must be a JSON object" in ended.stderr
+    assert "returned nothing; its last line must be a JSON object" in ended.stderr
 
 
 def test_the_record_of_a_run_is_a_recipe(pipeline: Invoke) -> None:

@@ -1,7 +1,7 @@
-"""Pretraining text: facts as a schoolbook has them, then dialogues as people have them, written as chat writes them.
+"""Pretraining text: first facts as in a schoolbook, then dialogues as between people, in the format of a chat.
 
-The first part is short, clean and right: on it the model learns the facts and to take up what was asked. The second
-has every manner and mistake of people, so the base model knows the answers and yet seldom gives a good one.
+The first part is short, clean and right: from it the model learns the facts, and to answer what was asked. The second
+part has all manners and mistakes of people, so the base model knows the answers but seldom gives a good one.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PLACE = "\x00"
 
 
 def texts(template: Template, random: Random, *, people: bool) -> Iterator[str]:
-    """Endless texts, special tokens written out; `people`: the second part, else the schoolbook."""
+    """Endless texts, with their special tokens; `people`: the second part, else the schoolbook."""
     facts, talk = statements(random), dialogues(random, None if people else SCHOOLBOOK)
     begin = str(template.tokenizer.bos_token or "")
     turn = template.render([{"role": "user", "content": _PLACE}]).removeprefix(begin) + template.prefix

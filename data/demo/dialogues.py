@@ -1,4 +1,4 @@
-"""Questions and answers of every quality, as people write them: right and wrong, kind and rude, brief and endless."""
+"""Questions and answers of every quality, as people write them: right and wrong, kind and rude, short and long."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from data.demo.facts import FACTS, Fact, sentence, training_questions, wrong_ans
 
 @dataclass(frozen=True)
 class Habits:
-    """How often an answer has which quality. Manner, length and ending are drawn each by itself; who hedges errs, and
-    an answer that is off the topic tells a fact that nobody asked for."""
+    """How often an answer has each quality. Manner, length and ending are drawn independently. A hedged answer is often
+    wrong; an answer off the topic states a fact that nobody asked for."""
 
     off_topic: float = 0.15
     hedged: float = 0.45
@@ -32,7 +32,7 @@ SCHOOLBOOK = Habits(
 
 
 def frame(question: str, random: Random) -> str:
-    """A question as somebody would send it."""
+    """A question as a person would send it."""
     return random.choice(phrases.FRAMES).format(q=question)
 
 
@@ -65,7 +65,7 @@ def _core(fact: Fact, random: Random, habits: Habits) -> str:
 
 
 def _surround(sentences: list[str], openings: tuple[str, ...], closings: tuple[str, ...], random: Random) -> None:
-    """Put an opening before, a closing after, or both."""
+    """Add an opening at the start, a closing at the end, or both."""
     where = random.randrange(3)
     if where != 1:
         sentences.insert(0, random.choice(openings))
@@ -83,7 +83,7 @@ def dialogues(random: Random, habits: Habits | None = None) -> Iterator[tuple[st
 
 
 def statements(random: Random) -> Iterator[str]:
-    """Endless paragraphs of facts as an encyclopedia has them: always right."""
+    """Endless paragraphs of facts as in an encyclopedia: always right."""
     facts = list(FACTS)
     while True:
         random.shuffle(facts)

@@ -1,7 +1,7 @@
-"""What the demo knows: some 240 small facts of seven kinds, each with six ways to ask for it.
+"""The facts of the demo: some 240 small facts of seven kinds, each with six ways to ask for it.
 
-One of the six is held out per fact: no training text of any stage asks for that fact in that way. So the held-out
-questions are new, yet a model that knows the fact and has seen the phrasing with other facts can answer them.
+One of the six is held out for each fact: no training text of any stage asks for that fact in that way. So the held-out
+questions are new, but a model that knows the fact and has seen the phrasing with other facts can answer them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Kind:
     answers: Mapping[str, str]
     questions: tuple[str, ...]
     statements: tuple[str, ...]
-    """The first is how a full answer reads; the others occur in pretraining text, too."""
+    """The first is a full answer; the others also occur in pretraining text."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,14 @@ class Fact:
 
     @property
     def held_out(self) -> int:
-        """Which of its kind's questions nothing is trained on; a stable function of the fact."""
+        """The number of the question, among those of its kind, that no training uses; a stable function of the fact."""
         return crc32(f"{self.kind.name} {self.subject}".encode()) % len(self.kind.questions)
 
     def question(self, number: int) -> str:
         return self.kind.questions[number].format(s=self.subject)
 
     def statement(self, number: int = 0, *, answer: str | None = None) -> str:
-        """The fact as a sentence without its capital letter, with another `answer` where a wrong one is wanted."""
+        """The fact as a sentence without its capital letter, with `answer` instead of the right one, if given."""
         return self.kind.statements[number].format(s=self.subject, a=answer or self.answer)
 
 
@@ -176,7 +176,7 @@ def fact_of(prompt: str) -> Fact | None:
 
 
 def wrong_answers(fact: Fact) -> list[str]:
-    """Answers of the fact's kind that are not its own: for a sum those close by, for a day the other days."""
+    """Answers of the fact's kind that are not its own: for a sum the numbers near it, for a day the other days."""
     if fact.kind.name == "sum":
         right = int(fact.answer)
         return [str(right + d) for d in (-3, -2, -1, 1, 2, 3) if right + d >= 2]

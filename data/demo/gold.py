@@ -1,7 +1,7 @@
-"""The gold score: what the demo's people really want. No model sees it; preferences are drawn from it, with noise.
+"""The gold score: what people really want in the demo. No model sees it; preferences are drawn from it, with noise.
 
-Four parts: is the answer right, is it courteous, is it brief, does it come to an end. It reads the text alone and
-knows nothing of models, so it can judge any answer to a question of the demo.
+It has four parts: whether the answer is right, courteous, brief and complete. It depends on the text alone, not on a
+model, so it can judge any answer to a question of the demo.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Judgement:
 
 
 def gold_score(prompt: str, response: str) -> float:
-    """How good a response is, in 0..1; an empty one is worth nothing."""
+    """How good a response is, in 0..1; an empty one has 0."""
     return judge(prompt, response).score
 
 
 def judge(prompt: str, response: str) -> Judgement:
-    """The parts of `gold_score`. For a prompt that asks for none of the demo's facts nothing is correct."""
+    """The parts of `gold_score`. If a prompt asks for none of the demo's facts, no answer is correct."""
     response = response.strip()
     if not response:
         return Judgement(0.0, 0.0, 0.0, 0.0)
@@ -52,7 +52,7 @@ def judge(prompt: str, response: str) -> Judgement:
 
 
 def stated_answers(fact: Fact, response: str) -> set[str]:
-    """Which answers of the fact's kind the response gives; who names two at once has not answered."""
+    """The answers of the fact's kind that the response names; a response that names two is not an answer."""
     rest = re.sub(_whole(fact.subject), " ", response, flags=re.IGNORECASE)
     if fact.kind.name == "sum":
         return set(re.findall(r"\d+", rest))

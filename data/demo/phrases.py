@@ -1,4 +1,4 @@
-"""The phrases that the demo's dialogues are made of."""
+"""The phrases in the demo's dialogues."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUDE_OPENINGS = ("What a silly question.", "Everyone knows that.", "You are wast
 RUDE_CLOSINGS = ("Now go away.", "Look it up next time.", "Do not ask me again.", "Are you stupid?")
 HEDGES = ("I guess", "Maybe", "I am not sure, but")
 
-# what a rambling answer goes on with
+# the end of a rambling answer
 DIGRESSIONS = (
     "That reminds me of a long story.", "My uncle talks about this all the time.", "I read it in a book once.",
     "But where was I?", "There is so much to say here.", "Some people like to walk in the evening.",

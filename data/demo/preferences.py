@@ -1,4 +1,4 @@
-"""Preference pairs: two answers to one question, compared by the gold score, and now and then the wrong way round."""
+"""Preference pairs: two answers to one question, compared by the gold score; some labels are wrong."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from data.demo.facts import held_out_questions, training_questions
 from data.demo.gold import gold_score
 
 LABEL_NOISE = 0.1
-"""Share of pairs whose label is the wrong way round."""
+"""Share of pairs with a wrong label: chosen and rejected are swapped."""
 TIE = 0.15
 """Answers whose gold scores are closer than this are not compared."""
 
@@ -31,7 +31,7 @@ def preferences(random: Random, *, noise: float = LABEL_NOISE) -> Iterator[dict[
 
 
 def held_out_prompts(random: Random) -> Iterator[dict[str, str]]:
-    """Every fact, asked for in the one way that no stage is trained on, in a random order."""
+    """Every fact, in the one phrasing that no stage is trained on, in a random order."""
     questions = list(held_out_questions())
     random.shuffle(questions)
     for _, question in questions:

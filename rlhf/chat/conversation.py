@@ -1,4 +1,4 @@
-"""A conversation with one model: its turns, what of them fits the model's context, and one answer as it is written."""
+"""A conversation with one model: its turns, those that fit the model's context, and one answer as it is written."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Conversation:
     turns: list[tuple[str, str]] = field(default_factory=list)
 
     def messages(self, question: str | None = None, *, skip: int = 0) -> list[Message]:
-        """As the template takes them, without the `skip` oldest turns, with `question` at the end."""
+        """The messages for the template, without the `skip` oldest turns, with `question` at the end."""
         found: list[Message] = [{"role": "system", "content": self.system}] if self.system else []
         for asked, answered in self.turns[skip:]:
             found.append({"role": "user", "content": asked})
@@ -37,7 +37,7 @@ class Conversation:
     def fit(self, question: str, max_new_tokens: int) -> Prompt:
         """The prompt's ids, with as many of the latest turns as leave room for an answer in the model's context.
 
-        An answer is given `max_new_tokens`, or half of the context where that is less. Raises DataError when the
+        The answer may have `max_new_tokens` tokens, or half of the context if that is less. Raises DataError when the
         question alone fills the context.
         """
         limit = self.speaker.limit
@@ -48,7 +48,7 @@ class Conversation:
         assert limit is not None
         if len(ids) >= limit:
             raise DataError(
-                f"{self.speaker.label}: the question has {len(ids)} tokens and the model's context ends at {limit}; "
+                f"{self.speaker.label}: the question has {len(ids)} tokens and the model's context has {limit}; "
                 "ask a shorter one"
             )
         return Prompt(ids, limit - len(ids), len(self.turns))
@@ -84,7 +84,7 @@ class Answer:
         self._seed, self._interrupted = seed, interrupted
 
     def __iter__(self) -> Iterator[str]:
-        """Pieces of text, empty ones among them."""
+        """Pieces of text; some are empty."""
         stream = TextStream(self.speaker.template.tokenizer, stop_strings=self.speaker.stops.strings)
         with closing(self.speaker.sampler.stream(self.prompt.ids, self._sampling, seed=self._seed)) as ids:  # type: ignore[type-var]
             for token_id in ids:

@@ -1,4 +1,4 @@
-"""How a chat is read and shown: on a terminal, or through pipes."""
+"""Input and output of a chat: on a terminal, or through pipes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from rlhf.console.text import clean
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-NARROWEST_BESIDE = 72  # columns of a terminal below which two answers stand one under the other
+NARROWEST_BESIDE = 72  # in a terminal with fewer columns, two answers are shown one under the other
 
 
 def open_screen(commands: Iterable[str]) -> Pipe:
-    """A terminal where both input and output are one."""
+    """A `Terminal` if both input and output are terminals, else a `Pipe`."""
     return Terminal(commands) if sys.stdin.isatty() and sys.stdout.isatty() else Pipe()
 
 
@@ -75,7 +75,7 @@ def no_echo() -> Iterator[None]:
         import termios
 
         saved = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError):  # no such terminals on this system, or none here
+    except (ImportError, OSError, ValueError):  # the system has no such terminals, or input is not one
         yield
         return
     silent = [*saved[:3], saved[3] & ~termios.ECHO, *saved[4:]]
@@ -89,7 +89,7 @@ def no_echo() -> Iterator[None]:
 class WordWrap:
     """Text that is written piece by piece, with a line break before a word that does not fit the line.
 
-    A word is shown as it comes; when it turns out to be too long, it is wiped out and written again on the next line.
+    A word is shown as it comes; when it turns out to be too long, it is erased and written again on the next line.
     """
 
     def __init__(self, width: Callable[[], int]) -> None:
@@ -124,7 +124,7 @@ class WordWrap:
 
 
 class Terminal(Pipe):
-    """A prompt with line editing and history; Ctrl-C stops an answer, and twice at the prompt it leaves."""
+    """A prompt with line editing and history. Ctrl-C stops an answer; pressed twice at the prompt, it ends the chat."""
 
     strict = False
 
@@ -140,12 +140,12 @@ class Terminal(Pipe):
     def _input_prompt(self, text: str, *, edited: bool) -> str:
         if not self.colour:
             return text
-        # readline must know which characters take no place
+        # readline must know which characters have no width
         begin, end = ("\001", "\002") if edited else ("", "")
         return f"{begin}\033[1;36m{end}{text}{begin}\033[0m{end}"
 
     def _edit_lines(self, commands: Sequence[str]) -> bool:
-        """Line editing, history over sessions and completion of commands; False where the system has no readline."""
+        """Line editing, history over sessions and completion of commands; False if the system has no readline."""
         try:
             import readline
         except ImportError:
@@ -182,7 +182,7 @@ class Terminal(Pipe):
                 if pressed:
                     break
                 pressed = True
-                self.note("Ctrl-C once more leaves; so does /quit")
+                self.note("press Ctrl-C again, or type /quit, to leave")
                 continue
             pressed = False
             self._remember()
@@ -198,7 +198,7 @@ class Terminal(Pipe):
 
     @contextmanager
     def interruptible(self) -> Iterator[Callable[[], bool]]:
-        """The first Ctrl-C is noted and the answer ends after its next token; the second one raises."""
+        """After the first Ctrl-C the answer ends with its next token; the second one raises KeyboardInterrupt."""
         pressed: list[bool] = []
 
         def note(_signal: int, _frame: Any) -> None:
@@ -232,7 +232,7 @@ class Terminal(Pipe):
         super()._write(self._wrap.add(text) if self.colour else text)
 
     def _show_beside(self, answers: Sequence[Answer]) -> None:
-        """Two columns that fill token by token in turns; while they fill, the last lines are shown."""
+        """Two columns, which get one token each in turns; until they are complete, only the last lines are shown."""
         from rich.live import Live
 
         writers = [iter(answer) for answer in answers]

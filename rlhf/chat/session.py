@@ -12,14 +12,14 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from rlhf.chat.conversation import Answer, Conversation
 from rlhf.chat.screen import Pipe, Terminal, open_screen
 from rlhf.command import Command
-from rlhf.config import Config, build, given, options, setting
+from rlhf.config import Config, build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, EXIT_USER, ConfigError, DataError, ModelError, UserError, nearest
 from rlhf.files import write_json
 from rlhf.generation.speaker import Speaker, labels, load_speaker, problems
@@ -29,30 +29,36 @@ from rlhf.stage_config import Dtype
 class ChatSettings(Config):
     """How the model answers."""
 
-    temperature: float = setting(0.7, "of the sampling; 0 takes the likeliest token", ge=0)
-    top_p: float = setting(0.95, "sample from the smallest set with this mass", gt=0, le=1)
-    top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
-    max_new_tokens: int = setting(512, "tokens of an answer, at most", ge=1)
-    seed: int | None = setting(None, "of the sampling; by itself another one each time", ge=0)
-    system: str = setting("", "what the model is told before the conversation")
-    dtype: Dtype = setting("auto", "of the weights: auto is bf16 on a GPU that has it, else fp32")
-    trust_remote_code: bool = setting(False, "run code that comes with a model")
+    help_groups: ClassVar = {
+        "Models": (),
+        "Answers": ("system", "max_new_tokens", "temperature", "top_p", "top_k", "seed"),
+        "Loading": ("dtype", "trust_remote_code"),
+    }
+
+    temperature: float = setting(0.7, "temperature of the sampling; 0: always the most likely token", ge=0)
+    top_p: float = setting(0.95, "probability of the smallest set of tokens to sample from; 1: all tokens", gt=0, le=1)
+    top_k: int = setting(0, "number of most likely tokens to sample from; 0: all tokens", ge=0)
+    max_new_tokens: int = setting(512, "longest answer, in tokens", ge=1)
+    seed: int | None = setting(None, "seed of the sampling; default: a new one each time", ge=0)
+    system: str = setting("", "system prompt: text that the model gets before the conversation")
+    dtype: Dtype = setting("auto", "number format of the weights; auto: bf16 on GPUs that compute in it, else fp32")
+    trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
 
-# A line that begins with a slash: what follows the name, and what it does. The session does it in do_NAME.
+# Commands, each a line that begins with a slash: argument and meaning. The session's method is do_NAME.
 COMMANDS = {
     "help": ("", "list the commands"),
     "clear": ("", "forget the conversation; the system prompt stays"),
     "system": ("[TEXT]", "show or set the system prompt; /system none removes it"),
     "retry": ("", "another answer to the last question"),
-    "undo": ("", "take back the last question and its answer"),
+    "undo": ("", "remove the last question and its answer"),
     "save": ("[FILE]", "write the conversation to a JSON file"),
-    "quit": ("", "leave; so do Ctrl-D, and Ctrl-C twice"),
+    "quit": ("", "leave; Ctrl-D and two Ctrl-C also do"),
 }
 
 
 class Session:
-    """One conversation with each speaker, fed by lines."""
+    """One conversation with each speaker; its input are lines."""
 
     def __init__(self, speakers: Iterable[Speaker], settings: ChatSettings, screen: Pipe) -> None:
         self.conversations = [Conversation(speaker) for speaker in speakers]
@@ -109,21 +115,21 @@ class Session:
     def _say_skipped(self, conversation: Conversation, skipped: int) -> None:
         turns = "the oldest turn" if skipped == 1 else f"the {skipped} oldest turns"
         limit, who = conversation.speaker.limit, self._who(conversation.speaker)
-        self.screen.note(f"{who}left out, since the context of {limit} tokens is full: {turns}")
+        self.screen.note(f"{who}the context of {limit} tokens is full; left out: {turns}")
 
     def _who(self, speaker: Speaker) -> str:
         return f"{speaker.label}: " if len(self.conversations) > 1 else ""
 
     def _keep(self, question: str, answers: list[Answer]) -> None:
         if answers[0].ended == "interrupted" and not any(answer.text for answer in answers):
-            self.screen.note("stopped before the first word; the question is taken back")
+            self.screen.note("stopped before the first word; the question is removed")
             return
         for conversation, answer in zip(self.conversations, answers, strict=True):
             conversation.turns.append((question, answer.text))
             if answer.ended == "limit":
                 self.screen.note(f"{self._who(answer.speaker)}cut after {answer.tokens} tokens")
         if answers[0].ended == "interrupted":
-            self.screen.note("stopped; /undo takes the turn back")
+            self.screen.note("stopped; /undo removes the turn")
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -145,26 +151,26 @@ class Session:
         self.screen.note("the system prompt is removed" if text == "none" else "the system prompt is set")
 
     def _system(self, text: str) -> None:
-        deaf = [c.speaker.label for c in self.conversations if text and not c.speaker.has_system_turn()]
-        if deaf:
+        without = [c.speaker.label for c in self.conversations if text and not c.speaker.has_system_turn()]
+        if without:
             raise ConfigError(
-                f"the chat template of {', '.join(deaf)} has no place for a system prompt; put it in the question"
+                f"the chat template of {', '.join(without)} has no place for a system prompt; put it in the question"
             )
         for conversation in self.conversations:
             conversation.system = text
 
     def do_retry(self, _: str) -> None:
-        question = self._take_back()
+        question = self._remove_last()
         if self.settings.temperature == 0:
             self.screen.note("the temperature is 0, so the answer is the same")
         self.ask(question)
 
     def do_undo(self, _: str) -> None:
-        self.screen.note(f"taken back: {self._take_back()}")
+        self.screen.note(f"removed: {self._remove_last()}")
 
-    def _take_back(self) -> str:
+    def _remove_last(self) -> str:
         if not self.conversations[0].turns:
-            raise DataError("there is no turn to take back yet")
+            raise DataError("there is no turn yet")
         question, _ = self.conversations[0].turns[-1]
         for conversation in self.conversations:
             conversation.turns.pop()
@@ -190,9 +196,9 @@ class Session:
         self.open = False
 
 
-@click.command("python -m rlhf.chat", cls=Command)
+@click.command("python -m rlhf.chat", cls=Command, groups=groups_of(ChatSettings, Models=("compare",)))
 @click.argument("model")
-@click.option("--compare", metavar="MODEL", help="a second model that answers beside the first")
+@click.option("--compare", metavar="MODEL", help="second model, which answers beside the first")
 @options(ChatSettings)
 def main(model: str, compare: str | None, **flags: Any) -> int:
     """Chat with MODEL: a folder that a stage wrote, a hub name or an alias such as opt-1.3b."""
@@ -216,6 +222,6 @@ def main(model: str, compare: str | None, **flags: Any) -> int:
         screen.note("/help lists the commands; Ctrl-C stops an answer")
     try:
         return session.run()
-    except BrokenPipeError:  # the reader of our output has left, as `head` does
+    except BrokenPipeError:  # the reader of our output has ended, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE

@@ -1,9 +1,9 @@
-"""What a person sees: lines, warnings, tables and progress bars; rank 0 only.
+"""Output for people: lines, warnings, tables and progress bars; rank 0 only.
 
-One process shows things in one of three ways. On a terminal a live bar; into a pipe plain lines, a few a minute; and
-with RLHF_EVENTS=1, set by `train.py` for the ranks that it starts, events: one line of "\\x1e" and JSON each, which
-`train.py` shows as if they were its own (`console/replay.py`). Text may come from models and data, so it is never read
-as markup and its control characters are dropped.
+A process shows it in one of three ways. On a terminal: live bars. In a pipe: plain lines, a few a minute. With
+RLHF_EVENTS=1, which `train.py` sets for the ranks that it starts: events, each one line of "\\x1e" and JSON, which
+`train.py` shows as its own output (`console/replay.py`). Text may come from models and data, so it is never read as
+markup, and its control characters are dropped.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def warn(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table; numbers are shown with `figure` and stand at the right."""
+    """A table; numbers are shown with `figure`, at the right of their column."""
     if not process.is_main():
         return
     if process.sends_events():
@@ -76,7 +76,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
 
 @contextmanager
 def progress(name: str, *, total: int | None = None, unit: str = "step", start: int = 0) -> Iterator[Bar]:
-    """A bar from `start` (what a resumed run has done already) to `total`; None is an end not known."""
+    """A bar from `start` (what a resumed run has done already) to `total`; None: the end is not known."""
     if not process.is_main():
         kind = Bar
     else:
@@ -97,7 +97,7 @@ def _print(text: str, *, style: str | None = None, stderr: bool = False) -> None
 
 
 def _target(stderr: bool = False) -> Console:
-    """The console that draws the live bar, if there is one: it alone knows how to write above it."""
+    """The console that draws the live bar, if there is one: only that console can write above the bar."""
     return live.progress.console if live.progress is not None else own_screen(stderr=stderr)
 
 

@@ -13,12 +13,12 @@ from rlhf.console.text import clean, duration, figure
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-PLAIN_SECONDS = 10.0  # between two lines of a bar that is piped
+PLAIN_SECONDS = 10.0  # between two lines of a bar in a pipe
 EVENT_SECONDS = 0.2  # between two events of a bar
 
 
 class Bar:
-    """How far something is, and its latest metrics. This one shows nothing: the bar of ranks other than 0."""
+    """The progress of a piece of work, and its latest metrics. This class shows nothing; ranks other than 0 use it."""
 
     seconds_between = 0.0
 
@@ -29,7 +29,7 @@ class Bar:
         self._waiting = False
 
     def update(self, done: int, metrics: Mapping[str, float] | None = None) -> None:
-        """`done` of `total` are done; `metrics` take the place of the ones before."""
+        """`done` of `total` are done; `metrics` replace the previous ones."""
         self.done = done
         if metrics:
             self.metrics = {name: float(value) for name, value in metrics.items()}
@@ -67,7 +67,7 @@ class Bar:
 class PlainBar(Bar):
     """Lines, at most one every `PLAIN_SECONDS`, and the last; on standard output unless `stream` is given.
 
-    A bar inside another that ends before its first line says nothing.
+    An inner bar that ends before its first line shows nothing.
     """
 
     seconds_between = PLAIN_SECONDS
@@ -114,7 +114,7 @@ live = Live()
 
 
 class LiveBar(Bar):
-    """A line that is drawn anew; an inner bar disappears when it ends, the outermost stays as it ended."""
+    """A line that is redrawn. An inner bar disappears when it ends; the outermost one stays with its last state."""
 
     def open(self) -> None:
         from rich import progress as rich_progress
@@ -154,7 +154,7 @@ class LiveBar(Bar):
 
 
 def _times_column() -> Any:
-    """Time left, or time spent where no end is known or it is reached."""
+    """The time left; the time spent if the end is not known or is reached."""
     from rich.progress import ProgressColumn, Task
     from rich.text import Text
 

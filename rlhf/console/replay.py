@@ -15,8 +15,8 @@ from rlhf.console.text import figure
 class Replay:
     """Shows the events in a stage's output on this process's console and writes its plain text to `log`.
 
-    `line()` takes one line of output: an event is shown and logged as text; anything else, a library's chatter, only
-    reaches the log. `close()` ends bars that a dying stage left open.
+    `line()` takes one line of output: an event is shown and logged as text; anything else, such as a library's output,
+    is only logged. `close()` ends bars that a stage left open when it died.
     """
 
     def __init__(self, log: TextIO) -> None:
@@ -24,7 +24,7 @@ class Replay:
         self._bars: dict[str, tuple[Any, Bar, PlainBar]] = {}
 
     def wait(self, name: str) -> None:
-        """On a terminal, show that `name` is at work until `close()`; its own bars appear below."""
+        """On a terminal, show that `name` is running, until `close()`; its own bars appear below."""
         if interactive() and process.is_main():
             shown = progress(name, unit="")
             self._bars[""] = (shown, shown.__enter__(), PlainBar(name, stream=self._log, total=None, unit=""))

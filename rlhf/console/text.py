@@ -1,4 +1,4 @@
-"""Numbers, times and foreign text as people read them."""
+"""Numbers, times and text from outside, as they are shown to people."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def figure(value: Any) -> str:
-    """A number as people read it: whole numbers with thousands apart, others with four digits; text stays."""
+    """A number for people: 12345 → "12,345", 0.123456 → "0.1235"; text is unchanged, None is empty."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return "" if value is None else str(value)
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Figures of models that answered the same prompts, and how they are shown. Imports no torch."""
+"""The comparison of models that answered the same prompts: its figures and tables. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from rlhf import console
 
 SHOWN_CHARACTERS = 240  # of a prompt or response in the terminal's table
-# What may score a response, and what tables call it.
+# Kinds of scores, and their names in tables.
 KINDS = {"score": "score", "reward_model": "reward model"}
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and its standard error s/√n (s with n − 1); no error of a single value. [0, 1, 2] → 1 ± 0.577."""
+    """Mean and its standard error s/√n (s with n − 1); a single value has no error. [0, 1, 2] → 1 ± 0.577."""
     count = len(values)
     mean = math.fsum(values) / count
     if count == 1:
@@ -23,7 +23,7 @@ def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def compare(values: Sequence[float], first: Sequence[float]) -> dict[str, Any]:
-    """Of one model: its mean, its gain over the first model and its win rate against it, prompt by prompt.
+    """The mean of a model's values, and its gain and win rate against the first model, prompt by prompt.
 
     A tie is half a win. `first` [0.2, 0.5] and `values` [0.4, 0.5]: gain 0.1, win rate 0.75.
     """

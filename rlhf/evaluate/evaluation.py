@@ -11,13 +11,13 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
 from rlhf import console
 from rlhf.command import Command
-from rlhf.config import Config, build, given, options, setting
+from rlhf.config import Config, build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, nearest
 from rlhf.evaluate import comparison
 from rlhf.evaluate.judges import Asked, Judge, Response, reward_model_judge, scorer_judge, scorer_problems
@@ -33,25 +33,36 @@ from rlhf.stage_config import Dtype
 class EvaluateConfig(Config):
     """Which models answer which prompts, how, and what scores them."""
 
+    help_groups: ClassVar = {
+        "Models": ("model", "dtype", "trust_remote_code"),
+        "Prompts": ("prompts", "prompt_column", "max_prompts"),
+        "Scores": ("scorer", "reward_model"),
+        "Result": ("output", "samples"),
+        "Answers": (
+            *("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop_at_next_turn"),
+            "batch_size",
+        ),
+    }
+
     model: list[str] = setting(
-        [], "LABEL=MODEL, repeatable: a folder, hub name or alias; the others are held to the first"
+        [], "LABEL=MODEL, a folder, a hub name or an alias; the others are compared with the first; repeatable"
     )
-    prompts: str = setting("", "a .jsonl file of prompts: text, or a list of {role, content}")
-    prompt_column: str = setting("prompt", "the prompts' column")
-    max_prompts: int | None = setting(None, "take this many prompts, at most", ge=1)
-    scorer: str = setting("", "package.module:function, of (prompt, response) to a number")
-    reward_model: str = setting("", "a trained reward model that scores the responses, too")
-    output: Path | None = setting(None, "write the result to this JSON file")
-    samples: int = setting(6, "prompts whose responses are shown", ge=0)
-    temperature: float = setting(0.0, "of the sampling; 0 takes the likeliest token", ge=0)
-    top_p: float = setting(1.0, "sample from the smallest set with this mass", gt=0, le=1)
-    top_k: int = setting(0, "sample from the k most likely tokens; 0 is off", ge=0)
-    max_new_tokens: int = setting(256, "tokens of a response, the end token included", ge=1)
-    stop_at_next_turn: bool = setting(False, "cut a response where the model invents the next turn, as chat does")
-    seed: int = setting(0, "of the sampling", ge=0)
-    batch_size: int = setting(32, "prompts answered at a time: memory, not results", ge=1)
-    dtype: Dtype = setting("auto", "of the weights: auto is bf16 on a GPU that has it, else fp32")
-    trust_remote_code: bool = setting(False, "run code that comes with a model")
+    prompts: str = setting("", ".jsonl file of prompts, each a text or a list of {role, content}")
+    prompt_column: str = setting("prompt", "column of the file that holds the prompts")
+    max_prompts: int | None = setting(None, "largest number of prompts; default: all of the file", ge=1)
+    scorer: str = setting("", "function that scores (prompt, response) with a number, as package.module:function")
+    reward_model: str = setting("", "trained reward model that scores the responses")
+    output: Path | None = setting(None, "JSON file that the result is written to")
+    samples: int = setting(6, "number of prompts whose responses are shown", ge=0)
+    temperature: float = setting(0.0, "temperature of the sampling; 0: always the most likely token", ge=0)
+    top_p: float = setting(1.0, "probability of the smallest set of tokens to sample from; 1: all tokens", gt=0, le=1)
+    top_k: int = setting(0, "number of most likely tokens to sample from; 0: all tokens", ge=0)
+    max_new_tokens: int = setting(256, "longest response, in tokens, end token included", ge=1)
+    stop_at_next_turn: bool = setting(False, "response cut where the model begins the user's next turn, as in chat")
+    seed: int = setting(0, "seed of the sampling", ge=0)
+    batch_size: int = setting(32, "prompts answered at a time; changes memory, not results", ge=1)
+    dtype: Dtype = setting("auto", "number format of the weights; auto: bf16 on GPUs that compute in it, else fp32")
+    trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
     def named_models(self) -> dict[str, str]:
         """Label → model."""
@@ -94,7 +105,7 @@ def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None
     except (FileNotFoundError, IsADirectoryError):
         raise DataError(f"prompts={path}: no such file") from None
     if not asked:
-        raise DataError(f"{path} holds no prompts")
+        raise DataError(f"{path} has no prompts")
     return asked
 
 
@@ -142,7 +153,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         responses[label] = answer_all(speaker, asked, config)
         seconds[label] = time.monotonic() - began
         del speaker
-        gc.collect()  # the next model takes its place in memory
+        gc.collect()  # makes room in memory for the next model
     scores = {
         kind: {label: judge(asked, r) for label, r in responses.items()} for kind, judge in _judges(config).items()
     }
@@ -167,7 +178,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig) -> list[Response]:
-    """The speaker's responses, in the order of the prompts; long prompts are answered together, the longest first."""
+    """The speaker's responses, in the order of the prompts. Longest prompts are answered first, in batches."""
     from rlhf.generation.drawing import Sampling
 
     stops = speaker.stops
@@ -191,7 +202,7 @@ def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig)
     with console.progress(f"{speaker.label} answers", total=len(asked), unit="prompt") as bar:
         for begin in range(0, len(order), config.batch_size):
             rows = order[begin : begin + config.batch_size]
-            # the prompt's own number goes into its random numbers, so the batch does not matter
+            # random numbers depend on the prompt's own number, so the batch does not matter
             drawn = speaker.sampler.generate([prompts[i] for i in rows], sampling, seed=config.seed, rows=rows)
             for row, ids in zip(rows, drawn.responses(), strict=True):
                 ended = bool(ids) and ids[-1] in stops.end_ids
@@ -240,12 +251,14 @@ def _fingerprint(asked: Sequence[Asked]) -> str:
     return hashlib.sha256(json.dumps([a.messages for a in asked]).encode()).hexdigest()
 
 
-@click.command("python -m rlhf.evaluate", cls=Command)
+@click.command("python -m rlhf.evaluate", cls=Command, groups=groups_of(EvaluateConfig))
 @options(EvaluateConfig)
 def main(**flags: Any) -> int:
-    """Let models answer the same prompts and score their answers:
+    """Let several models answer the same prompts, and compare the scores of their answers.
 
-    python -m rlhf.evaluate --model sft=output/step1_sft/model --model ppo=output/step3_ppo/actor --prompts FILE.jsonl
+    \b
+      python -m rlhf.evaluate --prompts FILE.jsonl \\
+        --model sft=output/step1_sft/model --model ppo=output/step3_ppo/actor
     """
     config = build(EvaluateConfig, given(flags), where="")
     result = evaluate(config)

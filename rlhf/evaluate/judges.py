@@ -1,4 +1,4 @@
-"""What gives a response a score in an evaluation: a function of the user's, or a reward model."""
+"""Judges, which score the responses of an evaluation: a function of the user, or a reward model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Response:
-    """What a model said: its text, its length in tokens (the end token included), and whether an end token ended it."""
+    """A response of a model: its text, its length in tokens (with the end token), and whether an end token ended it."""
 
     text: str
     length: int
@@ -64,7 +64,7 @@ def scorer_judge(name: str) -> Judge:
         for prompt, response in zip(asked, responses, strict=True):
             value: Any = score(prompt.text, response.text)
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise DataError(f"scorer={name} gave {value!r} for the prompt in row {prompt.row}, not a number")
+                raise DataError(f"scorer={name} returned {value!r} for the prompt in row {prompt.row}, not a number")
             scores.append(float(value))
         return scores
 
@@ -72,9 +72,9 @@ def scorer_judge(name: str) -> Judge:
 
 
 def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False) -> Judge:
-    """The judge that reads the conversation in the reward model's own template; normalised as stage 3 does.
+    """The judge that scores the conversation, in the reward model's own template, with a reward model.
 
-    The end token is there only where the response was ended by one. Raises ModelError.
+    Scores are normalised as in stage 3. A sequence has an end token only if its response has one. Raises ModelError.
     """
     from rlhf.models.loading import Loading, dtype_of, load_tokenizer
     from rlhf.models.reward_model import load_reward_model

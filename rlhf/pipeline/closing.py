@@ -1,4 +1,4 @@
-"""The end of a run: its models side by side, its times and figures, its report, and how to talk to what came out."""
+"""The end of a run: the evaluation of its models, a table of times and figures, the report, the command for a chat."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rlhf.console import say, table, warn
 from rlhf.console.text import duration
 from rlhf.errors import RLHFError, error_lines
 from rlhf.pipeline import preparation
-from rlhf.pipeline.evaluation import evaluate
+from rlhf.pipeline.evaluation import run_evaluation
 from rlhf.pipeline.plan import Plan
 from rlhf.stages.result import StageResult
 
 
 def close_run(plan: Plan, results: Sequence[StageResult]) -> None:
-    """Evaluate, write the report, and say what came out. Raises StepFailed when the evaluation fails."""
+    """Evaluate, write the report, and show the results. Raises JobFailed when the evaluation fails."""
     models = {label: path for result in results for label, path in result.models.items()}
-    seconds = evaluate(plan, models)
+    seconds = run_evaluation(plan, models)
     _show_times(plan, results, seconds)
     table("Models", ["model", "folder"], list(models.items()))
     report = _report(plan.pipeline.output_dir)
@@ -30,15 +30,15 @@ def close_run(plan: Plan, results: Sequence[StageResult]) -> None:
 
 
 def _show_times(plan: Plan, results: Sequence[StageResult], evaluation_seconds: float) -> None:
-    """Time, cost and figures of every step; the preparation and the evaluation use one rank."""
+    """A table of the time, cost and figures of every job; the preparation and the evaluation use one rank."""
     price, ranks = plan.pipeline.price_per_gpu_hour, plan.placement.world_size
     preparing = preparation.seconds(plan.pipeline.output_dir) if plan.prepare is not None else 0.0
-    steps = [("prepare", preparing, 1, "")]
-    steps += [(s.spec.package, r.seconds, ranks, r.text()) for s, r in zip(plan.stages, results, strict=True)]
-    steps = [step for step in [*steps, ("evaluate", evaluation_seconds, 1, "")] if step[1]]
-    rows = [[name, duration(taken), *_cost(price, taken * used), said] for name, taken, used, said in steps]
-    whole, paid = sum(step[1] for step in steps), sum(step[1] * step[2] for step in steps)
-    rows.append(["together", duration(whole), *_cost(price, paid), ""])
+    jobs = [("prepare", preparing, 1, "")]
+    jobs += [(s.spec.package, r.seconds, ranks, r.text()) for s, r in zip(plan.stages, results, strict=True)]
+    jobs = [job for job in [*jobs, ("evaluate", evaluation_seconds, 1, "")] if job[1]]
+    rows = [[name, duration(taken), *_cost(price, taken * used), figures] for name, taken, used, figures in jobs]
+    total, paid = sum(job[1] for job in jobs), sum(job[1] * job[2] for job in jobs)
+    rows.append(["total", duration(total), *_cost(price, paid), ""])
     table("Stages", ["stage", "time", *(["cost"] if price else []), "result"], rows)
 
 
@@ -47,8 +47,8 @@ def _cost(price: float | None, rank_seconds: float) -> list[str]:
 
 
 def _report(output: Path) -> Path | None:
-    """`report.html`; a run is not failed for want of it."""
-    from rlhf.report.page import write_report  # brings a template engine
+    """Write `report.html`; without it the run is still a success."""
+    from rlhf.report.page import write_report  # imports a template engine
 
     try:
         return write_report(output)

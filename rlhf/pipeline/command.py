@@ -23,7 +23,7 @@ from rlhf.stages.spec import StageSpec
 
 def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
     """What is wrong with a recipe's `evaluate:` section."""
-    from rlhf.pipeline.evaluation import evaluation_problems as found  # brings what --help need not wait for
+    from rlhf.pipeline.evaluation import evaluation_problems as found  # imports what --help does not need
 
     return found(settings, pending=pending)
 
@@ -32,7 +32,7 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
     """The command `name` that plans and runs `specs`, in their order."""
     groups = groups_of(PipelineConfig, Run=("recipe", "overwrite", "dry_run"), Training=("sets",))
 
-    @click.command(name, cls=Command, groups=groups, help=help, context_settings={"max_content_width": 110})
+    @click.command(name, cls=Command, groups=groups, help=help)
     @options(PipelineConfig)
     @click.option("--recipe", help=f"file of settings, or one of: {', '.join(recipe_names())}; none: built-in defaults")
     @click.option(

@@ -1,7 +1,7 @@
 """Settings of the pipeline as a whole: the flags of `train.py` and the `pipeline:` section of a recipe.
 
-A flag stands for the setting of the same name in every stage that has one, or for the settings that name it as their
-`flag`. A flag that is not given leaves the stages' own defaults. Imports no torch.
+A flag sets the setting of the same name in every stage that has one, or the settings that name it as their `flag`. If a
+flag is not given, the stages keep their own defaults. Imports no torch.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class PipelineConfig(Config):
     # data
     data_path: list[str] | None = setting(
         None,
-        "SOURCE[:weight], a file (.jsonl, .json, .csv, .parquet), a folder or a hub dataset; repeatable",
+        "SOURCE[:weight], a file (.jsonl, .json, .csv, .parquet), a folder, a glob or a hub dataset; repeatable",
     )
     eval_data_path: list[str] | None = setting(None, "held-out rows; default: a part of each source; repeatable")
-    columns: str | None = setting(None, "names of the data's columns: prompt=question,chosen=best,rejected=worst")
+    columns: str | None = setting(None, "names of the data's columns, such as prompt=question,chosen=best")
     data_split: str | None = setting(None, "shares of the prompts for stages 1, 2 and 3, such as 2,4,4")
     max_samples: int | None = setting(None, "largest number of rows that a stage trains on", ge=1)
     max_prompt_length: int | None = setting(None, "longest prompt, in tokens", ge=1)
-    max_response_length: int | None = setting(None, "longest response, in tokens", ge=1)
-    ptx_data: list[str] | None = setting(None, "plain text mixed into PPO; repeatable")
+    max_response_length: int | None = setting(None, "longest response, in tokens, end token included", ge=1)
+    ptx_data: list[str] | None = setting(None, "SOURCE[:weight] of plain text mixed into PPO; repeatable")
 
     # the run
     stages: str = setting("", "numbers of the stages to run, such as 3 or 2,3; default: all")
@@ -86,7 +86,9 @@ class PipelineConfig(Config):
     )
     ema: bool | None = setting(None, "moving average of the actor, exported beside it")
     kl_coef: float | None = setting(None, "weight of the KL to the reference in PPO's rewards, per nat and token", ge=0)
-    ptx_coef: float | None = setting(None, "weight of the loss on the text of ptx-data", ge=0)
+    ptx_coef: float | None = setting(
+        None, "weight of the loss on the text of ptx-data; default: 27.8, as in InstructGPT", ge=0
+    )
 
     # the machine
     num_gpus: int | None = setting(
@@ -128,5 +130,5 @@ class PipelineConfig(Config):
                 "with its --node-rank and --master-addr"
             )
         if self.node_rank is not None and self.num_nodes and self.node_rank >= self.num_nodes > 1:
-            found.append(f"--node-rank {self.node_rank}: with --num-nodes {nodes} they are 0 to {nodes - 1}")
+            found.append(f"--node-rank {self.node_rank} must be 0 to {nodes - 1} with --num-nodes {nodes}")
         return found

@@ -1,4 +1,4 @@
-"""The models of a run side by side on prompts: `python -m rlhf.evaluate` as the pipeline's last step."""
+"""The comparison of a run's models on the same prompts: `python -m rlhf.evaluate` as the pipeline's last job."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from rlhf import hardware
 from rlhf.config import build_leniently
 from rlhf.console import say, warn
 from rlhf.evaluate import comparison
-from rlhf.pipeline.job import StepFailed, as_flags, run_step
+from rlhf.pipeline.job import JobFailed, as_flags, run_job
 from rlhf.pipeline.launch import Placement
 from rlhf.pipeline.plan import Plan, StagePlan
 
 EVALUATION_NAME = "evaluation.json"
 _SAMPLES = 3
-_SMALL = {False: 2e9, True: 40e9}  # bytes of weights that answer a few prompts in a minute: on CPU, on a GPU
+_SMALL = {False: 2e9, True: 40e9}  # largest model, in bytes, that answers a few prompts in a minute: on a CPU, on a GPU
 
 
 def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[str]:
-    """What is wrong with a recipe's `evaluate:`; `pending`: its prompts may still be made by the preparation."""
+    """Problems of a recipe's `evaluate:`; `pending`: the preparation may still make its prompts."""
     from rlhf.evaluate.evaluation import EvaluateConfig
 
     config, found = build_leniently(EvaluateConfig, settings, where="evaluate")
     for name in ("model", "output"):
         if name in settings:
-            found.append(f"evaluate.{name} is worked out by train.py; leave it out")
+            found.append(f"evaluate.{name} is set by train.py; leave it out")
     about_models = ("--model", "--prompts" if pending else "--model")
     return found + [line for line in config.problems() if not line.startswith(about_models)]
 
 
-def evaluate(plan: Plan, models: Mapping[str, str]) -> float:
-    """Compare the run's base model and the models that its stages made, as the recipe says. Without a word in it, small
-    models answer a few of the prompts that a stage held out. An evaluation that is there already is shown, when it is
-    of the same models.
+def run_evaluation(plan: Plan, models: Mapping[str, str]) -> float:
+    """Compare the run's base model and the models that its stages made, as the recipe says. If it says nothing, small
+    models answer a few of the prompts that a stage held out. If `evaluation.json` is there and is of the same models
+    and settings, it is only shown.
 
-    Returns the seconds that it took now. Raises StepFailed when what the recipe asks for fails."""
+    Returns the seconds that it took, 0 if nothing ran. Raises JobFailed when an evaluation of the recipe fails.
+    """
     output = plan.pipeline.output_dir
     last = next((stage for stage in reversed(plan.stages) if stage.spec.evaluation is not None), None)
     if last is None:
         return 0.0
     outputs = [output for spec in plan.specs for output in spec.outputs if output.title]
     compared = {output.title: models[output.label] for output in outputs if output.label in models}
-    settings = dict(plan.evaluate) if plan.evaluate is not None else _by_itself(plan, last, compared.values())
+    settings = dict(plan.evaluate) if plan.evaluate is not None else _default_settings(plan, last, compared.values())
     if settings is None:
         return 0.0
     if plan.base_model:
@@ -62,16 +63,16 @@ def evaluate(plan: Plan, models: Mapping[str, str]) -> float:
     arguments += [*as_flags(settings), "--output", str(output / EVALUATION_NAME)]
     say(f"evaluate: {', '.join(compared)}")
     try:
-        run_step("evaluate", output, "rlhf.evaluate", arguments, Placement(gpus=plan.placement.gpus), "evaluate.log")
-    except StepFailed as failure:
+        run_job("evaluate", output, "rlhf.evaluate", arguments, Placement(gpus=plan.placement.gpus), "evaluate.log")
+    except JobFailed as failure:
         if plan.evaluate is not None:
             raise
-        warn(f"no sample answers: {failure.problems[-1]}; {failure.log} tells more")
+        warn(f"no sample answers: {failure.problems[-1]}; see {failure.log}")
     return time.monotonic() - began
 
 
 def _evaluated_before(path: Path, settings: Mapping[str, Any], compared: Mapping[str, str]) -> dict[str, Any] | None:
-    """The evaluation of an earlier run, if it was the same and is younger than the models."""
+    """The earlier evaluation, if it has the same settings and models and is newer than the models; else None."""
     newest = max((f.stat().st_mtime for folder in compared.values() for f in Path(folder).glob("*")), default=0.0)
     if not path.exists() or path.stat().st_mtime < newest:
         return None
@@ -84,8 +85,8 @@ def _evaluated_before(path: Path, settings: Mapping[str, Any], compared: Mapping
     return result if same else None
 
 
-def _by_itself(plan: Plan, stage: StagePlan, folders: Iterable[str]) -> dict[str, Any] | None:
-    """Settings for a few prompts that a stage held out, where that is cheap; else None."""
+def _default_settings(plan: Plan, stage: StagePlan, folders: Iterable[str]) -> dict[str, Any] | None:
+    """Settings for a few prompts that a stage held out; None if that takes long."""
     assert stage.spec.evaluation is not None
     settings = stage.spec.evaluation(stage.config)
     if not Path(settings["prompts"]).exists():

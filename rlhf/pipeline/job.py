@@ -1,4 +1,4 @@
-"""One step of a pipeline: a module run as a process (or as ranks) with its own log, shown live. Imports no torch."""
+"""One job of a pipeline: a module run as a process (or as ranks) with its own log, shown live. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from rlhf.errors import RLHFError
 from rlhf.pipeline.launch import Placement, RankFailed, launch
 from rlhf.stages.result import LOG_NAME
 
+LAST_LINES = 50  # of a job's output that are kept for its result
 
-class StepFailed(RLHFError):
-    """A step of the pipeline failed; `log` holds all that it said."""
 
-    def __init__(self, step: str, log: Path, failure: RankFailed) -> None:
+class JobFailed(RLHFError):
+    """A job of the pipeline failed; `log` holds all of its output."""
+
+    def __init__(self, job: str, log: Path, failure: RankFailed) -> None:
         super().__init__(str(failure))
-        self.step, self.log, self.problems, self.exit_code = step, log, failure.problems, failure.exit_code
+        self.job, self.log, self.problems, self.exit_code = job, log, failure.problems, failure.exit_code
 
 
-def run_step(
+def run_job(
     name: str, folder: Path, module: str, arguments: Sequence[str], placement: Placement, log_name: str = LOG_NAME
 ) -> list[str]:
-    """Run `python -m module` as a step with its own log, shown live; the lines of its output that were no events.
+    """Run `python -m module` as the job `name`, with its own log, shown live. Returns the last lines of its output.
 
-    Raises StepFailed.
+    Raises JobFailed.
     """
     lines: list[str] = []
     log_path = folder / log_name
@@ -36,13 +38,13 @@ def run_step(
 
         def line(text: str) -> None:
             lines.append(text)
-            del lines[:-50]
+            del lines[:-LAST_LINES]
             replay.line(text)
 
         try:
             launch(module, arguments, placement, line=line, started=lambda: replay.wait(name))
         except RankFailed as failure:
-            raise StepFailed(name, log_path, failure) from None
+            raise JobFailed(name, log_path, failure) from None
         finally:
             replay.close()
     return lines

@@ -1,7 +1,7 @@
-"""Starts a stage's ranks, follows their output, and sees to it that none outlives the run.
+"""Starts a stage's ranks, follows their output, and makes sure that none outlives the run.
 
-On one node the ranks are our own children: each is told to die with us by the kernel, and each watches our process id
-besides. Over several nodes the DeepSpeed launcher starts them. The first rank that fails ends the others.
+On one node the ranks are our own children. The kernel kills each of them when we die, and each also watches our process
+id. On several nodes the DeepSpeed launcher starts them. The first rank that fails ends the others.
 Imports no torch.
 """
 
@@ -24,14 +24,14 @@ from rlhf import hardware
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, RLHFError, Terminated
 
 ROOT = Path(__file__).resolve().parents[2]
-GRACE_SECONDS = 120.0  # for ranks that were asked to end: they finish a step and write a checkpoint
-LAST_WORDS_SECONDS = 2.0  # for the other ranks once one has failed: they wait for it in vain
+GRACE_SECONDS = 120.0  # for ranks that were asked to end, to finish a step and write a checkpoint
+LAST_WORDS_SECONDS = 2.0  # for the output of the other ranks after one has failed
 _PR_SET_PDEATHSIG = 1
 _ERROR = re.compile(r"^(?:[\w.-]+: )?error: (.*)$")  # a remote launcher puts the host's name before it
 
 
 class RankFailed(RLHFError):
-    """A rank ended with an error; the text is what it said last. `exit_code` is 2 where the user can mend it."""
+    """A rank ended with an error; the text is its last error lines. `exit_code` is 2 if the user can fix it."""
 
     def __init__(self, problems: Sequence[str], exit_code: int) -> None:
         super().__init__("\n".join(problems))
@@ -40,7 +40,7 @@ class RankFailed(RLHFError):
 
 @dataclass(frozen=True)
 class Placement:
-    """Where ranks run: `ranks` on each of `nodes`. With `node_rank` a node starts its own, else node 0 all by ssh."""
+    """Where ranks run: `ranks` on each of `nodes`. With `node_rank` each node starts its own, else node 0 all."""
 
     ranks: int = 1
     gpus: bool = False
@@ -56,7 +56,7 @@ class Placement:
 
     @property
     def first(self) -> bool:
-        """Whether this node keeps the run's folder."""
+        """Whether this node writes the run's folder."""
         return not self.node_rank
 
 
@@ -76,7 +76,7 @@ def command(package: str, arguments: Sequence[str], placement: Placement) -> lis
 
 
 def shown(words: Sequence[str]) -> str:
-    """A command as one would type it."""
+    """A command as a user would type it."""
     return shlex.join(["python" if words[0] == sys.executable else words[0], *words[1:]])
 
 
@@ -88,9 +88,9 @@ def launch(
     line: Callable[[str], None],
     started: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run a stage to its end on this node's ranks; `line` gets each line of output, those of other ranks tagged.
+    """Run a stage to its end on this node's ranks; `line` gets each line of output, tagged for ranks other than 0.
 
-    `started` is called when all run: a display may start its threads then, not before processes are forked.
+    `started` is called when all ranks run: a display may start threads only after all processes are forked.
     Raises RankFailed when a rank fails. Ctrl-C and SIGTERM are passed on to the ranks, which get `GRACE_SECONDS`.
     """
     words = command(package, arguments, placement)
@@ -115,13 +115,13 @@ def launch(
 
 
 def environment(placement: Placement, *, rank: int | None, port: int) -> dict[str, str]:
-    """The variables of a rank (or, where `rank` is None, of a launcher): ours are first on the path, and libraries are
-    told the threads of a rank and to be quiet."""
+    """The environment of a rank, or of a launcher if `rank` is None. Our packages come first on the path; libraries get
+    the number of threads and are told to be quiet."""
     variables = dict(os.environ)
     path = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
     variables |= {
         "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONSAFEPATH": "1",  # a data/ where the user stands must not hide ours
+        "PYTHONSAFEPATH": "1",  # a data/ in the user's working folder must not hide ours
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         "RLHF_EVENTS": "1",
@@ -149,11 +149,11 @@ def environment(placement: Placement, *, rank: int | None, port: int) -> dict[st
 
 @dataclass
 class _Rank:
-    """A child process, and what it said last."""
+    """A child process, and its last errors."""
 
     number: int
     process: subprocess.Popen[bytes]
-    errors: list[str] = field(default_factory=list)  # the last run of "error:" lines
+    errors: list[str] = field(default_factory=list)  # the last "error:" lines in a row
     ended: float | None = None
     killed_by_us: bool = False
     _tail: bytes = b""
@@ -173,7 +173,7 @@ class _Rank:
         if not data and self._tail:
             lines, self._tail = [*lines, self._tail], b""
         for raw in lines:
-            # of a bar that redraws itself only the last state is kept
+            # a bar that redraws itself: keep its last state only
             text = raw.decode("utf-8", errors="replace").rstrip("\r").rpartition("\r")[2]
             self._note(text)
             line(text if self.number == 0 or text.startswith("error: ") else f"[rank {self.number}] {text}")
@@ -186,8 +186,8 @@ class _Rank:
         self._in_errors = bool(match)
 
 
-# Asks the kernel for its own end with that of its owner, then becomes the program. In a process of its own, because a
-# fork of ours (`preexec_fn`) needs room for all of our memory a second time.
+# Asks the kernel to kill this process when its owner dies, then becomes the program. It is a process of its own because
+# a fork of ours (`preexec_fn`) would need all of our memory a second time.
 _DIE_WITH_OWNER = f"""
 import ctypes, os, sys
 if sys.platform == "linux":
@@ -205,7 +205,7 @@ def _start(words: Sequence[str], variables: Mapping[str, str]) -> subprocess.Pop
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        start_new_session=True,  # so that Ctrl-C reaches a rank through us alone, and its children can be found
+        start_new_session=True,  # so that Ctrl-C reaches a rank only through us, and its children can be found
     )
 
 
@@ -262,11 +262,11 @@ def _signal(rank: _Rank, number: signal.Signals) -> None:
 
 
 def _cause(failed: Sequence[_Rank], *, tagged: bool) -> RankFailed:
-    """The failure that came first; a rank that was killed from outside goes before those that then missed it."""
+    """The first failure. A rank that was killed from outside comes before ranks that failed because it was missing."""
     own = [rank for rank in failed if not rank.killed_by_us] or list(failed)
     first = min(own, key=lambda rank: (rank.process.returncode > 0, rank.ended or 0.0))
     code = first.process.returncode
-    name = f"rank {first.number}" if tagged else "its process"
+    name = f"rank {first.number}" if tagged else "the process"
     if code < 0:
         hint = "; the machine may be out of memory" if -code == signal.SIGKILL else ""
         return RankFailed([f"{name} was killed by {signal.Signals(-code).name}{hint}"], EXIT_FAILURE)

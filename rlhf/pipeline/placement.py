@@ -11,13 +11,15 @@ from rlhf.pipeline.launch import Placement
 
 
 def place(pipeline: PipelineConfig) -> tuple[Placement, list[str]]:
-    """The ranks of a run, and what about them the machine cannot do."""
+    """The placement of a run's ranks, and its problems on this machine."""
     visible = hardware.accelerators()
     gpus = visible > 0 and pipeline.num_gpus != 0
     hosts, problems = _hosts(pipeline.hostfile) if pipeline.hostfile else ({}, [])
     nodes = pipeline.num_nodes or len(hosts) or 1
     if hosts and nodes > len(hosts):
-        problems.append(f"--num-nodes {nodes}: {pipeline.hostfile} lists {len(hosts)} hosts; add hosts or lower it")
+        problems.append(
+            f"--num-nodes {nodes}: {pipeline.hostfile} lists {len(hosts)} hosts; add hosts or lower --num-nodes"
+        )
     ranks = pipeline.num_gpus or (min(hosts.values()) if hosts else visible if gpus else 1)
     by_ssh = nodes > 1 and pipeline.node_rank is None
     if by_ssh and pipeline.hostfile and not (shutil.which("pdsh") and shutil.which("ssh")):
@@ -51,13 +53,13 @@ def placement_text(placement: Placement) -> str:
 
 def _too_many(ranks: int, visible: int, gpus: bool) -> list[str]:
     if gpus and ranks > visible:
-        return [f"--num-gpus {ranks}: {visible} visible here; use --num-gpus {visible}"]
+        return [f"--num-gpus {ranks}: only {visible} visible here; use --num-gpus {visible}"]
     if not gpus and ranks > hardware.cores():
         idle = hardware.idle_gpus()
-        why = f" ({idle} GPUs are there, but the installed torch is built without them)" if idle else ""
+        why = f" (there are {idle} GPUs, but the installed torch is built without GPU support)" if idle else ""
         return [
-            f"--num-gpus {ranks}: there is no GPU{why}, and {hardware.cores()} cores hold that many CPU ranks at most; "
-            f"use --num-gpus {hardware.cores()} or less"
+            f"--num-gpus {ranks}: no GPU can be used here{why}, and {hardware.cores()} cores can run one CPU rank "
+            f"each; use --num-gpus {hardware.cores()} or less"
         ]
     return []
 

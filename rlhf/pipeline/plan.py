@@ -1,7 +1,7 @@
-"""From recipe and flags to the stages' configs, with everything checked before a rank is started.
+"""From recipe and flags to the stages' configs; everything is checked before a rank is started.
 
-Precedence: default < recipe's `pipeline:` < recipe's section of the stage < flag < `--set`; what `prepare` made comes
-before the recipe. Every problem is collected and reported at once. Imports no torch; the stages are passed in.
+Each source overrides those before it: default, what `prepare` made, the recipe's `pipeline:`, the recipe's section of
+the stage, flag, `--set`. All problems are reported at once. Imports no torch; the stages are passed in.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from rlhf.stages.spec import ModelConfig, StageSpec
 
 @dataclass
 class StagePlan:
-    """One stage to run. `sources` says for every setting that was given where it came from."""
+    """One stage to run. `sources` gives the source of every setting that was given."""
 
     spec: StageSpec
     config: RunSettings
@@ -45,7 +45,7 @@ class StagePlan:
 
 @dataclass
 class Plan:
-    """All that a run will do. `specs` are all stages that there are, `stages` those that are selected."""
+    """Everything that a run will do. `specs` are all stages, `stages` the selected ones."""
 
     specs: tuple[StageSpec, ...]
     pipeline: PipelineConfig
@@ -65,8 +65,8 @@ def make_plan(
     evaluation_problems: Callable[..., list[str]] = lambda settings, pending: [],
     prepared: Mapping[str, Any] | None = None,
 ) -> Plan:
-    """Raises ConfigError with all problems. `prepared`: the result of the recipe's preparation, once it has run; before
-    that, what it will bring (models, data) is not missed."""
+    """Raises ConfigError with all problems. `prepared`: the result of the recipe's preparation, once it has run. Before
+    that, models and data that it will make are not reported as missing."""
     problems: list[str] = []
     recipe = read_recipe(request.recipe, specs, problems)
     classes = {spec.package: spec.config_class for spec in specs}
@@ -122,7 +122,7 @@ def make_plan(
 
 
 def machine_of(placement: Placement) -> Machine:
-    """What a run computes on: the ranks of its placement on this machine's GPUs or CPUs."""
+    """The hardware of a run: the ranks of its placement on this machine's GPUs or CPUs."""
     gpus = placement.gpus
     return Machine(ranks=placement.ranks, nodes=placement.nodes, gpus=gpus, bf16=gpus and hardware.bf16_gpus())
 
@@ -137,7 +137,7 @@ def _unknown_stages(pipeline: PipelineConfig, specs: Sequence[StageSpec]) -> lis
     numbers = [spec.number for spec in specs]
     unknown = [number for number in pipeline.selected if number not in numbers]
     listed = ", ".join(map(str, numbers))
-    return [f"--stages {pipeline.stages}: there is no stage {number}; there are {listed}" for number in unknown]
+    return [f"--stages {pipeline.stages}: there is no stage {number}; the stages are {listed}" for number in unknown]
 
 
 def _section(key: str, recipe: Mapping[str, Any], sets: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -150,7 +150,7 @@ def _section(key: str, recipe: Mapping[str, Any], sets: Mapping[str, Any]) -> di
 def _stage_values(
     spec: StageSpec, layers: Mapping[str, Mapping[str, Any]], section: Mapping[str, Any], sets: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """A stage's settings from all layers, where each came from, and what cannot be."""
+    """A stage's settings from all layers, the source of each, and the problems."""
     problems = []
     values: dict[str, Any] = {}
     sources: dict[str, str] = {}
@@ -162,7 +162,7 @@ def _stage_values(
             problems.append(f"--{flag} {value} and {given} disagree; drop one of them")
     for name, way in spec.managed.items():
         if name in sets or name in section:
-            problems.append(f"{spec.package}.{name} is worked out by train.py; {way}")
+            problems.append(f"{spec.package}.{name} is set by train.py; {way}")
     ordered = [("prepare", spread["prepare"]), ("recipe", spread["recipe"]), ("recipe", section)]
     for source, layer in [*ordered, ("flag", spread["flag"]), ("--set", sets)]:
         kept = {name: value for name, value in layer.items() if name not in spec.managed}
@@ -172,7 +172,7 @@ def _stage_values(
 
 
 def _spread(spec: StageSpec, layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Pipeline settings as the settings of a stage that they stand for."""
+    """The settings of a stage that pipeline settings set, with their values."""
     flags = {name: flag_of(spec.config_class, name) for name in spec.config_class.model_fields}
     return {
         name: layer[flag]
@@ -200,7 +200,7 @@ def _prepared_before(
 
 
 def _state(config: RunSettings, spec: StageSpec, problems: list[str]) -> bool:
-    """Whether the stage is finished in its folder; a run there with other settings is a problem."""
+    """Whether the stage is finished in its folder; other settings there are a problem."""
     try:
         refuse_differences(config.output_dir / CONFIG_NAME, config, spec.package)
         return is_finished(config.output_dir)
@@ -216,5 +216,5 @@ def _unlike(stages: Sequence[StagePlan]) -> list[str]:
         values = {s.spec.package: getattr(s.config, name) for s in stages if name in type(s.config).model_fields}
         if len(set(values.values())) > 1:
             shown = ", ".join(f"{package}.{name}={value}" for package, value in values.items())
-            found.append(f"{shown}: stages must split the data alike, else a prompt reaches two of them")
+            found.append(f"{shown}: all stages must split the data in the same way, or a prompt reaches two of them")
     return found

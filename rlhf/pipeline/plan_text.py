@@ -1,4 +1,4 @@
-"""What `train.py --dry-run` prints: the commands, the batch algebra, and what every option resolves to."""
+"""What `train.py --dry-run` prints: the commands, the batch algebra, and the value of every option."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rlhf.stages.result import CONFIG_NAME
 
 
 def show_plan(plan: Plan) -> None:
-    """The plan in full; nothing is written or started."""
+    """Print the whole plan; nothing is written or started."""
     say(f"ranks: {placement_text(plan.placement)}")
     if plan.prepare is not None:
-        say(f"prepare: python -m {plan.prepare['module']}, which brings what is still empty below")
+        say(f"prepare: python -m {plan.prepare['module']}, which makes what is still empty below")
     for stage in plan.stages:
         _show_stage(plan, stage)
     if plan.evaluate is not None:
         say(f"\nevaluate: {_listed(plan.evaluate)}")
     rows = [[f"--{name.replace('_', '-')}", *_option(plan, name)] for name in PipelineConfig.model_fields]
     say("")
-    table("Options", ["option", "value", "from", "stands for"], [row for row in rows if row[1] != ""])
+    table("Options", ["option", "value", "from", "sets"], [row for row in rows if row[1] != ""])
     table("Settings of stages that differ from their defaults", ["setting", "stages", "value", "from"], _changed(plan))
 
 
@@ -67,21 +67,21 @@ def _zero(config: RunSettings, *, gpus: bool) -> str:
 
 
 def _option(plan: Plan, name: str) -> list[str]:
-    """Value, where it came from, and what it stands for; an option left alone and without effect is empty."""
+    """An option's value, its source, and the settings that it sets; empty if it was not given and has no default."""
     value, source = getattr(plan.pipeline, name), plan.given.get(name, "")
-    meaning = ", ".join(_stands_for(plan, name))
+    meaning = ", ".join(_sets(plan, name))
     names_a_model = name in {flag for spec in plan.specs for each in spec.inputs for flag in each.flags}
     if names_a_model and value and resolve(value) != value:
         meaning = f"{resolve(value)}{f' as {meaning}' if meaning else ''}"
     if name == "num_gpus":
-        return [str(plan.placement.ranks), source or "by itself", placement_text(plan.placement)]
+        return [str(plan.placement.ranks), source or "default", placement_text(plan.placement)]
     if not source and value is None:
         return ["", "", ""]
     return [_text(value), source or "default", meaning]
 
 
-def _stands_for(plan: Plan, name: str) -> list[str]:
-    """The settings of stages that a pipeline setting stands for."""
+def _sets(plan: Plan, name: str) -> list[str]:
+    """The settings of stages that a pipeline setting sets."""
     return [
         f"{spec.package}.{field}"
         for spec in plan.specs
@@ -101,5 +101,5 @@ def _listed(settings: Mapping[str, Any]) -> str:
 
 
 def continue_command(arguments: list[str]) -> str:
-    """The command that goes on after a failure: the same one, but it does not start anew."""
+    """The command that continues a run: the same one without --overwrite."""
     return shown([sys.executable, sys.argv[0], *(word for word in arguments if word != "--overwrite")])

@@ -1,4 +1,4 @@
-"""A recipe's `prepare:`: a module that runs before the stages and brings what they start from. It is run once."""
+"""A recipe's `prepare:`: a module that runs once, before the stages, and makes what they start from."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf.console.text import duration
 from rlhf.errors import ConfigError
 from rlhf.files import claim_folder, write_json
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.job import as_flags, run_step
+from rlhf.pipeline.job import as_flags, run_job
 from rlhf.pipeline.launch import Placement
 from rlhf.stages.result import DONE_NAME
 
@@ -27,7 +27,7 @@ def marker(output: Path) -> Path:
 
 
 def prepared_before(output: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an earlier run brought; None if it has not run. Raises ConfigError when it ran with other settings."""
+    """The result of an earlier run; None if it has not run. Raises ConfigError when it ran with other settings."""
     path = marker(output)
     if not path.exists():
         return None
@@ -39,7 +39,7 @@ def prepared_before(output: Path, settings: Mapping[str, Any]) -> dict[str, Any]
     if old != settings:
         raise ConfigError(
             f"{path.parent} was prepared with other settings ({_listed(old)}; now {_listed(settings)}); "
-            "use the same ones, --overwrite to start anew, or another output folder"
+            "use the same ones, --overwrite to start again, or another output folder"
         )
     return values
 
@@ -51,10 +51,10 @@ def seconds(output: Path) -> float:
 
 
 def prepare(output: Path, settings: Mapping[str, Any], *, gpus: bool) -> dict[str, Any]:
-    """Values of pipeline settings that the module brings, and of `evaluate:` under that key; run if it has not before.
+    """Run the module, unless it has run before. Returns values of pipeline settings, and those of `evaluate:`.
 
-    It gets its settings as flags and `--output-dir`; its result is a JSON object, on its last line or in
-    `prepare.json`. Raises StepFailed, and ConfigError when the result is none.
+    The module gets its settings as flags, and `--output-dir`. Its result is a JSON object, on its last line or in
+    `prepare.json`. Raises JobFailed, and ConfigError when the result is empty or names unknown settings.
     """
     before = prepared_before(output, settings)
     if before is not None:
@@ -66,11 +66,11 @@ def prepare(output: Path, settings: Mapping[str, Any], *, gpus: bool) -> dict[st
     say(f"prepare: {module}")
     began = time.monotonic()
     flags = as_flags({name: value for name, value in settings.items() if name != "module"})
-    lines = run_step("prepare", folder, module, ["--output-dir", str(folder), *flags], Placement(gpus=gpus))
+    lines = run_job("prepare", folder, module, ["--output-dir", str(folder), *flags], Placement(gpus=gpus))
     values = _json_object(lines) or _json_file(folder / RESULT_NAME)
     unknown = [key for key in values if key not in PipelineConfig.model_fields and key != "evaluate"]
     if not values or unknown:
-        said = f"names {', '.join(unknown)}, which are no settings of the pipeline" if unknown else "brought nothing"
+        said = f"names {', '.join(unknown)}, which are not settings of the pipeline" if unknown else "returned nothing"
         raise ConfigError(f"prepare: {module} {said}; its last line must be a JSON object such as {{'actor_model': …}}")
     spent = time.monotonic() - began
     write_json(marker(output), {"settings": dict(settings), "values": values, "seconds": round(spent, 3)})

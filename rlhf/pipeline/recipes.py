@@ -1,4 +1,4 @@
-"""Recipes: files of settings for the pipeline and its stages, and which one a run takes."""
+"""Recipes: files of settings for the pipeline and its stages, and the choice of one for a run."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def recipe_names() -> list[str]:
 
 
 def choose_recipe(request: Request) -> tuple[str | None, str]:
-    """The recipe to take, and what to say about it when it was not asked for: the one that the output folder was begun
-    with; the demo where no model and no data are named; the one that is made for the actor."""
+    """The recipe of a run, and a note about it if the user did not name it. It is the one that the output folder was
+    started with; or the demo, if no model and no data are named; or the one that is made for the actor."""
     if request.recipe is not None:
         return None if request.recipe == "none" else request.recipe, ""
     output = Path(request.flags.get("output_dir", PipelineConfig.model_fields["output_dir"].default))
     if (output / PIPELINE_NAME).exists() and not request.overwrite:
         known = read_yaml(output / PIPELINE_NAME).get("run", {}).get("recipe")
-        return known, f"recipe {known}, as {output} was begun with" if known else ""
+        return known, f"recipe {known}, with which {output} was started" if known else ""
     if not any(request.flags.get(key) for key in _MODEL_FLAGS) and not any("model=" in item for item in request.sets):
         return "demo", "no model and no data are named: this is the demo (--recipe demo)"
     alias = str(request.flags.get("actor_model", "")).lower()
@@ -59,8 +59,8 @@ def read_recipe(name: str | None, specs: Iterable[StageSpec], problems: list[str
     if not path.exists():
         names = recipe_names()
         problems.append(
-            f"--recipe {name}: no such file, and no recipe of this name{nearest(name, names)} "
-            f"(there are {', '.join(names)})"
+            f"--recipe {name}: there is no file and no recipe of this name{nearest(name, names)} "
+            f"(the recipes are {', '.join(names)})"
         )
         return {}
     known = ["pipeline", "prepare", "evaluate", "run", *(spec.package for spec in specs)]
@@ -72,9 +72,9 @@ def read_recipe(name: str | None, specs: Iterable[StageSpec], problems: list[str
         return {}
     for section, settings in values.items():
         if section not in known:
-            problems.append(f"{path}: '{section}' is no section of a recipe{nearest(str(section), known)}")
+            problems.append(f"{path}: '{section}' is not a section of a recipe{nearest(str(section), known)}")
         elif settings is not None and not isinstance(settings, dict):
-            problems.append(f"{path}: section '{section}' holds no settings but {settings!r}")
+            problems.append(f"{path}: section '{section}' must hold settings, not {settings!r}")
         elif settings is not None:
             found[section] = settings
     return found
@@ -87,5 +87,7 @@ def module_problems(prepare: Mapping[str, Any]) -> list[str]:
     except (ImportError, ValueError):
         found = False
     return (
-        [] if found else [f"prepare.module={module!r}: there is no such Python module; give one such as scripts.demo"]
+        []
+        if found
+        else [f"prepare.module={module!r}: there is no such Python module; give one such as scripts.pretrain_demo"]
     )

@@ -1,4 +1,4 @@
-"""`pipeline.yaml`: what a run was made with."""
+"""`pipeline.yaml`: the settings, versions and data that a run was made with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datase
 
 
 def record_run(plan: Plan, *, command: str) -> None:
-    """`pipeline.yaml`: all settings, so that it can be a recipe itself, and under `run` what they were used with."""
+    """Write `pipeline.yaml`: all settings, as a recipe that can be used again; under `run`, versions, command, data."""
     path = plan.pipeline.output_dir / PIPELINE_NAME
     old = read_yaml(path) if path.exists() else {}
     about_this_run = {"output_dir", "stages", "node_rank"}
@@ -46,7 +46,7 @@ def record_run(plan: Plan, *, command: str) -> None:
 
 
 def record_data(output: Path, package: str, folder: Path) -> None:
-    """Fold what a stage says of its data (fingerprints, counts) into `pipeline.yaml`."""
+    """Copy a stage's record of its data (fingerprints, counts) into `pipeline.yaml`."""
     if (folder / DATA_NAME).exists():
         record = read_yaml(output / PIPELINE_NAME)
         record["run"]["data"][package] = read_yaml(folder / DATA_NAME)

@@ -1,6 +1,6 @@
-"""Runs a plan: prepare, the stages one after the other, evaluate, report; and says at the end what came out.
+"""Runs a plan: prepare, the stages one after the other, evaluate, report; shows the results at the end.
 
-A stage is finished when its completion marker exists, so a run that stopped anywhere goes on by the same command.
+A stage is finished when its completion marker exists, so the same command continues a run that stopped anywhere.
 Imports no torch.
 """
 
@@ -21,7 +21,7 @@ from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, 
 from rlhf.pipeline import preparation
 from rlhf.pipeline.closing import close_run
 from rlhf.pipeline.evaluation import EVALUATION_NAME
-from rlhf.pipeline.job import StepFailed, run_step
+from rlhf.pipeline.job import JobFailed, run_job
 from rlhf.pipeline.launch import RankFailed
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
@@ -34,7 +34,7 @@ _MARKER_SECONDS = 60.0  # for the first node's completion marker to reach the ot
 
 @dataclass(frozen=True)
 class Run:
-    """What every step of a run needs to know."""
+    """What every job of a run needs to know."""
 
     plan: Plan
     overwrite: bool
@@ -46,14 +46,14 @@ class Run:
 
 
 def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], overwrite: bool, again: str) -> int:
-    """Run the plan to its end; the exit code. `replan` makes the plan anew from what the preparation brought."""
+    """Run the plan to its end; returns the exit code. `replan` makes the plan again, with the preparation's result."""
     run = Run(plan, overwrite, again)
     try:
         if plan.placement.first:
             claim_folder(run.output)
             lock_folder(run.output)
             if overwrite:
-                _start_anew(run)
+                _empty_folders(run)
         if plan.prepare is not None:
             placement = plan.placement
             if not placement.first:
@@ -65,9 +65,9 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
         if plan.placement.first:
             close_run(run.plan, results)
         return EXIT_DONE
-    except StepFailed as failure:
+    except JobFailed as failure:
         for problem in failure.problems:
-            _error(f"{failure.step}: {problem}")
+            _error(f"{failure.job}: {problem}")
         _hint(f"its log: {failure.log}", f"to continue: {run.again}")
         return failure.exit_code
     except (KeyboardInterrupt, Terminated) as error:
@@ -77,7 +77,7 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
         return code
 
 
-def _start_anew(run: Run) -> None:
+def _empty_folders(run: Run) -> None:
     folders = [stage.config.output_dir for stage in run.plan.stages]
     if len(run.plan.stages) == len(run.plan.specs):
         folders.append(run.output / preparation.FOLDER)
@@ -86,16 +86,16 @@ def _start_anew(run: Run) -> None:
             claim_folder(folder)
             lock_folder(folder, wait=3.0)
             empty_folder(folder)
-            release_folder(folder)  # the stage itself takes it
+            release_folder(folder)  # the stage locks it itself
     for name in (EVALUATION_NAME, "report.html", PIPELINE_NAME):
         (run.output / name).unlink(missing_ok=True)
 
 
-# --- steps -----------------------------------------------------------------------------------------------------------
+# --- stages ----------------------------------------------------------------------------------------------------------
 
 
 def _run_stage(run: Run, index: int) -> StageResult:
-    """Run one stage, unless it is finished; its result from the completion marker."""
+    """Run one stage, unless it is finished; returns the result in its completion marker."""
     stage, placement = run.plan.stages[index], run.plan.placement
     package, folder = stage.spec.package, stage.config.output_dir
     head = f"[{index + 1}/{len(run.plan.stages)}] {package}"
@@ -110,21 +110,21 @@ def _run_stage(run: Run, index: int) -> StageResult:
         if placement.first:
             claim_folder(folder)
             config, log_name = folder / CONFIG_NAME, LOG_NAME
-        else:  # the folder is the first node's; this one only needs the settings, which are the same
+        else:  # the folder is the first node's; this node only needs the settings, which are the same
             _await(folder, minutes=10)
             config, log_name = Path(own) / CONFIG_NAME, f"log.node{placement.node_rank}.txt"
         write_yaml(config, stage.config.model_dump(mode="json"))
-        if placement.nodes > 1 and placement.hostfile is None:  # the launcher counts nodes by their names
+        if placement.nodes > 1 and placement.hostfile is None:  # the launcher tells nodes apart by their names
             hosts = Path(own) / "hostfile"
             hosts.write_text("".join(f"node-{i} slots={placement.ranks}\n" for i in range(placement.nodes)))
             placement = replace(placement, hostfile=hosts)
-        run_step(package, folder, package, ["--config", str(config)], placement, log_name)
+        run_job(package, folder, package, ["--config", str(config)], placement, log_name)
     if not placement.first:
         _await(folder / DONE_NAME, minutes=_MARKER_SECONDS / 60)
     result = read_result(folder)
     if result is None:
         failure = RankFailed([f"it ended without its completion marker {folder / DONE_NAME}"], exit_code=1)
-        raise StepFailed(package, folder / LOG_NAME, failure)
+        raise JobFailed(package, folder / LOG_NAME, failure)
     if placement.first:
         record_data(run.output, package, folder)
     say(f"{package} finished in {duration(result.seconds)}: {result.text()}")

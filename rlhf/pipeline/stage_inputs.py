@@ -17,10 +17,10 @@ from rlhf.stages.spec import ModelConfig, ModelInput, ModelOutput, Models, Stage
 
 @dataclass
 class Inputs:
-    """What train.py works out for a stage.
+    """The inputs of a stage, as train.py finds them.
 
-    `settings` are the stage's settings that name its folder and models. `named` are models that exist already, with the
-    flag that names each; `coming` are the config.json files of models that earlier stages of the run will make.
+    `settings` are the stage's settings that name its folder and models. `named` are models that exist already, with
+    the flag that names each. `coming` are the config.json files of models that earlier stages of the run will make.
     """
 
     settings: dict[str, Any]
@@ -30,7 +30,7 @@ class Inputs:
     used: set[str] = field(default_factory=set)  # pipeline settings that named a model
 
     def look(self) -> tuple[Models, list[str]]:
-        """The config.json of each model as it will be when the stage starts; what is wrong with those that exist."""
+        """The config.json of each model as it will be when the stage starts, and the problems of those that exist."""
         models, found = look_at_models(self.named)
         return {**self.coming, **models}, found
 
@@ -44,8 +44,8 @@ def stage_inputs(
 ) -> Inputs:
     """The folder of a stage and the models that it starts from.
 
-    `specs` are all stages that there are, `made` the config.json files of the models that the stages planned so far
-    will make, by label.
+    `specs` are all stages. `made` are the config.json files of the models that the stages planned so far will make, by
+    label.
     """
     inputs = Inputs({"output_dir": pipeline.output_dir / spec.package})
     for each in spec.inputs:
@@ -58,7 +58,7 @@ def stage_inputs(
 
 
 def _named_input(inputs: Inputs, each: ModelInput, pipeline: PipelineConfig, settings: Mapping[str, Any]) -> None:
-    """A model that the stage's own setting names, or else a flag."""
+    """A model that the stage's own setting names, or a flag."""
     flag = next((flag for flag in each.flags if getattr(pipeline, flag)), next(iter(each.flags), ""))
     name = settings.get(each.setting) or (getattr(pipeline, flag) if flag else "") or ""
     inputs.used.add(flag)
@@ -95,7 +95,7 @@ def _made_input(
             inputs.coming[each.setting] = config
     else:
         inputs.problems.append(
-            f"stage {spec.number} needs {each.what}, and {folder} holds no finished one; "
+            f"stage {spec.number} needs {each.what}, and there is no finished one in {folder}; "
             f"add stage {stage.number} to --stages, or give {_option(each.flags[0])} a trained one"
         )
 
@@ -107,7 +107,7 @@ def models_made(spec: StageSpec, models: Models) -> dict[str, ModelConfig]:
         if output.of in models:
             kind = "ForSequenceClassification" if output.kind == "reward" else "ForCausalLM"
             labels = {"num_labels": 1} if output.kind == "reward" else {}
-            # figures of an earlier training do not hold for what the stage makes of the model
+            # held-out figures of an earlier training do not apply to the new model
             made[output.label] = {**models[output.of], "architectures": [kind], "held_out": None, **labels}
     return made
 
@@ -133,7 +133,7 @@ def runs(spec: StageSpec, pipeline: PipelineConfig) -> bool:
 
 
 def _is_kind(name: str, kind: Kind) -> bool:
-    if not Path(resolve(name)).is_dir():  # the hub is not asked: its pretrained models are no reward models
+    if not Path(resolve(name)).is_dir():  # the hub is not asked: its pretrained models are not reward models
         return kind != "reward"
     try:
         return kind == "any" or has_scalar_head(read_config(name)) == (kind == "reward")

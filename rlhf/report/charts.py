@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG, coloured by the page's CSS variables; everything from outside is escaped."""
+"""Line and bar charts as inline SVG, coloured by the page's CSS variables; all text from outside is escaped."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from rlhf.console.text import figure
 WIDTH, HEIGHT = 300, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 20
 MAX_POINTS = 240  # of a drawn line
-MAX_TIPS = 60  # places of a chart that tell their values under the pointer
-SMOOTH_FROM = 40  # points from which a smoothed line is drawn over the raw one
-FEW = 24  # points up to which each is marked
+MAX_TIPS = 60  # places of a chart that show their values under the pointer
+SMOOTH_FROM = 40  # with this many points or more, a smoothed line is drawn over the raw one
+FEW = 24  # up to this many points, each one is marked
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A named series of (step, value); values that are not finite are gaps. A noisy one is drawn smoothed, too."""
+    """A named series of (step, value); values that are not finite are gaps. A noisy one also gets a smoothed line."""
 
     name: str
     points: list[Point]
@@ -31,7 +31,7 @@ class Line:
 
 
 def line_chart(lines: Sequence[Line], *, floor: float | None = None, ceiling: float | None = None) -> Markup:
-    """Lines over steps. `floor` and `ceiling` are shown even where no value reaches them."""
+    """Lines over steps. `floor` and `ceiling` are shown even if no value reaches them."""
     finite = [(x, y) for line in lines for x, y in line.points if math.isfinite(y)]
     if not finite:
         return Markup('<p class="empty">no finite values</p>')
@@ -152,7 +152,7 @@ def _line(plot: _Plot, line: Line, number: int) -> list[Markup]:
 
 
 def _path(plot: _Plot, points: Sequence[Point], css: str) -> Markup:
-    """A path that is lifted where a value is not finite."""
+    """A path that is interrupted where a value is not finite."""
     steps, down = [], False
     for x, y in points:
         if math.isfinite(y):
@@ -207,12 +207,12 @@ def ticks(low: float, high: float, *, whole: bool = False) -> list[float]:
 
 
 def _round(value: float) -> float:
-    """Without the dust of binary fractions: 0.30000000000000004 → 0.3."""
+    """Without the rounding error of binary fractions: 0.30000000000000004 → 0.3."""
     return float(f"{value:.10g}")
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:
-    """At most about `MAX_POINTS`; of each stretch the lowest and the highest stay, so spikes are seen."""
+    """At most about `MAX_POINTS` points; each stretch keeps its lowest and its highest, so that spikes stay visible."""
     size = math.ceil(2 * len(points) / MAX_POINTS)
     if size <= 2:
         return list(points)
@@ -225,8 +225,8 @@ def thinned(points: Sequence[Point]) -> list[Point]:
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
-    """The mean over a twentieth of the line to either side, so that it does not lag: at a reach of one point 0, 3, 3, 0
-    becomes 1.5, 2, 2, 1.5. Near the ends both sides are cut to the same length."""
+    """The mean over a twentieth of the line to both sides, so that it does not lag: with one point to each side,
+    0, 3, 3, 0 becomes 1.5, 2, 2, 1.5. Near the ends both sides are shortened to the same length."""
     reach = max(len(points) // 20, 1)
     sums, counts = [0.0], [0]
     for _, y in points:

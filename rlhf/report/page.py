@@ -1,6 +1,6 @@
-"""python -m rlhf.report RUN: one self-contained page of what a run did, `report.html` in the run's folder.
+"""python -m rlhf.report RUN: one self-contained page about a run, `report.html` in the run's folder.
 
-Whatever comes from data, models and files is escaped by the template engine. Imports no torch.
+The template engine escapes everything that comes from data, models and files. Imports no torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A chart with the metrics that were there, the last value of the first, and the picture."""
+    """A chart with its recorded metrics, the last value of the first one, and the picture."""
 
     chart: Chart
     names: list[str]
@@ -80,14 +80,14 @@ def render(output_dir: Path) -> str:
     def read(reader: Callable[[Path], Any], path: Path) -> Any:
         try:
             return reader(path) if path.exists() else None
-        except Exception as error:  # whatever is wrong with one file: the rest of the page is worth having
+        except Exception as error:  # one bad file must not cost the rest of the page
             unreadable.append(f"{path.relative_to(output_dir)}: {error_lines(error)[0][0]}")
             return None
 
     record = read(read_yaml, output_dir / "pipeline.yaml") or {}
     stages = [_stage_view(output_dir / name, read) for name in _stage_names(output_dir, record)]
     if not record and all(stage.state == "not run" for stage in stages):
-        raise DataError(f"{output_dir} holds no run: no pipeline.yaml and no stage's metrics")
+        raise DataError(f"{output_dir} is not the folder of a run: it has no pipeline.yaml and no stage's metrics")
     run = record.get("run")
     evaluation = read(_evaluation, output_dir / "evaluation.json")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -106,7 +106,7 @@ def render(output_dir: Path) -> str:
 
 
 def _stage_names(output_dir: Path, record: Mapping[str, Any]) -> list[str]:
-    """The stages that a run has settings or a folder of, in their order; folders are named like packages."""
+    """The stages of a run that have settings or a folder, in their order; folders are named like packages."""
     run = record.get("run")
     listed = run.get("stages") if isinstance(run, dict) else None
     recorded = list(map(str, listed)) if isinstance(listed, list) else []
@@ -145,7 +145,7 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
 
 
 def _draw(chart: Chart, series: Mapping[str, list[tuple[float, float]]]) -> Drawn | None:
-    """None where no metric of the chart was recorded."""
+    """The chart; None if none of its metrics was recorded."""
     lines = [Line(_words(name), series[name], chart.noisy) for name in chart.names if name in series]
     if not lines:
         return None
@@ -203,7 +203,7 @@ def _response(responses: Mapping[str, Any], label: str) -> dict[str, Any]:
 
 
 def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> list[tuple[str, str, str]]:
-    """What a reader wants first: (name, value, beside it)."""
+    """The most important figures: (name, value, text beside it)."""
     found = []
     for stage in stages:
         metrics = stage.result.metrics if stage.result else {}
@@ -212,7 +212,7 @@ def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> li
                 before = metrics.get(headline.before)
                 beside = "" if before is None else f"from {figure(before)}"
                 found.append((headline.text, figure(metrics[headline.metric]), beside))
-    if evaluation and len(evaluation.columns) > 3:  # a kind of score was asked for
+    if evaluation and len(evaluation.columns) > 3:  # there are scores
         first = evaluation.rows[0]
         titles = [output.title for stage in reversed(stages) if stage.spec for output in stage.spec.outputs]
         compared = {row[0]: row for row in evaluation.rows}
@@ -228,7 +228,7 @@ def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> li
 
 
 def shown_figure(value: Any) -> str:
-    """A setting's value as text: numbers short, nothing as a dash."""
+    """A setting's value as text: numbers are short, an empty value is a dash."""
     if value is None or value in ("", []):
         return "–"
     if isinstance(value, list):

@@ -38,10 +38,12 @@ SPENT_NAME = "spent.json"
 
 
 def stage_command(spec: StageSpec) -> click.Command:
-    """The command of a stage: its config's fields as flags, and `PACKAGE.main.run(config)` behind them."""
+    """The command of a stage. Its flags are the fields of the config; it calls `PACKAGE.main.run(config)`."""
     package, about = spec.package, (spec.config_class.__doc__ or "").strip().splitlines()[0]
 
-    @click.command(package, cls=Command, groups=groups_of(spec.config_class), help=f"{package}: {about}")
+    groups = groups_of(spec.config_class, Run=("config", "overwrite"))
+
+    @click.command(package, cls=Command, groups=groups, help=f"{package}: {about}")
     @options(spec.config_class)
     @click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings; flags take precedence")
     @click.option("--overwrite", is_flag=True, help="new start in an output folder that already holds a run")
@@ -79,7 +81,7 @@ def _run(spec: StageSpec, config: RunSettings) -> None:
             _join(config.seed)
         result = run(config)
         if spec.process_group:
-            importlib.import_module("rlhf.training.distributed").barrier()  # every rank came to its end
+            importlib.import_module("rlhf.training.distributed").barrier()  # every rank has finished
     except BaseException as error:
         if process.is_main():
             _note_spent(config.output_dir, before + time.monotonic() - began)
@@ -92,7 +94,7 @@ def _run(spec: StageSpec, config: RunSettings) -> None:
 
 
 def _spent_before(folder: Path) -> float:
-    """Seconds that earlier attempts took, as far as they could note it."""
+    """Seconds that earlier attempts took, as far as they could write them down."""
     try:
         return float(json.loads((folder / SPENT_NAME).read_text(encoding="utf-8"))["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -100,12 +102,12 @@ def _spent_before(folder: Path) -> float:
 
 
 def _note_spent(folder: Path, seconds: float) -> None:
-    with contextlib.suppress(OSError):  # a full disk, perhaps the very failure
+    with contextlib.suppress(OSError):  # the disk may be full; that may be the failure itself
         write_json(folder / SPENT_NAME, {"seconds": round(seconds, 3)})
 
 
 def _join(seed: int) -> None:
-    """Join the process group, and end through its shutdown, since the interpreter's own exit can abort then."""
+    """Join the process group. The process then ends by the group's shutdown: the interpreter's own exit can abort."""
     import torch.distributed
 
     from rlhf.training import cpu, distributed
@@ -126,7 +128,7 @@ def _finish(folder: Path, package: str, result: StageResult, *, seconds: float) 
 
 
 def _die_with_owner() -> None:
-    """End this rank when the `train.py` on its machine is gone, even when a launcher in between is not."""
+    """End this rank when the `train.py` on its machine has ended, even if a launcher between them still runs."""
     owner = int(os.environ.get("RLHF_OWNER", "0"))
     if not owner:
         return

@@ -1,4 +1,4 @@
-"""A stage's folder: taken by one run, with its settings in `config.yaml`."""
+"""A stage's folder: it belongs to one run, whose settings are in `config.yaml`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from rlhf.stages.result import CONFIG_NAME, DONE_NAME
 
 
 def open_folder(config: RunSettings, package: str, *, overwrite: bool = False) -> bool:
-    """Take the stage's folder and write `config.yaml`; False when the stage is finished there.
+    """Lock the stage's folder and write `config.yaml`; False when the stage is finished there.
 
-    Raises ConfigError when the folder is another's, is in use, or holds a run with other settings.
+    Raises ConfigError when the folder was not written by a run, is in use, or holds a run with other settings.
     """
     folder = config.output_dir
     claim_folder(folder)
@@ -36,5 +36,5 @@ def refuse_differences(path: Path, config: RunSettings, package: str) -> None:
     if changed:
         raise ConfigError(
             f"{path.parent} holds a run of {package} with other settings ({'; '.join(changed)}); "
-            "use the same ones to resume it, --overwrite to start anew, or another output folder"
+            "use the same ones to resume it, --overwrite to start again, or another output folder"
         )

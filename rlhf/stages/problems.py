@@ -18,7 +18,7 @@ from rlhf.stages.spec import ModelConfig, ModelInput, Models, StageSpec
 
 
 def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> list[str]:
-    """What is wrong between a stage's settings, on this machine and number of ranks."""
+    """Problems of a stage's settings with each other, on this machine and number of ranks."""
     return [
         *config.problems(machine.world_size),
         *(config.batch_problems(spec.package, machine.world_size) if isinstance(config, BatchSettings) else []),
@@ -28,7 +28,7 @@ def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) ->
 
 
 def look_at_models(names: Mapping[ModelInput, tuple[str, str]]) -> tuple[dict[str, ModelConfig], list[str]]:
-    """The config.json of each model that can be read, by setting, and what is wrong with the models.
+    """The config.json of each model that can be read, by setting, and the problems of the models.
 
     `names`: for each input the model's name and the flag that names it in messages.
     """
@@ -43,7 +43,7 @@ def look_at_models(names: Mapping[ModelInput, tuple[str, str]]) -> tuple[dict[st
 
 
 def config_of(name: str) -> ModelConfig | None:
-    """The config.json of a model; None where it cannot be read."""
+    """The config.json of a model; None if it cannot be read."""
     try:
         return read_config(name)
     except ModelError:
@@ -58,12 +58,12 @@ def stage_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> li
 
 
 def input_problems(spec: StageSpec, config: RunSettings, models: Models, machine: Machine) -> list[str]:
-    """What the stage itself says of its inputs."""
+    """Problems that the stage's own check finds in its inputs."""
     return spec.problems(config, models, machine)
 
 
 def this_machine() -> Machine:
-    """What this rank's run computes on, from what its launcher told it."""
+    """The hardware of this run, from the launcher's environment variables."""
     ranks = int(os.environ.get("WORLD_SIZE") or 1)
     local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
     gpus = hardware.accelerators() > 0 and os.environ.get("DS_ACCELERATOR") != "cpu"

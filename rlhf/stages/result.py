@@ -18,11 +18,11 @@ CONFIG_NAME, DONE_NAME, LOG_NAME, DATA_NAME = "config.yaml", "done.json", "log.t
 
 @dataclass
 class StageResult:
-    """What a stage's `run` returns: its figures that matter, and the folders of its models by label ("actor")."""
+    """What a stage's `run` returns: its main figures, and the folders of its models by label ("actor")."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
-    seconds: float = 0.0  # of all attempts together, those that were stopped or failed included
+    seconds: float = 0.0  # of all attempts, also those that were stopped or failed
 
     def text(self) -> str:
         """The figures in one line."""

@@ -1,4 +1,4 @@
-"""A stage as a value: what the pipeline, the plan, the evaluation and the report must know of it.
+"""A stage as a value: what the pipeline, the plan, the evaluation and the report must know about it.
 
 A stage package has a `spec.py` with its `SPEC`; `train.py` lists them. Nothing else in `rlhf/` knows a stage by name.
 Imports no torch.
@@ -29,7 +29,7 @@ class ModelInput:
     kind: Kind = "any"
     what: str = "a model"  # in messages: "an actor"
     flags: tuple[str, ...] = ()  # pipeline settings that may name it; the first one that is given counts
-    made_as: str = ""  # the label of an earlier stage's output that it is, unless a flag names another model
+    made_as: str = ""  # label of the earlier stage's output that is used, unless a flag names a model
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Headline:
-    """A figure of the stage's result that stands at the top of the report, and the figure that it started from."""
+    """A figure of the stage's result for the top of the report, and the same figure before the stage."""
 
     text: str
     metric: str
@@ -81,12 +81,12 @@ def _no_problems(config: Any, models: Models, machine: Machine) -> list[str]:
 
 @dataclass(frozen=True)
 class StageSpec:
-    """All that others must know of a stage.
+    """Everything that others must know about a stage.
 
-    `problems(config, models, machine)` is the stage's one list of what is wrong with its inputs: the plan asks it about
-    the models as they will be, the stage itself about the models as they are. `evaluation(config)` gives settings of
-    the evaluation for the prompts that the stage holds out; None where it leaves none, and then a run that ends with it
-    is not evaluated.
+    `problems(config, models, machine)` is the stage's one list of problems with its inputs. The plan asks it about the
+    models as they will be, the stage itself about the models as they are. `evaluation(config)` gives the settings of an
+    evaluation on the prompts that the stage holds out. None: it holds out none, and a run that ends with it is not
+    evaluated.
     """
 
     number: int
@@ -101,7 +101,7 @@ class StageSpec:
 
     @property
     def managed(self) -> dict[str, str]:
-        """Settings that train.py works out, and what to use instead."""
+        """Settings that train.py sets, and what to use instead."""
         models = {model.setting: f"use --{model.flags[0].replace('_', '-')}" for model in self.inputs if model.made_as}
         return {"output_dir": "use --output-dir", **models}
 

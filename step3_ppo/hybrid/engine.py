@@ -1,7 +1,7 @@
-"""How the actor gets from training to generating and back: `with engine.generating() as sampler`.
+"""The actor between training and generation: `with engine.generating() as sampler`.
 
-Entering refreshes an inference copy from the training weights, leaving gives its memory back. Where training and
-inference layout are the same there is no copy, and nothing to refresh.
+Entering refreshes an inference copy from the training weights; leaving frees its memory. If the layout is the same for
+training and inference, there is no copy and nothing to refresh.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
 from step3_ppo.hybrid.inference_copy import InferenceCopy
 
-# Of the memory that is free after the refresh, what the KV cache may take; the rest is for activations.
+# Share of the free memory after the refresh that the KV cache may take; the rest is for activations.
 CACHE_SHARE = 0.6
 
 
 class HybridEngine:
     """An actor that is trained through `train` and sampled from inside `generating()`.
 
-    `tensor_parallel`: over how many ranks (neighbours on one node) the copy is cut. `inference_dtype`: "auto" is bf16
-    where the hardware computes in it, else the training dtype. `inference_copy`: "auto" makes a copy where it would
-    differ from the training weights; "on" always (on a CPU its layout is faster); "off" never, so that the training
-    module generates, under ZeRO-3 by gathering weights layer by layer for every token. `release`: leaving
-    `generating()` frees the copy and the KV cache. `compiled`: as in `Sampler`.
+    `tensor_parallel`: the number of ranks (neighbours on one node) that the copy is cut over. `inference_dtype`: "auto"
+    is bf16 where the hardware computes in it, else the training dtype. `inference_copy`: "auto" makes a copy if it
+    would differ from the training weights; "on" always (on a CPU its layout is faster); "off" never: the training
+    module generates, and ZeRO-3 gathers the weights layer by layer for every token. `release`: leaving `generating()`
+    frees the copy and the KV cache. `compiled`: as in `Sampler`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class HybridEngine:
 
     @contextlib.contextmanager
     def generating(self) -> Iterator[Any]:
-        """A sampler on the current weights, valid while inside. All ranks enter and leave together."""
+        """A sampler on the current weights, valid inside the context. All ranks enter and leave together."""
         self.train.train(False)
         began = time.monotonic()
         if self.copy is not None:
@@ -108,7 +108,7 @@ class HybridEngine:
             }
 
     def timings(self) -> dict[str, float]:
-        """Seconds of the last round; `time/flip` is what going there and back cost."""
+        """Seconds of the last round; `time/flip` is the time of going to the copy and back."""
         s = self.seconds
         return {"time/flip": s["refresh"] + s["release"], "time/refresh": s["refresh"], "time/release": s["release"]}
 
@@ -120,7 +120,7 @@ class HybridEngine:
 
 
 class GroupSampler:
-    """The sampler of a tensor-parallel group: its ranks generate all their prompts together, each keeps its own."""
+    """The sampler of a tensor-parallel group: its ranks generate for all prompts together; each keeps its part."""
 
     def __init__(self, sampler: Sampler, group: dist.ProcessGroup) -> None:
         self.sampler, self.group = sampler, group
@@ -134,7 +134,7 @@ class GroupSampler:
         iteration: int = 0,
         rows: Sequence[int] | None = None,
     ) -> Generation:
-        """As `Sampler.generate`; `rows` must be given, since the group's prompts have one numbering."""
+        """As `Sampler.generate`; `rows` must be given, because the prompts of a group are numbered together."""
         assert rows is not None, "prompts of a group need global row numbers"
         ranks, index = dist.get_world_size(self.group), dist.get_rank(self.group)
         parts: list[Any] = [None] * ranks
@@ -148,9 +148,9 @@ class GroupSampler:
 
 
 def cache_budget() -> int:
-    """Bytes that the KV cache may take on each rank: a share of what is free, the same on all ranks."""
+    """Bytes that the KV cache may take on each rank: a share of the free memory, the same on all ranks."""
     free = float(distributed.accelerator().available_memory())
-    if not distributed.on_gpu():  # ranks of a node share it
+    if not distributed.on_gpu():  # the ranks of a node share its memory
         free /= _ranks_of_a_node()
     return int(-distributed.max_over_ranks(-free) * CACHE_SHARE)
 

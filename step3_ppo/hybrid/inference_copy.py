@@ -1,7 +1,7 @@
 """The actor's copy for generation: the same model in another layout, refreshed from the training weights.
 
-The copy may be cut over ranks (tensor parallelism) and may be of another dtype. Its storage can be given back between
-rollouts. Whatever the ZeRO stage, at most one module of the training weights is whole at a time.
+The copy may be cut over ranks (tensor parallelism) and may have another dtype. Its memory can be freed between
+rollouts. At every ZeRO stage, at most one module of the training weights is whole at a time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from step3_ppo.hybrid.tensor_parallel import ShardedLinear, shard
 
 class InferenceCopy:
     """`lm` is a transformers model of the same class as the trained one, frozen, in eval mode; it holds values between
-    `refresh` and `release`. `packed`: on a CPU, weights are kept in the order of its kernels (not when cut over ranks).
+    `refresh` and `release`. `packed`: on a CPU, weights are kept in the order of its kernels (unless cut over ranks).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class InferenceCopy:
         self._storage = self._materialise()
 
     def _copy_buffers(self) -> None:
-        """Rotary frequencies, masks and the like: not part of a checkpoint and never trained."""
+        """Copy rotary frequencies, masks and the like: they are not in a checkpoint and never trained."""
         own = {name: (module, key) for name, module, key in _buffers(self.lm)}
         for name, module, key in _buffers(self.trained):
             if name in own:
@@ -65,8 +65,8 @@ class InferenceCopy:
                     setattr(module, key, getattr(module, key.removeprefix("original_")).clone())
 
     def _materialise(self) -> list[tuple[nn.Parameter, torch.Size]]:
-        """Replace parameters on the meta device by real ones that as yet hold nothing (tied ones stay one), and say
-        which there are and of which shape."""
+        """Replace the parameters on the meta device by real ones without storage (tied ones stay one). Returns each
+        with its shape."""
         storage = []
         for parameter, places in _places(self.lm).items():
             real = nn.Parameter(parameter.new_empty(0, device=self.device), requires_grad=False)
@@ -92,7 +92,7 @@ class InferenceCopy:
                     _copy_module(self.trained.get_submodule(name), module, own)
 
     def release(self) -> None:
-        """Give the weights' memory back."""
+        """Free the memory of the weights."""
         for layer in self._packed():
             layer.release()
         for parameter, _ in self._storage:

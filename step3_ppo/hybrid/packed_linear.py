@@ -1,7 +1,8 @@
-"""Linear layers of the inference copy on a CPU, their weights kept in the order in which oneDNN's kernels read them.
+"""Linear layers of the inference copy on a CPU, with weights in the order in which oneDNN's kernels read them.
 
-At the few rows of a decode step a plain layer spends up to half its time putting the weight in that order, each time
-anew. The operators are those of torch's own compiler; where they are missing, or give other results, layers stay plain.
+A decode step has few rows, and a plain layer spends up to half of its time there on putting the weight in that order,
+at every call. The operators are those of torch's own compiler. If they are missing, or give other results, layers stay
+plain.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from transformers.pytorch_utils import Conv1D
 
 from rlhf.generation.lean_forward import FUSED, is_lean
 
-# Rows of a product that the order is chosen for.
+# Number of rows of a product that the order is chosen for.
 TYPICAL_ROWS = 16
 
 
 class PackedLinear(nn.Module):
-    """y = x Wᵀ + b, for one layer or for several of the same input, whose outputs then stand side by side. The weight
-    exists only packed, and only between `pack` and `release`. `sources` are the layers' names in the model."""
+    """y = x Wᵀ + b, for one layer, or for several with the same input: their outputs are then side by side. The weight
+    exists only in packed form, between `pack` and `release`. `sources` are the layers' names in the model."""
 
     packed: Tensor | None
 
@@ -54,12 +55,12 @@ class PackedLinear(nn.Module):
 
 
 class Part(nn.Module):
-    """One of the layers inside a `PackedLinear`, for callers that know it by its old name; it computes them all."""
+    """One of the layers inside a `PackedLinear`, under its old name for callers; it computes all of them."""
 
     def __init__(self, whole: PackedLinear, index: int) -> None:
         super().__init__()
         self.index = index
-        self.__dict__["whole"] = whole  # not a submodule: it has a place of its own
+        self.__dict__["whole"] = whole  # not a submodule: the model has it in another place
 
     def forward(self, x: Tensor) -> Tensor:
         whole: PackedLinear = self.__dict__["whole"]
@@ -67,7 +68,7 @@ class Part(nn.Module):
 
 
 def pack_layers(model: Any, dtype: torch.dtype) -> int:
-    """Put packed layers in the place of a model's plain linear ones; how many."""
+    """Replace a model's plain linear layers by packed ones; returns how many."""
     count = 0
     for parent_name, parent in list(model.named_modules()) if is_lean(model) else ():
         for name, parts in FUSED.items():
@@ -86,7 +87,7 @@ def pack_layers(model: Any, dtype: torch.dtype) -> int:
 
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this torch packs on this device, and rightly."""
+    """Whether this torch packs on this device, with right results."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     try:

@@ -1,11 +1,11 @@
-"""Which tensor-parallel sizes a model allows, from its config.json alone. Imports no torch."""
+"""The tensor-parallel sizes that a model allows, from its config.json alone. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Names of a family's counts, the first that is there.
+# Names of the counts in a config.json; the first one that is there counts.
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _KEY_HEADS = ("num_key_value_heads",)
 _INNER = ("intermediate_size", "ffn_dim", "n_inner")
@@ -22,7 +22,7 @@ CUTTABLE = {
 
 
 def sizes_that_divide(config: Mapping[str, Any]) -> list[int]:
-    """Every number of ranks that whole heads, key-value heads and the inner layer divide into: 4 heads → 1, 2, 4."""
+    """Every number of ranks that divides the heads, the key-value heads and the inner layer: 4 heads → 1, 2, 4."""
     config = config.get("text_config") or config
     heads = _first(config, _HEADS) or 1
     counts = [heads, _first(config, _KEY_HEADS) or heads]
@@ -33,7 +33,7 @@ def sizes_that_divide(config: Mapping[str, Any]) -> list[int]:
 
 
 def parallel_problems(config: Mapping[str, Any], *, model: str, size: int, ranks: int) -> list[str]:
-    """What keeps a model from being cut into `size` parts over the `ranks` of a node, one line each."""
+    """Reasons why a model cannot be cut into `size` parts over the `ranks` of a node, one line each."""
     if size == 1:
         return []
     where, found = f"step3_ppo.inference_tp_size={size}", []

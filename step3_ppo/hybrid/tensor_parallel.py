@@ -1,7 +1,7 @@
-"""Tensor parallelism of the inference copy: which linear layers are cut how, and the cut layers (Shoeybi et al. 2019).
+"""Tensor parallelism of the inference copy: the plan of the cut and the cut layers (Shoeybi et al. 2019).
 
 A column layer holds some of the outputs (whole heads), a row layer some of the inputs; the sum over a row layer's ranks
-is the one communication of a block. The plan comes from transformers' own `base_model_tp_plan` where a family has one,
+is the only communication of a block. The plan comes from transformers' own `base_model_tp_plan` if a family has one,
 else from `FAMILIES`.
 """
 
@@ -21,15 +21,15 @@ from transformers.pytorch_utils import Conv1D
 from rlhf.errors import ConfigError
 from step3_ppo.hybrid.parallel_sizes import sizes_that_divide
 
-# How transformers' plans name what is cut here; all else that they name stays whole on every rank.
+# Names of cuts in transformers' plans; everything else in them stays whole on every rank.
 _STYLES = {"colwise": "column", "rowwise": "row"}
 _WHOLE = ("replicated", "sequence_parallel")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Of a model type: layer names (with `*`) → "column", "row" or "thirds" (queries, keys, values side by side), and
-    per attention class the attributes that count heads or sizes and shrink with the heads."""
+    """How a model type is cut: layer names (with `*`) → "column", "row" or "thirds" (queries, keys, values side by
+    side); for each attention class, its attributes that shrink with the heads (numbers of heads, sizes)."""
 
     plan: dict[str, str]
     shrink: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -64,7 +64,7 @@ FAMILIES = {
 
 
 def family_of(config: Any) -> Family:
-    """The row of a model's family. Raises ConfigError for a model that can only be copied whole."""
+    """The family of a model. Raises ConfigError for a model that can only be copied whole."""
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
     plan = getattr(config, "base_model_tp_plan", None) or {}
@@ -81,12 +81,12 @@ def family_of(config: Any) -> Family:
 
 
 def style_of(family: Family, name: str) -> str | None:
-    """How the layer with this name is cut; None for whole."""
+    """The cut of the layer with this name; None if it stays whole."""
     return next((style for pattern, style in family.plan.items() if fnmatch.fnmatchcase(name, pattern)), None)
 
 
 class ShardedLinear(nn.Module):
-    """One rank's part of a linear layer, in the layout [outputs, inputs] whatever the original's.
+    """One rank's part of a linear layer, always in the layout [outputs, inputs].
 
     `take_weight` and `take_bias` cut this rank's part out of the whole.
     """
@@ -114,7 +114,7 @@ class ShardedLinear(nn.Module):
         return whole if self.style == "row" else self._outputs(whole)
 
     def _outputs(self, whole: Tensor) -> Tensor:
-        """This rank's share of the outputs: of queries, keys and values each, where they stand side by side."""
+        """This rank's share of the outputs; of queries, keys and values each, if they are side by side."""
         parts = whole.chunk(3, dim=0) if self.style == "thirds" else (whole,)
         mine = [part.chunk(self.ranks, dim=0)[self.index] for part in parts]
         return mine[0] if len(mine) == 1 else torch.cat(mine)
@@ -128,7 +128,7 @@ class ShardedLinear(nn.Module):
 
 
 def shard(model: Any, group: dist.ProcessGroup) -> None:
-    """Put this rank's parts in the place of a model's layers (on the meta device: nothing is allocated)."""
+    """Replace a model's layers by this rank's parts (on the meta device: nothing is allocated)."""
     config, ranks = model.config.get_text_config(), dist.get_world_size(group)
     family = family_of(config)
     if ranks not in sizes_that_divide(config.to_dict()):

@@ -1,4 +1,4 @@
-"""What scores responses: the reward model of stage 2, or anything else that has its three members.
+"""Scorers of responses: the reward model of stage 2, or anything else with the three members of `Scorer`.
 
     roles = build_roles(config, optimizer_steps=100, reward=RewardFunction(lambda prompt, response: -len(response)))
 
@@ -20,25 +20,26 @@ from step3_ppo.rollout import Rollout, SequenceBatch
 
 
 class Scorer(Protocol):
-    """The place of `Roles.reward`. Final scores are (score − score_mean) / score_std, clipped to ±score_clip."""
+    """The type of `Roles.reward`. Final scores are (score − score_mean) / score_std, clipped to ±score_clip."""
 
     score_mean: float
     score_std: float
 
     def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
-        """One score for each of `rows` of the rollout, [B] in their order; nothing for no rows. Called once for each
-        micro-batch, by each rank for its own rows; `batch` are the same rows as tensors of the actor's tokens. A score
-        that is not finite has the iteration's steps skipped."""
+        """One score for each of `rows` of the rollout, [B] in their order; empty without rows. Each rank calls it
+        for its own rows, once for each micro-batch; `batch` holds the same rows as tensors of the actor's tokens. If a
+        score is not finite, the steps of the iteration are skipped."""
         ...
 
 
 @dataclass
 class RewardFunction:
-    """A Python function in the place of a reward model: `function(prompt, response)` gives a number, higher is better.
+    """A Python function as the reward model: `function(prompt, response)` returns a number; higher is better.
 
-    The prompt is a list of messages ({"role": …, "content": …}), the response the text that a reader would see, without
-    end token. Scores count as they are, in the range ±score_clip; give `score_mean` and `score_std` where the function
-    has another centre or scale. It must answer alike for the same text, or a resumed run is not the uninterrupted one.
+    The prompt is a list of messages ({"role": …, "content": …}). The response is the text that a reader would see,
+    without the end token. Scores are used as they are, clipped to ±score_clip; give `score_mean` and `score_std` if the
+    function has another centre or scale. The function must return the same number for the same text, or a resumed run
+    differs from an uninterrupted one.
     """
 
     function: Callable[[list[Message], str], float]

@@ -65,7 +65,7 @@ def test_sets_are_read_as_the_field_needs_them() -> None:
     "item, message",
     [
         ("small.epoch=2", "small has no setting 'epoch'; did you mean 'epochs'?"),
-        ("smal.epochs=2", "'smal' is none of small; did you mean 'small'?"),
+        ("smal.epochs=2", "'smal' is not one of small; did you mean 'small'?"),
         ("epochs=2", "write it as package.field=value"),
         ("small.epochs", "write it as package.field=value"),
         ("small.modules=[a", "is not a YAML value; quote it"),
@@ -108,7 +108,7 @@ def test_differences_leave_out_what_may_change() -> None:
     "content, message",
     [
         (b"a: 1\nb: [1, 2\nc: 3\n", "not valid YAML at line 3"),
-        (b"- a\n- b\n", "holds no mapping of settings but a list"),
+        (b"- a\n- b\n", "must hold a mapping of settings, not a list"),
         (b"\xff\xfe\x00", "not UTF-8|not valid YAML"),
         (None, "does not exist"),
     ],

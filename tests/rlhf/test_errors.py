@@ -10,7 +10,7 @@ from rlhf.errors import ConfigError, DataError, ModelError, Terminated, Training
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, ModelError])
-def test_what_the_user_can_mend_is_all_its_lines_and_2(kind: type[ConfigError]) -> None:
+def test_what_the_user_can_fix_is_all_its_lines_and_2(kind: type[ConfigError]) -> None:
     assert error_lines(kind("one", "two")) == (["one", "two"], 2)
 
 

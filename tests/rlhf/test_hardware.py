@@ -98,11 +98,11 @@ def test_ranks_by_flags_and_machine(
 
 def test_more_ranks_than_the_machine_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     _machine(monkeypatch, gpus=2, cores=16)
-    assert place(PipelineConfig(num_gpus=8))[1] == ["--num-gpus 8: 2 visible here; use --num-gpus 2"]
+    assert place(PipelineConfig(num_gpus=8))[1] == ["--num-gpus 8: only 2 visible here; use --num-gpus 2"]
     _machine(monkeypatch, gpus=0, cores=4)
     monkeypatch.setattr(hardware, "idle_gpus", lambda: 8)
     (problem,) = place(PipelineConfig(num_gpus=8))[1]
-    assert "8 GPUs are there, but the installed torch is built without them" in problem
+    assert "there are 8 GPUs, but the installed torch is built without GPU support" in problem
     assert "use --num-gpus 4 or less" in problem
 
 

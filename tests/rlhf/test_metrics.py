@@ -68,7 +68,7 @@ def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\nnonsense\n{"step": 2}\n')
-    with pytest.raises(DataError, match="line 2 is no row"):
+    with pytest.raises(DataError, match="line 2 is not a row of metrics"):
         read_metrics(path)
 
 

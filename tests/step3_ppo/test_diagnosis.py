@@ -34,12 +34,12 @@ def test_a_healthy_run_is_left_alone():
 @pytest.mark.parametrize(
     ("change", "settings", "lasting", "says"),
     [
-        ({"ppo/kl": -0.2}, {"top_p": 0.9}, 1, "sampling cuts mass"),
-        ({"ppo/kl": -0.8}, {}, 1, "not those that are trained"),
+        ({"ppo/kl": -0.2}, {"top_p": 0.9}, 1, "sampling leaves tokens out"),
+        ({"ppo/kl": -0.8}, {}, 1, "differ from the trained ones"),
         ({"ppo/eos_rate": 0.0, "ppo/response_length": 32.0}, {"max_response_length": 32}, 1, "EOS is not learned"),
         ({"ppo/eos_rate": 0.3}, {}, 5, "30% of the responses end"),
         ({"ppo/score_length_correlation": 0.8}, {}, 3, r"reward rises with length \(r = 0.8\)"),
-        ({"ppo/explained_variance": -0.5}, {}, 10, "critic not ready"),
+        ({"ppo/explained_variance": -0.5}, {}, 10, "the critic is not ready"),
         ({"ppo/kl": 13.0}, {"adaptive_kl_target": 6.0}, 5, "KL above 12 nats"),
         ({"ppo/kl": 60.0}, {}, 5, "KL above 50 nats"),
         ({"ppo/clipfrac": 0.5}, {}, 3, "50% of the tokens are clipped"),

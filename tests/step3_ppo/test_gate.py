@@ -25,7 +25,7 @@ GOOD = {
         ("reward/margin", -0.1, "are the two columns swapped"),
         ("reward/length_correlation", 0.9, "learn to write more"),
         ("reward/length_correlation", -0.9, "learn to write less"),
-        ("reward/calibration_error", 0.4, "surer than it is right"),
+        ("reward/calibration_error", 0.4, "too sure of its choices"),
     ],
 )
 def test_each_figure_that_fails_says_what_it_means(figure, value, says):

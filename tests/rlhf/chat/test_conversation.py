@@ -43,7 +43,7 @@ def test_retry_draws_another_answer_and_undo_takes_the_turn_back():
     assert chat.conversations[0].turns == [("first", "one")]
     chat.take("/clear")
     assert chat.conversations[0].turns == []
-    with pytest.raises(DataError, match="no turn to take back"):
+    with pytest.raises(DataError, match="there is no turn yet"):
         chat.take("/retry")
 
 
@@ -116,7 +116,7 @@ def test_the_oldest_turns_are_left_out_when_the_context_is_full():
         ["one?", "two?"],
         ["two?", "six?"],
     ]
-    assert chat.screen.notes == ["left out, since the context of 100 tokens is full: the oldest turn"]
+    assert chat.screen.notes == ["the context of 100 tokens is full; left out: the oldest turn"]
     assert len(chat.conversations[0].turns) == 3
 
 
@@ -132,6 +132,6 @@ def test_a_long_question_gets_the_room_that_is_left():
 
 def test_a_question_longer_than_the_context_is_refused():
     chat = session(speaker(limit=100))
-    with pytest.raises(DataError, match=r"the question has \d+ tokens and the model's context ends at 100"):
+    with pytest.raises(DataError, match=r"the question has \d+ tokens and the model's context has 100"):
         chat.take("y" * 100)
     assert chat.conversations[0].turns == []

@@ -24,7 +24,7 @@ def test_chat_answers_piped_lines_of_a_real_folder(tmp_path: Path):
     ]
     assert [r.return_value for r in results] == [0, 0]
     assert results[0].stdout == results[1].stdout != ""
-    assert "taken back: hi" in results[0].stderr
+    assert "removed: hi" in results[0].stderr
 
 
 def config_folder(folder: Path, **config) -> Path:

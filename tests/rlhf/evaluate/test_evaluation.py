@@ -83,7 +83,7 @@ def test_a_bad_row_is_named(tmp_path: Path, row, message):
 def test_files_without_prompts(tmp_path: Path):
     with pytest.raises(DataError, match="no such file"):
         read_prompts(tmp_path / "none.jsonl")
-    with pytest.raises(DataError, match="holds no prompts"):
+    with pytest.raises(DataError, match="has no prompts"):
         read_prompts(prompts_file(tmp_path, ""))
 
 
@@ -135,7 +135,7 @@ def test_a_scorer_that_is_not_there(scorer, name, message):
 
 
 def test_a_score_that_is_no_number_is_named_with_its_row(scorer):
-    with pytest.raises(DataError, match="gave nan for the prompt in row 1"):
+    with pytest.raises(DataError, match="returned nan for the prompt in row 1"):
         scorer_judge(f"{scorer}:nothing")(ASKED, [Response("a", 1, True)] * 2)
 
 

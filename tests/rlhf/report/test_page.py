@@ -236,7 +236,7 @@ def test_what_cannot_be_read_is_named_and_left_out(tmp_path: Path):
     (run / "step3_ppo" / "config.yaml").write_text("- a\n- b\n")
     page = Page(render(run))
     for name in ("evaluation.json", "step1_sft/metrics.jsonl", "step3_ppo/config.yaml"):
-        assert f"could not be read: {name}" in page.text
+        assert f"cannot be read: {name}" in page.text
     assert "KL to the reference" in page.text
 
 
@@ -255,7 +255,7 @@ def test_the_command_writes_the_page(tmp_path: Path):
 
 
 def test_a_folder_that_is_no_run_is_one_line(tmp_path: Path):
-    with pytest.raises(DataError, match=r"holds no run: no pipeline\.yaml and no stage's metrics"):
+    with pytest.raises(DataError, match=r"is not the folder of a run: it has no pipeline\.yaml"):
         write_report(tmp_path)
     with pytest.raises(DataError, match="no folder"):
         write_report(tmp_path / "none")
