@@ -79,6 +79,7 @@ def test_data_neither_trains_nor_generates() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.process
 def test_settings_and_checks_need_no_torch() -> None:
     """One process imports every module that must be light and says which of them first brought something heavy."""
     names = [f"{package}.{m}" for package, modules in TORCH_FREE.items() for m in modules.split()]
@@ -106,6 +107,7 @@ def folder_with_data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("script", ["step1_sft", "step2_reward", "step3_ppo"])
 def test_a_stage_finds_our_data_package_from_a_folder_with_another(folder_with_data: Path, script: str) -> None:
     """`python -m` puts the working folder first on sys.path, so a data/ package there would hide ours."""

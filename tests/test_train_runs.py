@@ -23,6 +23,8 @@ from tests.helpers import calls
 from tests.helpers.calls import run
 from tests.helpers.fakes import make_model, make_stage
 
+pytestmark = pytest.mark.process
+
 Invoke = Callable[..., Result]
 machine = calls.machine
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -152,8 +153,7 @@ def test_two_iterations_side_by_side_meet_at_the_prompt(view: Show) -> None:
 
 
 def test_a_narrow_screen_has_them_one_under_the_other(view: Show, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlhf.console import screen
-
+    screen = importlib.import_module("rlhf.console.screen")  # the package has a function of that name
     monkeypatch.setattr(screen, "_console", screen._console.__wrapped__)  # its width is kept otherwise
     monkeypatch.setenv("COLUMNS", "60")
     shown = view("--iteration", 1, "--compare", 12).stdout
@@ -260,6 +260,7 @@ def test_keys_turn_the_pages(stage: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported(stage: Path) -> None:
     program = (
         "import sys; from step3_ppo.show import main\n"

@@ -17,6 +17,8 @@ from rlhf.pipeline import launch as launching
 from rlhf.pipeline.launch import Placement, RankFailed, command, environment, launch, shown
 from tests.helpers.fakes import make_stage
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
