@@ -123,3 +123,16 @@ def test_a_stage_finds_our_data_package_from_a_folder_with_another(folder_with_d
     )
     assert done.returncode == 0, done.stderr
     assert "--data-path" in done.stdout
+
+
+def test_tests_mirror_the_tree() -> None:
+    """tests/data/test_cache.py tests data/cache.py, and so would test_cache_of_many_ranks.py; what tests several
+    packages at once stands in tests/ itself."""
+    wrong = []
+    for file in (ROOT / "tests").glob("*/**/test_*.py"):
+        folder = file.parent.relative_to(ROOT / "tests")
+        there = {path.stem for path in (ROOT / folder).glob("*") if path.is_dir() or path.suffix in (".py", ".sh")}
+        name = file.stem.removeprefix("test_")
+        if not any(name == module or name.startswith(f"{module}_") for module in there):
+            wrong.append(f"{file.relative_to(ROOT)}: there is no {folder / name}.py")
+    assert not wrong, "\n".join(wrong)
