@@ -49,6 +49,14 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(CACHE, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that takes `run_ranks` is marked `ranks`; the other marks are written where they belong."""
+    for item in items:
+        if "run_ranks" in getattr(item, "fixturenames", ()):
+            item.add_marker("ranks")
+
+
 @pytest.fixture(scope="session")
 def run_ranks() -> Callable[..., list[Any]]:
     """`run_ranks(function, *arguments, world_size=2, timeout=120)` → each rank's result; see tests/helpers/ranks.py."""

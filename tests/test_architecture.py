@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 Rule = Callable[[Path], list[str]]
 
 
-@pytest.mark.parametrize("rule", house.RULES, ids=lambda rule: rule.__name__)
+def _marked(rule: Rule) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.process] if rule is house.settings_need_no_torch else []  # it starts another Python
+
+
+@pytest.mark.parametrize("rule", [pytest.param(r, id=r.__name__, marks=_marked(r)) for r in house.RULES])
 def test_the_rule_holds(rule: Rule) -> None:
     assert rule(ROOT) == [], rule.__doc__
 
@@ -59,7 +63,9 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("rule, file, line", BREAKS, ids=lambda value: getattr(value, "__name__", None))
+@pytest.mark.parametrize(
+    "rule, file, line", [pytest.param(*b, id=f"{b[0].__name__}-{b[1]}", marks=_marked(b[0])) for b in BREAKS]
+)
 def test_the_rule_fails_where_it_is_broken(copy: Path, rule: Rule, file: str, line: str) -> None:
     path = copy / file
     before = path.read_text(encoding="utf-8")
@@ -84,6 +90,7 @@ def folder_with_data(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("script", ["step1_sft", "step2_reward", "step3_ppo"])
 def test_a_stage_finds_our_data_package_from_a_folder_with_another(folder_with_data: Path, script: str) -> None:
     """`python -m` puts the working folder first on sys.path, so a data/ package there would hide ours."""
@@ -99,3 +106,16 @@ def test_a_stage_finds_our_data_package_from_a_folder_with_another(folder_with_d
     )
     assert done.returncode == 0, done.stderr
     assert "--data-path" in done.stdout
+
+
+def test_tests_mirror_the_tree() -> None:
+    """tests/data/test_cache.py tests data/cache.py, and so would test_cache_of_many_ranks.py; what tests several
+    packages at once stands in tests/ itself."""
+    wrong = []
+    for file in (ROOT / "tests").glob("*/**/test_*.py"):
+        folder = file.parent.relative_to(ROOT / "tests")
+        there = {path.stem for path in (ROOT / folder).glob("*") if path.is_dir() or path.suffix in (".py", ".sh")}
+        name = file.stem.removeprefix("test_")
+        if not any(name == module or name.startswith(f"{module}_") for module in there):
+            wrong.append(f"{file.relative_to(ROOT)}: there is no {folder / name}.py")
+    assert not wrong, "\n".join(wrong)

@@ -19,7 +19,7 @@ from rlhf.template import Template
 from tests.helpers import stages
 from tests.helpers.tiny import FAMILIES, save_tiny
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

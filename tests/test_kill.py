@@ -21,6 +21,8 @@ from step3_ppo.config import PPOConfig
 from tests.helpers import stages
 from tests.helpers.tiny import save_tiny
 
+pytestmark = [pytest.mark.process, pytest.mark.slow]
+
 RECIPE: dict[str, Any] = {
     "pipeline": {"data_split": "1,1,1", "max_prompt_length": 40, "max_response_length": 12, "micro_batch_size": 2},
     "step1_sft": {"mini_batch_size": 4, "epochs": 12, "save_every": 4, "max_steps": 40},

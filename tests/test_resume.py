@@ -25,7 +25,7 @@ from step3_ppo.rollout import Rollout
 from tests.helpers import stages
 from tests.helpers.tiny import save_tiny
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
 
 DIES_AFTER, SAVED_AT, TOTAL = 3, 2, 4  # steps
 COMMON: dict[str, Any] = {"save_every": 2, "weight_decay": 0.1, "warmup_ratio": 0.3}

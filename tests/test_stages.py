@@ -25,7 +25,7 @@ from tests.helpers import engines, stages
 from tests.helpers.ppo import save_reward_model
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
 Folders = dict[str, Path]
 PPO: dict[str, Any] = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "ema_decay": 0.5}
 

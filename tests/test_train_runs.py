@@ -22,6 +22,8 @@ from tests.helpers import calls
 from tests.helpers.calls import run
 from tests.helpers.fakes import make_model, make_stage, spec_of
 
+pytestmark = pytest.mark.process
+
 Invoke = Callable[..., Result]
 machine = calls.machine
 

@@ -58,6 +58,21 @@ def pairs() -> Callable[..., list[dict[str, str]]]:
 
 
 @pytest.fixture
+def run(tmp_path: Path, capfd, monkeypatch) -> Any:
+    """`run(check, "--data-path", …)` → (exit code, what was printed), with a tokenizer on disk at `run.model`."""
+    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
+    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(module: Any, *arguments: str) -> tuple[int, str]:
+        words = [str(tmp_path / "tokenizer") if a == "MODEL" else a for a in arguments]
+        code = module.main.main(words, standalone_mode=False)
+        return code, capfd.readouterr().out
+
+    return call
+
+
+@pytest.fixture
 def counted(template: Template) -> Callable[[Iterable[Example]], list[tuple[str, ...]]]:
     """Examples → per example the decoded prompt and, of each response, the decoded tokens that count in its loss."""
 

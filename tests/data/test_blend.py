@@ -68,6 +68,7 @@ def test_bad_weights_are_named(weights: list[float]) -> None:
 texts = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=40, unique=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(texts, texts, st.integers(0, 5), st.tuples(*[st.integers(0, 5)] * 3).filter(any))
 def test_added_rows_move_no_other_row(old: list[str], new: list[str], seed: int, shares: tuple[int, int, int]) -> None:

@@ -67,6 +67,7 @@ def _rank(settings: Any, template: Any, out: Path, stall_in: Path | None) -> Non
     out.write_text(f"{len(data.train)} {data.report['train']['fingerprint']}")
 
 
+@pytest.mark.process
 def test_a_rank_is_killed_while_it_builds_and_the_next_start_recovers(
     tmp_path: Path, write, settings, pairs, template, monkeypatch, capfd
 ) -> None:
@@ -97,6 +98,7 @@ def test_a_rank_is_killed_while_it_builds_and_the_next_start_recovers(
     assert (tmp_path / "second").read_text() == (tmp_path / "third").read_text()
 
 
+@pytest.mark.process
 def test_two_ranks_at_once_build_once_and_agree(tmp_path: Path, write, settings, pairs, template) -> None:
     mine = settings(write("a.jsonl", pairs(200)))
     ranks = [fork.Process(target=_rank, args=(mine, template, tmp_path / f"out{r}", None)) for r in range(3)]
@@ -107,6 +109,7 @@ def test_two_ranks_at_once_build_once_and_agree(tmp_path: Path, write, settings,
     assert len({(tmp_path / f"out{r}").read_text() for r in range(3)}) == 1
 
 
+@pytest.mark.process
 def test_several_processes_tokenise_to_the_same_rows(write, settings, pairs, template, tmp_path: Path) -> None:
     """Demonstrations, because with the longest of the kinds' names the shards' fingerprints were once too long."""
     path = write("a.jsonl", pairs(4000, "a question of some length"))
@@ -135,6 +138,7 @@ def _alive(pid: str) -> bool:
         return False
 
 
+@pytest.mark.process
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel ends orphans on Linux only")
 def test_no_worker_outlives_a_killed_rank(write, settings, pairs, template, tmp_path: Path) -> None:
     """The pool's processes used to wait for ever for a parent that was gone, each with the memory of a rank."""

@@ -108,17 +108,20 @@ def test_every_right_answer_is_judged_right_and_every_wrong_one_wrong() -> None:
 # --- preferences and text --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_without_noise_people_always_choose_the_better_answer() -> None:
     for row in preferences(Random(0), noise=0.0):
         assert gold_score(row["prompt"], row["chosen"]) > gold_score(row["prompt"], row["rejected"])
 
 
+@pytest.mark.slow
 def test_people_err_as_often_as_said() -> None:
     rows = list(preferences(Random(0)))
     wrong = sum(gold_score(r["prompt"], r["chosen"]) < gold_score(r["prompt"], r["rejected"]) for r in rows)
     assert wrong / len(rows) == pytest.approx(LABEL_NOISE, abs=0.015)  # four standard deviations of 7,000 draws
 
 
+@pytest.mark.slow
 def test_no_stage_trains_on_a_held_out_question(template) -> None:  # type: ignore[no-untyped-def]
     """Neither the base model's text nor the preferences ask for a fact in the way that is kept for the end."""
     held_out = {question for _, question in held_out_questions()}

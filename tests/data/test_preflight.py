@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from data.config import PretrainingMixSettings
 from data.preflight import problems
 
@@ -72,6 +74,7 @@ def test_a_hub_dataset_that_cannot_be_reached_says_so(settings, monkeypatch) -> 
     assert "no route to the hub" in found
 
 
+@pytest.mark.process
 def test_no_torch_is_loaded(write) -> None:
     """Bad input is answered before seconds are spent on importing torch."""
     path = write("a.jsonl", [GOOD])

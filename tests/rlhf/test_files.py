@@ -77,6 +77,7 @@ def test_a_claimed_folder_is_emptied_but_for_its_lock(tmp_path: Path) -> None:
     claim_folder(folder)  # again: it is ours
 
 
+@pytest.mark.process
 def test_a_second_process_is_kept_out_until_the_first_ends(tmp_path: Path) -> None:
     folder = tmp_path / "output"
     claim_folder(folder)

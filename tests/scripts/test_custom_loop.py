@@ -48,6 +48,7 @@ def rollout_of(template: Template, texts: list[str]) -> Rollout:
     )
 
 
+@pytest.mark.slow
 def test_the_score_rises(model: str) -> None:
     """The tiny model writes random bytes; paid for lower-case letters, it writes more of them."""
     scores: list[float] = []

@@ -26,6 +26,7 @@ def weights(folder: Path) -> bytes:
     return (folder / "base" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_path: Path) -> None:
     from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 
@@ -46,6 +47,7 @@ def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_p
     assert set(json.loads(prompts.read_text().splitlines()[0])) == {"prompt"}
 
 
+@pytest.mark.slow
 def test_what_was_made_is_found_again_and_another_seed_makes_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -59,6 +61,7 @@ def test_what_was_made_is_found_again_and_another_seed_makes_another(
     assert weights(other) != before
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(tmp_path: Path) -> None:
     """Two machines, or a cache that was cleared, must give the same base model."""
     first = prepare(settings(tmp_path, steps=3))

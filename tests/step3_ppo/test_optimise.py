@@ -105,7 +105,7 @@ def wanted(models: dict[str, str]) -> dict[str, Tensor]:
     return plain_gradients(models)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 8])
 def test_gradient_is_the_papers_for_any_split(
     models: dict[str, str], wanted: dict[str, Tensor], zero_stage: int, micro_batch_size: int

@@ -260,6 +260,7 @@ def test_keys_turn_the_pages(stage: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
 
+@pytest.mark.process
 def test_nothing_heavy_is_imported(stage: Path) -> None:
     program = (
         "import sys; from step3_ppo.show import main\n"

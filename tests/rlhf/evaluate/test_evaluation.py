@@ -1,4 +1,4 @@
-"""Evaluation: figures worked by hand, what counts as ended, both judges, and what is refused."""
+"""Evaluation: what is read as a prompt, what counts as ended, the whole way, and what is refused."""
 
 from __future__ import annotations
 
@@ -9,42 +9,17 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import ConfigError, DataError
-from rlhf.evaluate.comparison import compare, mean_and_error, plus_minus, spread
 from rlhf.evaluate.evaluation import EvaluateConfig, answer_all, evaluate, main, read_prompts
-from rlhf.evaluate.judges import Asked, Response, reward_model_judge, scorer_judge
+from rlhf.evaluate.judges import Asked, Response
 from rlhf.generation.sampler import Generation
 from rlhf.generation.speaker import Speaker
 from rlhf.generation.streaming import find_stops
 from rlhf.template import Template, install_template
-from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
+from tests.helpers.tiny import save_tiny, tiny_tokenizer
 
-
-def test_mean_and_standard_error():
-    """0, 1, 2: the mean is 1, the variance with n - 1 is 1, so the error of the mean is 1/√3."""
-    assert mean_and_error([0, 1, 2]) == {"mean": 1.0, "stderr": pytest.approx(3**-0.5)}
-    assert mean_and_error([0.3]) == {"mean": 0.3, "stderr": None}
-
-
-def test_a_model_is_held_to_the_first_prompt_by_prompt():
-    """Gains 0.2 and 0: mean 0.1, each 0.1 away, so the error is √(0.02/1/2) = 0.1. A win and a tie are 0.75."""
-    figures = compare([0.4, 0.5], [0.2, 0.5])
-    assert figures["mean"] == pytest.approx(0.45)
-    assert figures["gain"] == {"mean": pytest.approx(0.1), "stderr": pytest.approx(0.1)}
-    assert figures["win_rate"]["mean"] == 0.75
-
-
-def test_figures_as_text():
-    assert plus_minus({"mean": 0.5, "stderr": 0.0312}) == "0.500 ± 0.031"
-    assert plus_minus({"mean": 0.625, "stderr": None}, percent=True) == "62%"
-
-
-def test_samples_are_spread_over_the_prompts():
-    assert spread(10, 3) == [0, 3, 6]
-    assert spread(2, 6) == [0, 1]
-    assert spread(2, 0) == []
+ASKED = [Asked(1, [{"role": "user", "content": "hi"}]), Asked(4, [{"role": "user", "content": "Hello there"}])]
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
@@ -97,65 +72,6 @@ def test_all_problems_are_told_at_once(tmp_path: Path):
     assert len(caught.value.problems) == 4
     for part in ("same label", "no folder", "no such file", "there is no module nowhere"):
         assert part in told
-
-
-# --- judges ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def scorer(tmp_path, monkeypatch) -> str:
-    """A module with scoring functions, on the path."""
-    (tmp_path / "my_scorer.py").write_text(
-        "def length(prompt, response):\n    return len(response) / 100\n"
-        "def nothing(prompt, response):\n    return float('nan')\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
-    return "my_scorer"
-
-
-ASKED = [Asked(1, [{"role": "user", "content": "hi"}]), Asked(4, [{"role": "user", "content": "Hello there"}])]
-
-
-def test_a_scorer_is_a_function_of_prompt_and_response(scorer):
-    judge = scorer_judge(f"{scorer}:length")
-    assert judge(ASKED, [Response("abc", 4, True), Response("", 1, True)]) == [0.03, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("my_scorer", "write it as package.module:function"),
-        ("my_scores:length", "there is no module my_scores"),
-        ("my_scorer:size", "my_scorer has no function size"),
-    ],
-)
-def test_a_scorer_that_is_not_there(scorer, name, message):
-    with pytest.raises(ConfigError, match=message):
-        scorer_judge(name)
-
-
-def test_a_score_that_is_no_number_is_named_with_its_row(scorer):
-    with pytest.raises(DataError, match="returned nan for the prompt in row 1"):
-        scorer_judge(f"{scorer}:nothing")(ASKED, [Response("a", 1, True)] * 2)
-
-
-def test_the_reward_model_reads_its_own_template_and_the_end_token_only_where_there_is_one(tmp_path: Path):
-    """Each score is the head at the last token of the conversation, in units of the reward model's own spread."""
-    torch.manual_seed(0)
-    config = FAMILIES["llama"]()
-    config.num_labels, config.score_mean, config.score_std = 1, 0.25, 2.0
-    model = AutoModelForSequenceClassification.from_config(config).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer = tiny_tokenizer()
-    install_template(tokenizer)
-    tokenizer.save_pretrained(tmp_path)
-    judge = reward_model_judge(str(tmp_path), dtype="fp32", batch_size=2)
-    scores = judge(ASKED, [Response("yes", 4, True), Response("no", 2, False)])
-    for text, score in zip(["hi\n\nAssistant: yes</s>", "Hello there\n\nAssistant: no"], scores, strict=True):
-        ids = tokenizer(f"Human: {text}", return_tensors="pt")["input_ids"]
-        with torch.no_grad():
-            raw = model.score(model.model(input_ids=ids)[0])[0, -1, 0]
-        assert score == pytest.approx((float(raw) - 0.25) / 2.0, abs=1e-5)
 
 
 # --- responses -------------------------------------------------------------------------------------------------------

@@ -75,6 +75,7 @@ def test_layers_that_are_packed_as_one_say_what_they_said_alone(family: str) -> 
     agree(generate(Sampler(copy.lm, pad_token_id=0)), generate(Sampler(model, pad_token_id=0)), 2e-5)
 
 
+@pytest.mark.slow
 def test_compiled_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way but the last, the compiler's own kernels: those take a minute and a C++ compiler."""
     compile_, calls = torch.compile, []

@@ -17,6 +17,8 @@ from rlhf.pipeline import launch as launching
 from rlhf.pipeline.launch import Placement, RankFailed, command, environment, launch, shown
 from tests.helpers.fakes import make_stage
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
@@ -140,11 +142,12 @@ def test_children_of_ranks_end_with_them(name: str, tmp_path: Path) -> None:
 
 
 _WATCHER = """
-import sys
+import signal, sys
 from rlhf.command import show_error, terminable
 from rlhf.errors import Terminated
 from rlhf.pipeline.launch import Placement, launch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which tests that run in the background would ignore
 try:
     with terminable():
         launch(sys.argv[1], sys.argv[2:], Placement(ranks=2), line=print)

@@ -32,6 +32,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "opt", "gpt2"])
 @pytest.mark.parametrize("zero_stage", [0, 2])
 def test_compiled_layers_train_the_same(one_rank: None, traced: list[Any], family: str, zero_stage: int) -> None:
@@ -44,6 +45,7 @@ def test_compiled_layers_train_the_same(one_rank: None, traced: list[Any], famil
     assert len(traced) == plain.module.config.num_hidden_layers
 
 
+@pytest.mark.slow
 def test_compiled_layers_with_activation_checkpointing(one_rank: None, traced: list[Any]) -> None:
     wanted = engines.steps(engines.engine(1), 4)
     model = tiny_lm()

@@ -89,7 +89,7 @@ def test_half_precision_without_masters_is_refused() -> None:
 
 
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 4, 16])
-@pytest.mark.parametrize("zero_stage", ZERO_STAGES)
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_split_is_plain_full_batch_training(zero_stage: int, micro_batch_size: int, expected: Any) -> None:
     """Mean over the counted tokens of the step, not a mean of micro-batch means; clipping, decay and rate included."""
     train = engines.engine(zero_stage)
@@ -98,6 +98,7 @@ def test_any_split_is_plain_full_batch_training(zero_stage: int, micro_batch_siz
     assert engines.furthest(engines.weights(train), expected[0]) < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
 def test_adapters_train_as_in_plain_torch(zero_stage: int) -> None:
     def adapted() -> Any:

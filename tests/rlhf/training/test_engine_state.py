@@ -95,6 +95,7 @@ def _held(train: TrainEngine, flats: list[Tensor], f: Fragment) -> Tensor:
     return flats[f.flat].view(-1)[f.offset : f.offset + f.count]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [False, True], ids=["all weights", "LoRA"])
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)
 def test_a_restored_engine_goes_on_bit_for_bit(zero_stage: int, lora: bool, tmp_path: Path) -> None:
@@ -102,6 +103,7 @@ def test_a_restored_engine_goes_on_bit_for_bit(zero_stage: int, lora: bool, tmp_
     assert all(found.values()), found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero_stage", [1, 3])
 def test_bf16_goes_on_from_its_fp32_masters(zero_stage: int, tmp_path: Path) -> None:
     """Weights in bf16 have lost what a small step adds; a checkpoint of them alone would round the masters."""

@@ -62,6 +62,7 @@ def copied_logits(hybrid: HybridEngine) -> torch.Tensor:
 WITH_ADAPTERS = ("opt", "llama", "gpt2", "bloom")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "lora"), [*((f, False) for f in FAMILIES), *((f, True) for f in WITH_ADAPTERS)])
 def test_copy_and_trained_model_agree_after_each_round(one_rank: None, family: str, lora: bool) -> None:
     """Three rounds of train → refresh: logits and greedy tokens of the copy are the trained model's. ZeRO-3, so that
@@ -83,7 +84,7 @@ def test_copy_and_trained_model_agree_after_each_round(one_rank: None, family: s
     assert generation is not None and generation.responses() == direct.responses()
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_bf16_copy_of_fp32_weights_stays_within_rounding(one_rank: None, zero_stage: int, lora: bool) -> None:
     """The copy is rounded once from base + delta, so the distance does not grow with the rounds."""

@@ -11,6 +11,8 @@ import pytest
 
 from rlhf import hardware
 
+pytestmark = pytest.mark.process
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
 

@@ -1,67 +1,13 @@
-"""`python -m data.show` and `python -m data.check`, as a user runs them."""
+"""`python -m data.check`, as a user runs it."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from data import check, show
-from data.lengths import histogram
 from rlhf.errors import DataError
-from tests.helpers.tiny import tiny_tokenizer
-
-
-@pytest.fixture
-def run(tmp_path: Path, capfd, monkeypatch) -> Any:
-    """`run(check, "--data-path", …)` → (exit code, what was printed), with a tokenizer on disk at `run.model`."""
-    tiny_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    monkeypatch.setenv("RLHF_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def call(module: Any, *arguments: str) -> tuple[int, str]:
-        words = [str(tmp_path / "tokenizer") if a == "MODEL" else a for a in arguments]
-        code = module.main.main(words, standalone_mode=False)
-        return code, capfd.readouterr().out
-
-    return call
-
-
-def test_show_tells_prompt_counted_tokens_end_padding_and_cuts_apart(run, write, pairs) -> None:
-    rows = pairs(40)
-    rows[:] = [r | {"prompt": f"{'x' * (30 if i % 2 else 3)} {r['prompt']}", "chosen": "yes " * (i % 3 + 1)} for i, r in
-               enumerate(rows)]  # fmt: skip
-    path = write("a.jsonl", rows)
-    code, text = run(
-        show, "--data-path", path, "--model", "MODEL", "--stage", "2", "--rows", "40", "--max-prompt-length", "40",
-        "--max-response-length", "12",
-    )  # fmt: skip
-    assert code == 0
-    assert "Rows of each stage (split 2,4,4, seed 0)" in text
-    for piece in (
-        f"stage 2 · {path}, line ",
-        "   prompt  Human: xxx q ",
-        "   chosen   yes",
-        "      end  </s>",
-        " rejected   no ",
-        "  padding  ",
-        "tokens, up to the longest row shown",
-        "prompt cut to max_prompt_length",
-        "      cut  xxxx",
-        "response longer than max_response_length",
-        "  dropped  chosen: yes yes yes",
-    ):
-        assert piece in text, piece
-    assert "stage 1 ·" not in text
-
-
-def test_text_of_a_row_cannot_colour_or_move_the_terminal(run, write) -> None:
-    rows = [{"prompt": f"[red]q{i}[/red]\x1b[2J", "chosen": "[bold]a", "rejected": "b"} for i in range(30)]
-    _, text = run(show, "--data-path", write("a.jsonl", rows), "--model", "MODEL", "--stage", "1")
-    assert "[red]q" in text
-    assert "\x1b" not in text
 
 
 def test_check_finds_what_is_wrong_and_says_where(run, write, pairs) -> None:
@@ -130,14 +76,3 @@ def test_two_sources_in_common_are_counted(run, write, pairs) -> None:
 def test_a_missing_source_is_one_line(module: Any, run) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl does not exist"):
         run(module, "--data-path", "absent.jsonl", "--model", "MODEL")
-
-
-def test_a_histogram_breaks_at_the_limit() -> None:
-    assert histogram("prompt", np.array([1, 3, 3, 5, 6, 7, 40]), limit=5) == [
-        "tokens of prompt (7 measured; 50% 5, 90% 20, 99% 38, longest 40):",
-        "      0-1      ████████████████████ 1",
-        "      2-3      ████████████████████████████████████████ 2",
-        "      4-5      ████████████████████ 1",
-        "      6-7      ████████████████████████████████████████ 2  over the limit",
-        "     32-63     ████████████████████ 1  over the limit",
-    ]

@@ -1,16 +1,14 @@
-"""Chat with folders: a model's answers, models have names of their own, and what cannot talk is refused in one line."""
+"""Chat with folders: a model's answers, and what cannot talk is refused in one line."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
 from rlhf.chat.session import main
 from rlhf.errors import ConfigError, ModelError
-from rlhf.generation.speaker import labels, problems
 from tests.helpers.tiny import save_tiny
 
 
@@ -52,27 +50,7 @@ def test_a_reward_model_cannot_talk(tmp_path: Path):
     assert refused(actor, "--compare", reward) == [f"--compare {reward}: is a reward model, not a language model"]
 
 
-def test_the_folder_of_a_run_is_answered_with_its_models(tmp_path: Path):
-    actor = config_folder(tmp_path / "step3_ppo" / "actor", architectures=["LlamaForCausalLM"])
-    assert problems(str(tmp_path), flag="MODEL") == [
-        f"MODEL {tmp_path}: is the folder of a run; its chat models are {actor}"
-    ]
-
-
 def test_a_bad_setting_is_one_line():
     assert refused("x", "--temperature", "-1") == [
         "temperature=-1.0 is not valid: should be greater than or equal to 0"
     ]
-
-
-@pytest.mark.parametrize(
-    ("names", "expected"),
-    [
-        (["out/step3_ppo/actor"], ["actor"]),
-        (["out/step1_sft/model", "out/step3_ppo/actor"], ["model", "actor"]),
-        (["a/step1_sft/model", "b/step1_sft/model"], ["a/step1_sft/model", "b/step1_sft/model"]),
-        (["x/m", "x/m"], ["m (1)", "m (2)"]),
-    ],
-)
-def test_models_get_the_shortest_names_that_tell_them_apart(names, expected):
-    assert labels(names) == expected
