@@ -39,7 +39,7 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
         "--set", "sets", multiple=True, metavar="STAGE.FIELD=VALUE", help="any setting of a stage; repeatable"
     )
     @click.option("--overwrite", is_flag=True, help="new start in an output folder that already holds a run")
-    @click.option("--dry-run", is_flag=True, help="print the plan and the value of every option; start nothing")
+    @click.option("--dry-run", is_flag=True, help="plan and value of every option, printed; nothing is started")
     @click.version_option(rlhf.__version__, prog_name="rlhf-pipeline", help="version of this project")
     def command(recipe: str | None, sets: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any) -> int:
         request = Request(flags=given(flags), sets=sets, recipe=recipe, overwrite=overwrite)

@@ -128,7 +128,7 @@ def machine_of(placement: Placement) -> Machine:
 
 
 def _base_model(stages: Sequence[StagePlan]) -> str:
-    """The pretrained language model that a run starts from: what its first stage that needs one is given."""
+    """The pretrained language model that a run starts from: the input of its first stage that needs one."""
     named = ((stage, each) for stage in stages for each in stage.spec.inputs if not each.made_as)
     return next((stage.model(each.setting) for stage, each in named if each.kind == "language"), "")
 
