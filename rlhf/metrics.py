@@ -99,7 +99,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         for line in read_json_lines(path):
             if broken is not None:
                 shown = broken.content.decode("utf-8", errors="replace")[:60]
-                raise DataError(f"{path}, line {broken.number} is no row of metrics: {shown!r}")
+                raise DataError(f"{path}, line {broken.number} is not a row of metrics: {shown!r}")
             try:
                 row = line.value()
                 row["step"] += 0

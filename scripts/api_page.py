@@ -23,10 +23,10 @@ PAGE = ROOT / "docs" / "api.md"
 PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     "A training loop of one's own": {
         "step3_ppo.roles": ("build_roles", "Roles", "Actor", "Critic"),
-        "step3_ppo.rollout": ("roll_out", "Rollout"),
+        "step3_ppo.rollout": ("generate", "roll_out", "Rollout"),
         "step3_ppo.passes": ("ForwardPasses",),
         "step3_ppo.experience": ("Measured", "Experience", "rollout_metrics"),
-        "step3_ppo.main": ("make_experience", "sampling_of"),
+        "step3_ppo.main": ("sampling_of",),
         "step3_ppo.optimise": ("optimise", "steps_per_iteration"),
         "step3_ppo.rewards.function": ("Scorer", "RewardFunction"),
     },

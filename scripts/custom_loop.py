@@ -13,16 +13,18 @@ from pathlib import Path
 
 from rlhf import console
 from rlhf.models.export import export
+from rlhf.models.tensors import whiten
 from rlhf.template import Message
 from rlhf.training import distributed
+from step3_ppo.advantages import estimate_advantages, kl_per_token, shape_rewards
 from step3_ppo.config import PPOConfig
-from step3_ppo.experience import rollout_metrics
-from step3_ppo.main import make_experience, sampling_of
+from step3_ppo.experience import Experience, rollout_metrics
+from step3_ppo.main import sampling_of
 from step3_ppo.optimise import optimise, steps_per_iteration
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.rewards.function import RewardFunction
 from step3_ppo.roles import Roles, build_roles
-from step3_ppo.rollout import roll_out
+from step3_ppo.rollout import generate
 
 
 def reward(prompt: list[Message], response: str) -> float:
@@ -36,14 +38,19 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
     iterations, size = config.iterations or 1, config.rollout_batch_size
     roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), reward=RewardFunction(reward))
     passes, template, done = ForwardPasses(roles, config), roles.actor.template, 0
-    sampling = sampling_of(config, template)
+    sampling, gamma, gae_lambda = sampling_of(config, template), config.gamma, config.gae_lambda
     for iteration in range(iterations):
         texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
         messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
-        ids, written = [template.prompt_ids(m) for m in messages], [json.dumps(m) for m in messages]
-        with roles.actor.hybrid.generating() as sampler:
-            rollout = roll_out(sampler, ids, sampling, messages=written, seed=config.seed, iteration=iteration)
-        experience = make_experience(passes.measure(rollout, iteration), roles.reward, config, kl_coef=config.kl_coef)
+        asked = [{"prompt_ids": template.prompt_ids(turns), "messages": json.dumps(turns)} for turns in messages]
+        m = passes.measure(generate(roles.actor.hybrid, asked, sampling, config, iteration=iteration), iteration)
+        mask_BR, scores_B = m.response_mask_BR, m.scores_B.clamp(-config.score_clip, config.score_clip)
+        kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
+        rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=config.kl_coef)
+        advantages_BR, returns_BR = estimate_advantages(
+            m.values_BR, rewards_BR, mask_BR, gamma=gamma, gae_lambda=gae_lambda
+        )
+        experience = Experience.of(m, scores_B, kl_BR, rewards_BR, whiten(advantages_BR, mask_BR), returns_BR)
         done += optimise(experience, passes, config, iteration=iteration, steps_before=done).steps
         found = rollout_metrics(experience)
         console.say(f"iteration {iteration + 1}: score {found['ppo/scores_mean']:.3f}, KL {found['ppo/kl']:.2f}")

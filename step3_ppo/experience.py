@@ -57,6 +57,26 @@ class Experience(Measured):
     advantages_BR: Tensor
     returns_BR: Tensor
 
+    @classmethod
+    def of(
+        cls,
+        measured: Measured,
+        final_scores_B: Tensor,
+        kl_BR: Tensor,
+        rewards_BR: Tensor,
+        advantages_BR: Tensor,
+        returns_BR: Tensor,
+    ) -> Experience:
+        """What was measured, with what a loop has worked out from it."""
+        return cls(
+            **vars(measured),
+            final_scores_B=final_scores_B,
+            kl_BR=kl_BR,
+            rewards_BR=rewards_BR,
+            advantages_BR=advantages_BR,
+            returns_BR=returns_BR,
+        )
+
     @property
     def kl_per_sequence(self) -> float:
         """Mean over sequences of the KL summed over their tokens, in nats."""

@@ -23,15 +23,14 @@ from step3_ppo.batches import prompts_of
 from step3_ppo.config import PPOConfig
 from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
-from step3_ppo.experience import Experience, Measured, rollout_metrics
+from step3_ppo.experience import Experience, rollout_metrics
 from step3_ppo.gate import check_gate
 from step3_ppo.held_out import write_held_out_prompts
 from step3_ppo.optimise import optimise, steps_per_iteration
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.pretraining_mix import load_pretraining_mix
-from step3_ppo.rewards.function import Scorer
 from step3_ppo.roles import Roles, build_roles
-from step3_ppo.rollout import roll_out
+from step3_ppo.rollout import generate
 from step3_ppo.rollout_files import RolloutFiles, rollout_rows
 from step3_ppo.start_checks import check_start
 
@@ -53,7 +52,7 @@ def run(config: PPOConfig) -> StageResult:
     total = config.iterations or sampler.steps_per_epoch
     total = min(total, config.max_steps or total)
     roles = build_roles(config, optimizer_steps=total * steps_per_iteration(config), tokenizer=tokenizer)
-    template, passes = roles.actor.template, ForwardPasses(roles, config)
+    template, reward, passes = roles.actor.template, roles.reward, ForwardPasses(roles, config)
     ptx = load_pretraining_mix(config, tokenizer)
     ema = EMA(roles.actor.engine, decay=config.ema_decay) if config.ema else None
     controller = KLController(config.kl_coef, config.adaptive_kl_target, config.adaptive_kl_horizon)
@@ -76,22 +75,26 @@ def run(config: PPOConfig) -> StageResult:
             began = time.monotonic()
             # 1 generate
             asked = prompts_of(data.train, sampler, iteration, repeats=config.responses_per_prompt)
-            with roles.actor.hybrid.generating() as generator:
-                rollout = roll_out(
-                    generator,
-                    [row["prompt_ids"] for row in asked],
-                    sampling,
-                    messages=[row["messages"] for row in asked],
-                    seed=config.seed,
-                    iteration=iteration,
-                    micro_batch_size=config.rollout_micro_batch_size,
-                )
+            rollout = generate(roles.actor.hybrid, asked, sampling, config, iteration=iteration)
             generated = time.monotonic()
             # 2 score, by all four roles
-            measured = passes.measure(rollout, iteration)
-            # 3 shape rewards, 4 estimate advantages
-            kl_coef = controller.kl_coef
-            experience = make_experience(measured, roles.reward, config, kl_coef=kl_coef)
+            m = passes.measure(rollout, iteration)
+            mask_BR, kl_coef = m.response_mask_BR, controller.kl_coef
+            # 3 shape rewards: the KL to the reference at every token, the score at the last one
+            scores_B = normalise_scores(
+                m.scores_B, mean=reward.score_mean, std=reward.score_std, clip=config.score_clip
+            )
+            scores_B = scores_B - config.missing_eos_penalty * (~rollout.stopped_B)
+            kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
+            rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=kl_coef)
+            if config.whiten_rewards:
+                rewards_BR = whiten(rewards_BR, mask_BR, keep_mean=True)
+            # 4 estimate advantages, and whiten them over the whole rollout batch
+            advantages_BR, returns_BR = estimate_advantages(
+                m.values_BR, rewards_BR, mask_BR, gamma=config.gamma, gae_lambda=config.gae_lambda
+            )
+            advantages_BR = whiten(advantages_BR, mask_BR)
+            experience = Experience.of(m, scores_B, kl_BR, rewards_BR, advantages_BR, returns_BR)
             controller.update(experience.kl_per_sequence, len(rollout))
             scored = time.monotonic()
             # 5 optimise
@@ -132,33 +135,6 @@ def run(config: PPOConfig) -> StageResult:
     return StageResult(
         metrics={"ppo/scores_mean_first": first["ppo/scores_mean"], **said, "ppo/iterations": float(total)},
         models=export_models(config, roles, ema),
-    )
-
-
-def make_experience(measured: Measured, reward: Scorer, config: PPOConfig, *, kl_coef: float) -> Experience:
-    """What the actor and the critic are to learn from a rollout: steps 3 and 4 of an iteration, pure arithmetic.
-
-    The advantages are whitened over the whole rollout batch, which every rank holds.
-    """
-    m, mask_BR = measured, measured.response_mask_BR
-    # 3 shape rewards: the KL to the reference at every token, the score at the last one
-    scores_B = normalise_scores(m.scores_B, mean=reward.score_mean, std=reward.score_std, clip=config.score_clip)
-    final_scores_B = scores_B - config.missing_eos_penalty * (~m.rollout.stopped_B)
-    kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
-    rewards_BR = shape_rewards(final_scores_B, kl_BR, mask_BR, kl_coef=kl_coef)
-    if config.whiten_rewards:
-        rewards_BR = whiten(rewards_BR, mask_BR, keep_mean=True)
-    # 4 estimate advantages
-    advantages_BR, returns_BR = estimate_advantages(
-        m.values_BR, rewards_BR, mask_BR, gamma=config.gamma, gae_lambda=config.gae_lambda
-    )
-    return Experience(
-        **vars(measured),
-        final_scores_B=final_scores_B,
-        kl_BR=kl_BR,
-        rewards_BR=rewards_BR,
-        advantages_BR=whiten(advantages_BR, mask_BR),
-        returns_BR=returns_BR,
     )
 
 

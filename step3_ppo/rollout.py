@@ -6,8 +6,9 @@ B sequences, R response tokens, T tokens of prompt and response.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
 from rlhf.models.tensors import pad_right
 from rlhf.training import distributed
+from step3_ppo.config import PPOConfig
+from step3_ppo.hybrid.engine import HybridEngine
 
 
 @dataclass
@@ -101,3 +104,20 @@ def roll_out(
         stopped_B=torch.tensor([stopped for _, _, _, stopped in whole]),
         messages=list(messages),
     )
+
+
+def generate(
+    hybrid: HybridEngine, asked: Sequence[Mapping[str, Any]], sampling: Sampling, config: PPOConfig, *, iteration: int
+) -> Rollout:
+    """One response to each row of `asked` ({"prompt_ids", "messages"}) under the actor's weights as they are. All ranks
+    ask for the same rows, and all get the whole rollout."""
+    with hybrid.generating() as sampler:
+        return roll_out(
+            sampler,
+            [row["prompt_ids"] for row in asked],
+            sampling,
+            messages=[row["messages"] for row in asked],
+            seed=config.seed,
+            iteration=iteration,
+            micro_batch_size=config.rollout_micro_batch_size,
+        )

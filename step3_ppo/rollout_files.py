@@ -58,7 +58,7 @@ def iteration_of(path: Path) -> int:
     try:
         return int(path.stem.rpartition("-")[2])
     except ValueError:
-        raise DataError(f"{path} is no file of rollouts: they are called iteration-000001.jsonl and so on") from None
+        raise DataError(f"{path} is not a file of rollouts: they are called iteration-000001.jsonl and so on") from None
 
 
 def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
     """The rows of one iteration's file. Raises DataError naming the file and line."""
     rows = []
     for line in read_json_lines(path):
-        complaint = f"{path}, line {line.number} is no row of a rollout"
+        complaint = f"{path}, line {line.number} is not a row of a rollout"
         try:
             row = line.value()
         except LineError as error:
@@ -96,7 +96,7 @@ def read_rollouts(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{complaint}: it lacks {', '.join(sorted(missing))}")
         rows.append(row)
     if not rows:
-        raise DataError(f"{path} is no file of rollouts: it is empty")
+        raise DataError(f"{path} is not a file of rollouts: it is empty")
     return rows
 
 

@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from rlhf.models.tensors import whiten
+from step3_ppo.advantages import estimate_advantages, kl_per_token, normalise_scores, shape_rewards
 from step3_ppo.config import PPOConfig
-from step3_ppo.experience import Experience
+from step3_ppo.experience import Experience, Measured
+from step3_ppo.rewards.function import Scorer
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import Rollout
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
@@ -54,6 +57,22 @@ def config(models: dict[str, str], **changes: Any) -> PPOConfig:
 
 def roles(settings: PPOConfig, *, steps: int = 10) -> Roles:
     return build_roles(settings, optimizer_steps=steps)
+
+
+def learnable(m: Measured, reward: Scorer, settings: PPOConfig, *, kl_coef: float) -> Experience:
+    """Steps 3 and 4 of an iteration, as the loop of stage 3 has them (tests/test_stages.py holds the loop's own)."""
+    mask_BR = m.response_mask_BR
+    scores_B = normalise_scores(m.scores_B, mean=reward.score_mean, std=reward.score_std, clip=settings.score_clip)
+    scores_B = scores_B - settings.missing_eos_penalty * (~m.rollout.stopped_B)
+    kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
+    rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=kl_coef)
+    if settings.whiten_rewards:
+        rewards_BR = whiten(rewards_BR, mask_BR, keep_mean=True)
+    gamma, gae_lambda = settings.gamma, settings.gae_lambda
+    advantages_BR, returns_BR = estimate_advantages(
+        m.values_BR, rewards_BR, mask_BR, gamma=gamma, gae_lambda=gae_lambda
+    )
+    return Experience.of(m, scores_B, kl_BR, rewards_BR, whiten(advantages_BR, mask_BR), returns_BR)
 
 
 def rollout(*, even: bool = False) -> Rollout:

@@ -17,7 +17,6 @@ from rlhf.template import Template
 from step3_ppo.advantages import estimate_advantages
 from step3_ppo.config import PPOConfig
 from step3_ppo.experience import Experience, rollout_metrics
-from step3_ppo.main import make_experience
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.rewards.model import ModelReward
 from step3_ppo.roles import Roles
@@ -42,7 +41,7 @@ def measured(models: dict[str, str], **changes: Any) -> Experience:
 
 def experience_of(rollout: Rollout, roles: Roles, settings: PPOConfig) -> Experience:
     measured = ForwardPasses(roles, settings).measure(rollout, 0)
-    return make_experience(measured, roles.reward, settings, kl_coef=KL_COEF)
+    return ppo.learnable(measured, roles.reward, settings, kl_coef=KL_COEF)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 
 from step3_ppo.batches import mini_batches
 from step3_ppo.experience import Experience
-from step3_ppo.main import make_experience
 from step3_ppo.optimise import optimise
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.roles import Roles
@@ -44,7 +43,7 @@ def trained(models: dict[str, str], *, reuse: bool, **changes: Any) -> tuple[dic
 
 def measured(passes: ForwardPasses, iteration: int = 0) -> Experience:
     found = passes.measure(ppo.rollout(), iteration)
-    return make_experience(found, passes.roles.reward, passes.config, kl_coef=0.1)
+    return ppo.learnable(found, passes.roles.reward, passes.config, kl_coef=0.1)
 
 
 def kept(passes: ForwardPasses) -> int:

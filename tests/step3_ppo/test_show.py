@@ -206,9 +206,9 @@ def test_a_folder_without_rollouts_says_where_they_would_be(view: Show, tmp_path
 @pytest.mark.parametrize(
     "content, said",
     [
-        ('{"prompt": []}\n', "line 1 is no row of a rollout: it lacks advantage, final_score, kl"),
-        (json.dumps(FIRST[0]) + "\n{", "line 2 is no row of a rollout"),
-        ("[]\n", "line 1 is no row of a rollout"),
+        ('{"prompt": []}\n', "line 1 is not a row of a rollout: it lacks advantage, final_score, kl"),
+        (json.dumps(FIRST[0]) + "\n{", "line 2 is not a row of a rollout"),
+        ("[]\n", "line 1 is not a row of a rollout"),
     ],
 )
 def test_a_damaged_file_is_named_with_its_line(view: Show, stage: Path, content: str, said: str) -> None:
@@ -222,7 +222,7 @@ def test_another_file_is_no_run(view: Show, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("{}\n")
     done = view(run=tmp_path / "metrics.jsonl")
     assert done.exit_code == 2
-    assert "is no file of rollouts" in done.stderr
+    assert "is not a file of rollouts" in done.stderr
 
 
 def test_a_line_separator_in_a_response_does_not_cut_its_row(tmp_path: Path) -> None:

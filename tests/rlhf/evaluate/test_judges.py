@@ -35,7 +35,7 @@ def test_a_scorer_that_is_not_there(scorer, name, message):
 
 
 def test_a_score_that_is_no_number_is_named_with_its_row(scorer):
-    with pytest.raises(DataError, match="gave nan for the prompt in row 1"):
+    with pytest.raises(DataError, match="returned nan for the prompt in row 1"):
         scorer_judge(f"{scorer}:nothing")(ASKED, [Response("a", 1, True)] * 2)
 
 
