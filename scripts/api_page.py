@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def page() -> str:
                 if name not in found:
                     raise ConfigError(f"scripts/api_page.py: {module} has no public class or function {name}")
                 lines += ["", f"### `{module}.{name}`", "", *_definition(found[name])]
-    return "\n".join(lines) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(lines) + "\n")
 
 
 def _definition(node: Definition) -> Iterator[str]:

@@ -56,7 +56,7 @@ def main(python: str, arguments: tuple[str, ...]) -> int:
             words, cwd=ROOT, env={**os.environ, "TMPDIR": str(folder / "tmp")}, check=False
         ).returncode
     verdict = "the tests pass" if code == 0 else f"pytest ended with {code}"
-    console.say(f"{verdict} with {', '.join(f'{name} {bound}' for name, bound in bounds.items())}")
+    console.say(f"{verdict} at {', '.join(f'{name} {bound}' for name, bound in bounds.items())}")
     return code
 
 
@@ -66,7 +66,7 @@ def _install(python: str, folder: Path, bounds: dict[str, str]) -> Path:
     constraints = folder / "constraints.txt"
     constraints.write_text("".join(f"{name}=={bound}\n" for name, bound in bounds.items()), encoding="utf-8")
     _quietly([python, "-m", "venv", str(folder / "venv")])
-    _quietly([*_pip(own), "install", "--quiet", "-c", str(constraints), "-e", f"{ROOT}[test]"])
+    _quietly([*_pip(own), "install", "-c", str(constraints), "-e", f"{ROOT}[test]"])
     return own
 
 
