@@ -21,8 +21,9 @@ from rlhf.errors import ConfigError
 from rlhf.metrics import read_metrics
 from rlhf.template import Template
 from step3_ppo.ema import EMA
+from step3_ppo.rollout_files import read_rollouts
 from tests.helpers import engines, stages
-from tests.helpers.ppo import save_reward_model
+from tests.helpers.ppo import SCORE_MEAN, SCORE_STD, save_reward_model
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
@@ -309,3 +310,28 @@ def test_each_tokenizer_is_loaded_once(inputs: Folders, tmp_path: Path) -> None:
     with mock.patch.object(AutoTokenizer, "from_pretrained", load):
         stages.ppo(tmp_path, inputs["base"], inputs["reward"], str(inputs["pairs"]), iterations=1)
     assert loaded == ["base", "reward"]
+
+
+def test_the_loop_of_stage_3_shapes_rewards_and_estimates_advantages(inputs: Folders, tmp_path: Path) -> None:
+    """What the rollouts on disk hold of scores, KL and values gives their advantages, worked out token by token."""
+    settings = {"kl_coef": 0.2, "gamma": 0.9, "gae_lambda": 0.8, "missing_eos_penalty": 0.5, "score_clip": 0.4}
+    stages.ppo(
+        tmp_path, inputs["base"], inputs["reward"], str(inputs["pairs"]), save_rollouts_every=1, **PPO, **settings
+    )
+    rows = read_rollouts(tmp_path / "rollouts" / "iteration-000002.jsonl")
+    raw: list[list[float]] = []
+    for row in rows:
+        score = min(max((row["score"] - SCORE_MEAN) / SCORE_STD, -0.4), 0.4) - (0.0 if row["stopped"] else 0.5)
+        assert row["final_score"] == pytest.approx(score, abs=1e-4)
+        rewards = [-0.2 * kl for kl in row["kl"]]
+        rewards[-1] += score
+        advantages, advantage_after, value_after = [], 0.0, 0.0
+        for reward, value in zip(reversed(rewards), reversed(row["value"]), strict=True):
+            advantage_after = reward + 0.9 * value_after - value + 0.9 * 0.8 * advantage_after
+            value_after = value
+            advantages.insert(0, advantage_after)
+        raw.append(advantages)
+    flat = torch.tensor([value for advantages in raw for value in advantages])
+    for row, advantages in zip(rows, raw, strict=True):
+        whitened = (torch.tensor(advantages) - flat.mean()) / flat.std(unbiased=False)
+        torch.testing.assert_close(torch.tensor(row["advantage"]), whitened, rtol=0, atol=2e-3)
