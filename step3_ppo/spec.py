@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from data import preflight
+from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
 from rlhf.hardware import Machine
 from rlhf.models.names import length_problems
+from rlhf.stage_config import dtype_problems
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step3_ppo.config import PPOConfig
 from step3_ppo.gate import gate_problems
@@ -21,7 +23,14 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         if setting in models:
             longest = config.max_prompt_length + config.max_response_length
             found += length_problems(models[setting], getattr(config, setting), longest)
+    where = "step3_ppo.inference_dtype"
+    found += dtype_problems(config.inference_dtype, where=where, gpus=machine.gpus, bf16=machine.bf16)
     if actor := models.get("actor_model"):
+        if config.inference_compile and not is_lean_config(actor):
+            found.append(
+                f"step3_ppo.inference_compile: sampling from a model of type {actor.get('model_type')} cannot be "
+                f"compiled, only from {', '.join(NORM_OFFSETS)}; leave it out"
+            )
         found += parallel_problems(actor, model=config.actor_model, size=config.inference_tp_size, ranks=machine.ranks)
     if reward_model := models.get("reward_model"):
         found += gate_problems(reward_model, config)

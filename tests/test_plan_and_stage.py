@@ -54,6 +54,12 @@ def model(folder: Path, **config: Any) -> str:
             ["--set", "step3_ppo.inference_tp_size=3", "--num-gpus", "4"],
             "inference_tp_size=3 does not divide the 4 ranks of a node; try 1, 2, 4",
         ),
+        ({}, ["--set", "step3_ppo.inference_dtype=fp16"], "step3_ppo.inference_dtype=fp16 needs a GPU"),
+        (
+            {"model_type": "opt"},
+            ["--set", "step3_ppo.inference_compile=true"],
+            "sampling from a model of type opt cannot be compiled, only from llama, mistral, qwen2, qwen3, gemma",
+        ),
         ({"max_position_embeddings": 500}, [], "but model has 500 positions; lower one of them by 12"),
     ],
 )

@@ -19,12 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.generation.kv_cache import SamplerCache
+from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
 from rlhf.models.attention import products, suits_products
-
-# model type → what its norms add to their weights. `is_served` refuses models with windows and the like.
-FAMILIES = {"llama": 0.0, "mistral": 0.0, "qwen2": 0.0, "qwen3": 0.0, "gemma": 1.0}
-# Kinds of rotary tables that depend on the position alone, and not on the length of the sequence.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 # Layers of the same input that may have been made into one: its name → the layers that it is made of.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -46,8 +42,7 @@ class _Layer:
 
 def is_lean(lm: Any) -> bool:
     """Whether `LeanForward` knows a model. Its attention must also be plain (`attention.is_served`)."""
-    rope = getattr(lm.config, "rope_parameters", None) or {}
-    return lm.config.model_type in FAMILIES and rope.get("rope_type", "default") in ROPE_TYPES
+    return is_lean_config(lm.config.to_dict())
 
 
 class LeanForward:
@@ -60,7 +55,7 @@ class LeanForward:
     def __init__(self, lm: Any, *, compiled: bool = False) -> None:
         self._token = torch.compile(self._run, dynamic=True) if compiled else self._run
         self.model = lm.base_model
-        self.norm_offset = FAMILIES[lm.config.model_type]
+        self.norm_offset = NORM_OFFSETS[lm.config.model_type]
         attention = self.model.layers[0].self_attn
         self.head_size, self.scale = int(attention.head_dim), float(attention.scaling)
         self.group = int(attention.num_key_value_groups)

@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling
-from rlhf.generation.lean_forward import FAMILIES
+from rlhf.generation.lean_families import NORM_OFFSETS as FAMILIES
 from rlhf.generation.sampler import Generation, Sampler
 from step3_ppo.hybrid.inference_copy import InferenceCopy
 from tests.helpers import tiny
