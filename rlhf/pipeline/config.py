@@ -21,7 +21,16 @@ class PipelineConfig(Config):
     help_groups: ClassVar = {
         "Models": ("actor_model", "reward_model", "sft_model", "trust_remote_code"),
         "Data": (
-            *("data_path", "eval_data_path", "columns", "data_split", "max_samples", "max_prompt_length"),
+            *(
+                "data_path",
+                "eval_data_path",
+                "columns",
+                "data_adapter",
+                "skip_bad_rows",
+                "data_split",
+                "max_samples",
+                "max_prompt_length",
+            ),
             *("max_response_length", "ptx_data"),
         ),
         "Run": ("output_dir", "stages", "seed", "max_steps", "trackers", "force", "price_per_gpu_hour"),
@@ -50,6 +59,10 @@ class PipelineConfig(Config):
     )
     eval_data_path: list[str] | None = setting(None, "held-out rows; default: a part of each source; repeatable")
     columns: str | None = setting(None, "names of the data's columns, such as prompt=question,chosen=best")
+    data_adapter: str | None = setting(
+        None, "function that reads each row, as file.py:function, or the hub dataset whose function is used"
+    )
+    skip_bad_rows: bool | None = setting(None, "rows that cannot be used: counted and left out, instead of an error")
     data_split: str | None = setting(None, "shares of the prompts for stages 1, 2 and 3, such as 2,4,4")
     max_samples: int | None = setting(None, "largest number of rows that a stage trains on", ge=1)
     max_prompt_length: int | None = setting(None, "longest prompt, in tokens", ge=1)

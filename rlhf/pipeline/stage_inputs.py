@@ -115,16 +115,16 @@ def models_made(spec: StageSpec, models: Models) -> dict[str, ModelConfig]:
 def unused_flags(specs: Sequence[StageSpec], inputs: Sequence[Inputs], pipeline: PipelineConfig) -> list[str]:
     """A line for each given flag whose only use is a model that the run makes itself, or that no stage of it needs."""
     used = {flag for one in inputs for flag in one.used}
-    flags = [flag for spec in specs for each in spec.inputs for flag in each.flags]
     makers = {output.label: spec for spec in specs for output in spec.outputs}
-    found = []
+    named = {flag for spec in specs for each in spec.inputs if each.made_as not in makers for flag in each.flags}
+    found: dict[str, str] = {}
     for spec, each in [(s, i) for s in specs for i in s.inputs if i.made_as in makers]:
         for flag in each.flags:
-            if getattr(pipeline, flag) and flag not in used and flags.count(flag) == 1:
+            if getattr(pipeline, flag) and flag not in used | named | found.keys():
                 maker = makers[each.made_as]
                 why = f"while stage {maker.number} runs" if runs(maker, pipeline) else f"without stage {spec.number}"
-                found.append(f"{_option(flag)} has no effect {why}; leave it out, or choose other --stages")
-    return found
+                found[flag] = f"{_option(flag)} has no effect {why}; leave it out, or choose other --stages"
+    return list(found.values())
 
 
 def runs(spec: StageSpec, pipeline: PipelineConfig) -> bool:

@@ -29,7 +29,7 @@ class ModelInput:
     kind: Kind = "any"
     what: str = "a model"  # in messages: "an actor"
     flags: tuple[str, ...] = ()  # pipeline settings that may name it; the first one that is given counts
-    made_as: str = ""  # label of the earlier stage's output that is used, unless a flag names a model
+    made_as: str = ""  # label of an earlier stage's output; a flag counts only in a run without that stage
 
 
 @dataclass(frozen=True)
