@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from rlhf.errors import ConfigError, DataError, nearest
+from rlhf.hardware import Machine
 
 
 class Config(BaseModel):
@@ -26,8 +27,8 @@ class Config(BaseModel):
     # Headings of the help → names of fields. A heading without names fixes the place of a base class's heading.
     help_groups: ClassVar[Mapping[str, Sequence[str]]] = {}
 
-    def problems(self, world_size: int) -> list[str]:
-        """Problems between fields, one line each with a way out; `world_size` is the number of ranks."""
+    def problems(self, machine: Machine) -> list[str]:
+        """Problems between fields, one line each with a way out; `machine` is what the run computes on."""
         return []
 
     def changed(self, name: str) -> bool:

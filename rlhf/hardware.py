@@ -32,6 +32,9 @@ class Machine:
         return self.ranks * self.nodes
 
 
+ONE_RANK = Machine()
+
+
 def cores() -> int:
     """CPU cores that this process may use: its affinity, and the container's quota where there is one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from data.config import DataSettings
 from rlhf.config import setting
+from rlhf.hardware import Machine
 from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
 
 
@@ -40,5 +41,5 @@ class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
         None, "number of steps between two measurements of held-out perplexity; always at start and end", ge=1
     )
 
-    def problems(self, world_size: int) -> list[str]:
+    def problems(self, machine: Machine) -> list[str]:
         return self.lora_problems("step1_sft")

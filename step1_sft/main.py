@@ -10,12 +10,12 @@ from data.stage_data import demonstrations
 from rlhf import console
 from rlhf.models.causal_model import CausalModel
 from rlhf.models.export import export
-from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
+from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 from rlhf.models.lora import attach
 from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
-from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing
+from rlhf.training.engine import TrainEngine, enable_activation_checkpointing
 from rlhf.training.stage_run import StageRun
 from step1_sft.config import SFTConfig
 from step1_sft.loss import kept_rows, micro_batches, perplexity, token_loss_sum
@@ -88,14 +88,7 @@ def run(config: SFTConfig) -> StageResult:
 
 def build_engine(config: SFTConfig, tokenizer: Any, *, total_steps: int) -> TrainEngine:
     """The pretrained model, with adapters where they are set, ready to train for `total_steps`."""
-    loading = Loading(
-        config.model,
-        tokenizer,
-        dtype=dtype_of(config.dtype),
-        zero_stage=default_zero_stage() if config.zero_stage is None else config.zero_stage,
-        no_dropout=config.no_dropout,
-        trust_remote_code=config.trust_remote_code,
-    )
+    loading = Loading.of(config, config.model, tokenizer)
     lm = load_causal_lm(loading)
     if config.activation_checkpointing:
         enable_activation_checkpointing(lm)

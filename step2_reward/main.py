@@ -15,13 +15,13 @@ from data.stage_data import preferences
 from rlhf import console
 from rlhf.errors import TrainingError
 from rlhf.models.export import export
-from rlhf.models.loading import Loading, dtype_of, load_tokenizer
+from rlhf.models.loading import Loading, load_tokenizer
 from rlhf.models.lora import attach
 from rlhf.models.scalar_model import HEAD, ScalarModel, load_scalar_model
 from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
-from rlhf.training.engine import TrainEngine, default_zero_stage, enable_activation_checkpointing
+from rlhf.training.engine import TrainEngine, enable_activation_checkpointing
 from rlhf.training.stage_run import StageRun
 from step2_reward.config import RewardConfig
 from step2_reward.loss import pairwise_losses
@@ -112,14 +112,7 @@ def run(config: RewardConfig) -> StageResult:
 
 def build_engine(config: RewardConfig, tokenizer: Any, *, total_steps: int) -> TrainEngine:
     """The pretrained model with a new head, and with adapters where they are set, ready to train for `total_steps`."""
-    loading = Loading(
-        config.model,
-        tokenizer,
-        dtype=dtype_of(config.dtype),
-        zero_stage=default_zero_stage() if config.zero_stage is None else config.zero_stage,
-        no_dropout=config.no_dropout,
-        trust_remote_code=config.trust_remote_code,
-    )
+    loading = Loading.of(config, config.model, tokenizer)
     model = load_scalar_model(loading, new_head=True, seed=config.seed)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)

@@ -8,7 +8,18 @@ from pydantic import field_validator
 
 from data.config import DataSettings, PretrainingMixSettings
 from rlhf.config import setting
-from rlhf.stage_config import BatchSettings, Dtype, LoraSettings, OptimizerSettings, RunSettings, ZeroStage, several
+from rlhf.hardware import Machine
+from rlhf.stage_config import (
+    BatchSettings,
+    Dtype,
+    LoraSettings,
+    OptimizerSettings,
+    RunSettings,
+    ZeroStage,
+    dtype_problems,
+    several,
+)
+from step3_ppo.hybrid.parallel_sizes import rank_problems
 
 
 class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
@@ -180,7 +191,7 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         algebra = super().batch_algebra(world_size)
         return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of {algebra}"
 
-    def problems(self, world_size: int) -> list[str]:
+    def problems(self, machine: Machine) -> list[str]:
         found = self.lora_problems("step3_ppo")
         size = self.rollout_batch_size
         for name, divisor in (
@@ -196,6 +207,9 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
                 f"step3_ppo.min_response_length={self.min_response_length} must be below "
                 f"max_response_length={self.max_response_length}"
             )
+        found += rank_problems(size=self.inference_tp_size, ranks=machine.ranks)
+        where = "step3_ppo.inference_dtype"
+        found += dtype_problems(self.inference_dtype, where=where, gpus=machine.gpus, bf16=machine.bf16)
         if self.reuse_forward and 3 in (self.actor_zero_stage, self.critic_zero_stage):
             found.append(
                 "step3_ppo.reuse_forward: ZeRO-3 gathers weights for one forward at a time; use ZeRO stages 0 to 2 for "

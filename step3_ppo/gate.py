@@ -12,19 +12,20 @@ from rlhf.models.names import read_config
 from rlhf.stages.spec import ModelConfig
 from step3_ppo.config import PPOConfig
 
+FIGURES = {"reward/accuracy", "reward/margin", "reward/length_correlation", "reward/calibration_error"}
 WAY_OUT = "PPO would learn from these scores; improve stage 2, or use --force to go on anyway"
 
 
 def gate_problems(model: ModelConfig, config: PPOConfig) -> list[str]:
     """Why this reward model fails the gate; `model` is its config.json. Empty with `force`."""
-    held_out = model.get("held_out")
+    held_out = held_out_figures(model)
     problems = judge(held_out, config)[1] if held_out and not config.force else []
     return [*problems, WAY_OUT] if problems else []
 
 
 def check_gate(config: PPOConfig) -> None:
     """Print the reward model's held-out figures with ticks. Raises ConfigError when one fails, unless `force`."""
-    held_out = read_config(config.reward_model).get("held_out")
+    held_out = held_out_figures(read_config(config.reward_model))
     if not held_out:
         console.warn(
             "the reward model's config.json has no held-out figures (it is not from stage 2): the gate is not checked"
@@ -36,6 +37,12 @@ def check_gate(config: PPOConfig) -> None:
         console.warn(f"{problem} (--force: going on)")
     if problems and not config.force:
         raise ConfigError(*problems, WAY_OUT)
+
+
+def held_out_figures(model: ModelConfig) -> Mapping[str, Any]:
+    """What stage 2 wrote of held-out pairs into the config.json; empty for a model that is not from stage 2."""
+    held_out = model.get("held_out")
+    return held_out if isinstance(held_out, Mapping) and held_out.keys() >= FIGURES else {}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -10,14 +10,14 @@ from torch import Tensor
 from rlhf import console
 from rlhf.errors import ConfigError
 from rlhf.models.causal_model import CausalModel, TokenLogprobs
-from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
+from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 from rlhf.models.lora import adapters_off, attach, is_adapted
 from rlhf.models.reward_model import load_reward_model
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.compiling import compile_layers
-from rlhf.training.engine import TrainEngine, build_frozen, default_zero_stage, enable_activation_checkpointing
+from rlhf.training.engine import TrainEngine, build_frozen, enable_activation_checkpointing
 from rlhf.training.zero_internals import full_numel
 from step3_ppo.config import PPOConfig
 from step3_ppo.hybrid.engine import HybridEngine
@@ -140,14 +140,14 @@ def build_roles(
 
 
 def _build_actor(config: PPOConfig, tokenizer: Any, template: Template, steps: int) -> Actor:
-    loading = _loading(config, config.actor_model, tokenizer, config.actor_zero_stage)
+    loading = Loading.of(config, config.actor_model, tokenizer, role="actor", no_dropout=True)
     lm: Any = load_causal_lm(loading)
     if config.activation_checkpointing:
         enable_activation_checkpointing(lm)
     lm = attach(lm, config, dropout=0.0)
     reference = None
     if not is_adapted(lm):
-        of_reference = replace(loading, zero_stage=config.reference_zero_stage)
+        of_reference = Loading.of(config, config.actor_model, tokenizer, role="reference", no_dropout=True)
         frozen = CausalModel(load_causal_lm(of_reference))
         reference = build_frozen(frozen, zero_stage=of_reference.zero_stage, dtype=of_reference.dtype)
         if config.compile and of_reference.zero_stage == 0:
@@ -184,7 +184,7 @@ def _build_actor(config: PPOConfig, tokenizer: Any, template: Template, steps: i
 def _build_critic(config: PPOConfig, tokenizer: Any, steps: int) -> Critic:
     from_reward = config.critic_from == "reward"
     name = config.reward_model if from_reward else config.actor_model
-    loading = _loading(config, name, tokenizer, config.critic_zero_stage)
+    loading = Loading.of(config, name, tokenizer, role="critic", no_dropout=True)
     model: Any = load_scalar_model(loading, new_head=not from_reward, seed=config.seed)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
@@ -204,24 +204,12 @@ def _build_critic(config: PPOConfig, tokenizer: Any, steps: int) -> Critic:
 
 
 def _load_reward(config: PPOConfig, tokenizer: Any, *, same_tokenizer: bool) -> ModelReward:
-    loading = _loading(config, config.reward_model, tokenizer, config.reward_zero_stage)
+    loading = Loading.of(config, config.reward_model, tokenizer, role="reward model", no_dropout=True)
     longest = config.max_prompt_length + config.max_response_length
     reward_model = load_reward_model(loading, max_length=longest)
     if config.compile and loading.zero_stage == 0:
         compile_layers(reward_model.model)
     return ModelReward(reward_model, same_tokenizer=same_tokenizer)
-
-
-def _loading(config: PPOConfig, name: str, tokenizer: Any, zero_stage: int | None) -> Loading:
-    """How stage 3 loads each of its models: without dropout, in the dtype of the config."""
-    return Loading(
-        name,
-        tokenizer,
-        dtype=dtype_of(config.dtype),
-        zero_stage=default_zero_stage() if zero_stage is None else zero_stage,
-        no_dropout=True,
-        trust_remote_code=config.trust_remote_code,
-    )
 
 
 def _size(model: Any) -> str:

@@ -7,8 +7,7 @@ from typing import Any
 from data import preflight
 from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
 from rlhf.hardware import Machine
-from rlhf.models.names import length_problems
-from rlhf.stage_config import dtype_problems
+from rlhf.models.names import length_problems, origin
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step3_ppo.config import PPOConfig
 from step3_ppo.gate import gate_problems
@@ -18,20 +17,18 @@ from step3_ppo.hybrid.parallel_sizes import parallel_problems
 
 def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
     """Problems with the models and the data, one line each."""
-    found = []
-    for setting in ("actor_model", "reward_model"):
+    found, longest = [], config.max_prompt_length + config.max_response_length
+    for setting, name in (("actor_model", config.actor_model), ("reward_model", config.reward_model)):
         if setting in models:
-            longest = config.max_prompt_length + config.max_response_length
-            found += length_problems(models[setting], getattr(config, setting), longest)
-    where = "step3_ppo.inference_dtype"
-    found += dtype_problems(config.inference_dtype, where=where, gpus=machine.gpus, bf16=machine.bf16)
+            found += length_problems(models[setting], name, longest)
     if actor := models.get("actor_model"):
         if config.inference_compile and not is_lean_config(actor):
             found.append(
                 f"step3_ppo.inference_compile: sampling from a model of type {actor.get('model_type')} cannot be "
                 f"compiled, only from {', '.join(NORM_OFFSETS)}; leave it out"
             )
-        found += parallel_problems(actor, model=config.actor_model, size=config.inference_tp_size, ranks=machine.ranks)
+        model = origin(actor, config.actor_model)
+        found += parallel_problems(actor, model=model, size=config.inference_tp_size)
     if reward_model := models.get("reward_model"):
         found += gate_problems(reward_model, config)
     return found + preflight.problems(config, stage=3)

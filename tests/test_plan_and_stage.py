@@ -42,7 +42,7 @@ def model(folder: Path, **config: Any) -> str:
         (
             {"num_attention_heads": 4, "num_key_value_heads": 2},
             ["--set", "step3_ppo.inference_tp_size=4", "--num-gpus", "4"],
-            "inference_tp_size=4 does not divide the attention of out/step1_sft/model (4 heads, 2 key-value heads)",
+            "inference_tp_size=4 does not divide the attention of model (4 heads, 2 key-value heads)",
         ),
         (
             {"model_type": "mamba", "num_attention_heads": 4},
@@ -84,6 +84,60 @@ def test_a_reward_model_that_fails_the_gate_is_refused_with_the_plan(tmp_path: P
     refused = run(*words)
     assert "accuracy 0.500 on held-out pairs is below 0.55" in refused.stderr
     assert run(*words, "--force").exit_code == 0
+
+
+def finish(stage: str, config: dict[str, Any]) -> None:
+    """A finished stage in out/, whose model has this config.json."""
+    folder = Path("out", stage)
+    make_model(folder / "model")
+    (folder / "model" / "config.json").write_text(json.dumps(config))
+    for name in ("out", f"out/{stage}"):
+        Path(name, ".rlhf.lock").touch()
+    (folder / "done.json").write_text('{"seconds": 1, "metrics": {}, "models": {}}')
+
+
+@pytest.mark.parametrize("stages", ["3", "2,3", "1,2,3"])
+def test_the_same_command_after_a_failed_gate_is_refused_with_the_plan(inputs: list[str], stages: str) -> None:
+    """Stage 2 is finished, so its model is known: what it will be must not be guessed from its input."""
+    held_out = {"reward/accuracy": 0.5, "reward/margin": 0.1}
+    held_out |= {"reward/length_correlation": 0.0, "reward/calibration_error": 0.0}
+    finish("step1_sft", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+    reward = {"architectures": ["LlamaForSequenceClassification"], "model_type": "llama", "num_labels": 1}
+    finish("step2_reward", {**reward, "held_out": held_out})
+    refused = run(*inputs, "--stages", stages, "--dry-run")
+    assert "accuracy 0.500 on held-out pairs is below 0.55" in refused.stderr, refused.output
+    finish_again = Path("out/step2_reward/model/config.json")
+    finish_again.write_text(json.dumps({**reward, "held_out": {"acc": 1}}))  # another tool's
+    assert run(*inputs, "--stages", stages, "--dry-run").exit_code == 0
+
+
+def test_a_named_actor_is_judged_itself_although_stage_1_is_finished(tmp_path: Path, inputs: list[str]) -> None:
+    finish("step1_sft", {"architectures": ["LlamaForCausalLM"], "model_type": "llama"})
+    reward = {"architectures": ["LlamaForSequenceClassification"], "num_labels": 1}
+    finish("step2_reward", {**reward, "model_type": "llama"})
+    name = model(tmp_path / "scalar", **reward)
+    refused = run(*inputs, "--stages", "3", "--sft-model", name, "--dry-run")
+    assert refused.stderr == f"error: --sft-model {name}: is a reward model, not a language model\n"
+
+
+def test_each_thing_is_said_once_and_under_the_flag_that_is_meant(inputs: list[str]) -> None:
+    missing = run(*inputs[2:], "--dry-run").stderr.splitlines()
+    assert [line for line in missing if "is needed" in line] == [
+        "error: --actor-model is needed: a model folder, a hub name or an alias such as opt-1.3b"
+    ]
+    too_long = run(*inputs, "--max-prompt-length", "9000", "--dry-run").stderr.splitlines()
+    assert len(too_long) == 1
+    assert "but model has 2048 positions" in too_long[0]
+    managed = run(*inputs, "--set", "step3_ppo.actor_model=x", "--dry-run").stderr.splitlines()
+    assert len(managed) == 1
+    assert "step3_ppo.actor_model is set by train.py" in managed[0]
+
+
+def test_ranks_are_checked_before_a_preparation_has_run(inputs: list[str]) -> None:
+    """The demo would be pretrained for minutes before stage 3 refuses."""
+    del inputs
+    refused = run("--num-gpus", "2", "--set", "step3_ppo.inference_tp_size=3", "--dry-run")
+    assert "inference_tp_size=3 does not divide the 2 ranks of a node; try 1, 2" in refused.stderr
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {

@@ -131,7 +131,7 @@ def assert_same(folder: Path) -> None:
     assert [name for name in expected if found[name] != expected[name]] == []
 
 
-# stage, ZeRO stage, LoRA; tests/rlhf/test_checkpoint.py has every combination of the last two
+# stage, ZeRO stage, LoRA; tests/rlhf/training/test_checkpoint.py has every combination of the last two
 ONE_RANK = [
     *[("sft", 0, False), ("sft", 2, True), ("sft", 3, False), ("reward", 1, False), ("reward", 3, True)],
     *[("ppo", 0, True), ("ppo", 1, False), ("ppo", 2, True), ("ppo", 3, False)],

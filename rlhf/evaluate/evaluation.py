@@ -25,6 +25,7 @@ from rlhf.files import write_json
 from rlhf.generation.speaker import Speaker, load_speaker
 from rlhf.generation.speaker import problems as speaker_problems
 from rlhf.generation.streaming import cut_at
+from rlhf.hardware import ONE_RANK, Machine
 from rlhf.json_lines import JSONLine, LineError, read_json_lines
 from rlhf.models.names import check_model
 from rlhf.stage_config import Dtype
@@ -72,7 +73,7 @@ class EvaluateConfig(Config):
             named[label] = name if equals else item
         return named
 
-    def problems(self, world_size: int = 1) -> list[str]:
+    def problems(self, machine: Machine = ONE_RANK) -> list[str]:
         """What can be found without torch: models, prompts, scorer."""
         found = [] if self.model else ["--model is needed: LABEL=MODEL, once for each model"]
         if len(self.named_models()) != len(self.model):

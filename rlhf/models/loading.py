@@ -16,7 +16,7 @@ from transformers.utils import logging as hf_logging
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.attention import serve_on_cpu
 from rlhf.models.names import resolve
-from rlhf.stage_config import dtype_problems, resolve_dtype
+from rlhf.stage_config import RunSettings, dtype_problems, resolve_dtype
 from rlhf.template import Template, install_template
 from rlhf.training import distributed
 from rlhf.training.engine import DTYPES, gathered, zero3_config
@@ -49,6 +49,26 @@ class Loading:
     zero_stage: int = 0
     no_dropout: bool = False
     trust_remote_code: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        config: RunSettings,
+        name: str,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        role: str = "model",
+        no_dropout: bool | None = None,
+    ) -> Loading:
+        """How a stage loads the model of one of its roles (`trained_engines`, `frozen_models` of its config)."""
+        return cls(
+            name,
+            tokenizer,
+            dtype=dtype_of(config.dtype),
+            zero_stage=config.zero_stages(gpus=distributed.on_gpu())[role],
+            no_dropout=config.no_dropout if no_dropout is None else no_dropout,
+            trust_remote_code=config.trust_remote_code,
+        )
 
     @contextlib.contextmanager
     def sharded(self) -> Iterator[None]:

@@ -124,14 +124,22 @@ def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
     return found
 
 
+ORIGIN = "_origin"  # in the config.json of a model that does not exist yet: the name of the one that it is made of
+
+
+def origin(config: Mapping[str, Any], name: str) -> str:
+    """What a message calls a model: `name`, or the model that it will be made of."""
+    return str(config.get(ORIGIN) or name)
+
+
 def length_problems(config: Mapping[str, Any], name: str, longest: int) -> list[str]:
     """A line when sequences of `longest` tokens do not fit the positions of a model, `config` being its config.json."""
     limit = model_limit(config)
     if limit is None or longest <= limit:
         return []
     return [
-        f"max_prompt_length + max_response_length = {longest} tokens, but {name} has {limit} positions; "
-        f"lower one of them by {longest - limit}"
+        f"max_prompt_length + max_response_length = {longest} tokens, but {origin(config, name)} has {limit} "
+        f"positions; lower one of them by {longest - limit}"
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import field_validator
 
 from rlhf.config import Config, setting
+from rlhf.hardware import Machine
 from rlhf.stage_config import Dtype, ZeroStage
 
 
@@ -129,7 +130,7 @@ class PipelineConfig(Config):
         """The numbers of the stages to run, in order; empty for all of them."""
         return [int(part) for part in filter(None, self.stages.split(","))]
 
-    def problems(self, world_size: int) -> list[str]:
+    def problems(self, machine: Machine) -> list[str]:
         found = []
         nodes = self.num_nodes or (2 if self.hostfile else 1)
         for flag, value in (("--node-rank", self.node_rank), ("--master-addr", self.master_addr)):

@@ -87,7 +87,8 @@ def make_plan(
     pipeline, wrong = build_leniently(PipelineConfig, values, where="pipeline")
     problems += [_as_flag(problem, request.flags) for problem in wrong]
     placement, wrong = place(pipeline)
-    problems += [*pipeline.problems(placement.world_size), *wrong, *_unknown_stages(pipeline, specs)]
+    machine = machine_of(placement)
+    problems += [*pipeline.problems(machine), *wrong, *_unknown_stages(pipeline, specs)]
     problems += folder_problems(pipeline.output_dir)
 
     stages: list[StagePlan] = []
@@ -100,12 +101,11 @@ def make_plan(
         problems += inputs.problems
         settings |= inputs.settings
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
-        machine = machine_of(placement)
         problems += [*wrong, *settings_problems(spec, config, machine)]
         finished = not request.overwrite and not pending and _state(config, spec, problems)
         if not pending:
             models, wrong = inputs.look()
-            made |= models_made(spec, models)
+            made |= models_made(spec, config, models, finished=finished)
             if not finished:
                 problems += [*wrong, *input_problems(spec, config, models, machine)]
         sources |= dict.fromkeys(inputs.settings, "train.py")
@@ -156,7 +156,7 @@ def _stage_values(
     sources: dict[str, str] = {}
     spread = {source: _spread(spec, layer) for source, layer in layers.items()}
     for name, value in spread["flag"].items():
-        if name in sets and sets[name] != value:
+        if name in sets and sets[name] != value and name not in spec.managed:
             flag = flag_of(spec.config_class, name).replace("_", "-")
             given = f"--set {spec.package}.{name}={sets[name]}"
             problems.append(f"--{flag} {value} and {given} disagree; drop one of them")

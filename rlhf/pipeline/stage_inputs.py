@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.errors import UserError
-from rlhf.models.names import Kind, has_scalar_head, read_config, resolve
+from rlhf.models.names import ORIGIN, Kind, has_scalar_head, origin, read_config, resolve
 from rlhf.pipeline.config import PipelineConfig
+from rlhf.stage_config import RunSettings
 from rlhf.stages.problems import config_of, look_at_models
 from rlhf.stages.result import is_finished
 from rlhf.stages.spec import ModelConfig, ModelInput, ModelOutput, Models, StageSpec
@@ -53,13 +54,14 @@ def stage_inputs(
         if maker is None:
             _named_input(inputs, each, pipeline, settings)
         else:
-            _made_input(inputs, each, spec, maker, pipeline, made)
+            shared = {flag for s in specs for i in s.inputs if not i.made_as for flag in i.flags}
+            _made_input(inputs, each, spec, maker, pipeline, made, shared)
     return inputs
 
 
 def _named_input(inputs: Inputs, each: ModelInput, pipeline: PipelineConfig, settings: Mapping[str, Any]) -> None:
     """A model that the stage's own setting names, or a flag."""
-    flag = next((flag for flag in each.flags if getattr(pipeline, flag)), next(iter(each.flags), ""))
+    flag = next((flag for flag in each.flags if getattr(pipeline, flag)), each.flags[-1] if each.flags else "")
     name = settings.get(each.setting) or (getattr(pipeline, flag) if flag else "") or ""
     inputs.used.add(flag)
     if not settings.get(each.setting):
@@ -74,8 +76,13 @@ def _made_input(
     maker: tuple[StageSpec, ModelOutput],
     pipeline: PipelineConfig,
     made: Mapping[str, ModelConfig],
+    shared: set[str],
 ) -> None:
-    """A model that another stage makes, in this run or before it, unless a flag names another one."""
+    """A model that another stage makes, in this run or before it, unless a flag names another one.
+
+    `shared` are flags that name the model of another stage, too: such a flag may mean that one, so a finished stage's
+    model is used where the named one is not of the right kind.
+    """
     stage, output = maker
     folder = pipeline.output_dir / stage.package
     inputs.settings[each.setting] = str(folder / output.folder)
@@ -86,7 +93,7 @@ def _made_input(
     here = is_finished(folder)
     flag = next((flag for flag in each.flags if getattr(pipeline, flag)), None)
     name = getattr(pipeline, flag) if flag else ""
-    if flag and (not here or _is_kind(name, each.kind)):
+    if flag and (not here or flag not in shared or _is_kind(name, each.kind)):
         inputs.used.add(flag)
         inputs.settings[each.setting] = resolve(name)
         inputs.named[each] = (name, _option(flag))
@@ -100,15 +107,23 @@ def _made_input(
         )
 
 
-def models_made(spec: StageSpec, models: Models) -> dict[str, ModelConfig]:
-    """The config.json files of the models that a stage will make of its inputs, by label, as far as they are known."""
-    made = {}
+def models_made(spec: StageSpec, config: RunSettings, models: Models, *, finished: bool) -> dict[str, ModelConfig]:
+    """The config.json files of the models that a stage makes of its inputs, by label, as far as they are known.
+
+    Those of a finished stage are on disk; others are what they will be.
+    """
+    made: dict[str, ModelConfig] = {}
     for output in spec.outputs:
-        if output.of in models:
+        if finished:
+            if (found := config_of(str(config.output_dir / output.folder))) is not None:
+                made[output.label] = found
+        elif output.of in models:
             kind = "ForSequenceClassification" if output.kind == "reward" else "ForCausalLM"
             labels = {"num_labels": 1} if output.kind == "reward" else {}
-            # held-out figures of an earlier training do not apply to the new model
-            made[output.label] = {**models[output.of], "architectures": [kind], "held_out": None, **labels}
+            # figures of an earlier training do not hold for what the stage makes of the model
+            changes = {"architectures": [kind], "held_out": None, **labels}
+            source = models[output.of]
+            made[output.label] = {**source, ORIGIN: origin(source, str(getattr(config, output.of))), **changes}
     return made
 
 

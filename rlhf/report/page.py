@@ -109,7 +109,9 @@ def _stage_names(output_dir: Path, record: Mapping[str, Any]) -> list[str]:
     """The stages of a run that have settings or a folder, in their order; folders are named like packages."""
     run = record.get("run")
     listed = run.get("stages") if isinstance(run, dict) else None
-    recorded = list(map(str, listed)) if isinstance(listed, list) else []
+    if not isinstance(listed, list):  # a run of a version before 0.2
+        listed = [name for name in record if name not in ("pipeline", "prepare", "evaluate", "run")]
+    recorded = list(map(str, listed))
     begun = [path.parent.name for name in (CONFIG_NAME, METRICS_NAME) for path in output_dir.glob(f"*/{name}")]
     names = [*recorded, *begun]
     numbers = {name: spec.number if (spec := spec_of(name)) else math.inf for name in names}

@@ -20,7 +20,7 @@ from rlhf.stages.spec import ModelConfig, ModelInput, Models, StageSpec
 def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> list[str]:
     """Problems of a stage's settings with each other, on this machine and number of ranks."""
     return [
-        *config.problems(machine.world_size),
+        *config.problems(machine),
         *(config.batch_problems(spec.package, machine.world_size) if isinstance(config, BatchSettings) else []),
         *stage_engine_problems(config, spec.package, gpus=machine.gpus, bf16=machine.bf16),
         *tracker_problems(config.trackers),

@@ -85,8 +85,8 @@ class StageSpec:
 
     `problems(config, models, machine)` is the stage's one list of problems with its inputs. The plan asks it about the
     models as they will be, the stage itself about the models as they are. `evaluation(config)` gives the settings of an
-    evaluation on the prompts that the stage holds out. None: it holds out none, and a run that ends with it is not
-    evaluated.
+    evaluation on the prompts that the stage holds out; None where it holds out none. A run is evaluated on the prompts
+    of its last stage that has some.
     """
 
     number: int

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rlhf import stage_config
 from rlhf.errors import ConfigError
 from rlhf.stage_config import NamedDtype, OptimizerSettings, dtype_problems, engine_problems
 from rlhf.training import cpu, distributed, zero_internals
@@ -35,11 +34,6 @@ class Step:
     applied: bool
     grad_norm: float
     learning_rate: float
-
-
-def default_zero_stage() -> stage_config.ZeroStage:
-    """The ZeRO stage of a trained model on this process's device, for settings that name none."""
-    return stage_config.default_zero_stage(distributed.on_gpu())
 
 
 def train_config(

@@ -96,9 +96,11 @@ class StageRun:
         While inside, a progress bar is shown and signals wait for the end of the step.
         """
         bar = console.progress(self.name, total=self.total, unit=self.unit, start=self.start)
-        with bar as self._bar, noted() as self._interrupts:
-            yield self._seeded_steps()
-        self._log.close()
+        try:
+            with bar as self._bar, noted() as self._interrupts:
+                yield self._seeded_steps()
+        finally:
+            self._log.close()
 
     def _seeded_steps(self) -> Iterator[int]:
         for step in range(self.start, self.total):

@@ -32,26 +32,30 @@ def sizes_that_divide(config: Mapping[str, Any]) -> list[int]:
     return [size for size in range(1, heads + 1) if all(count % size == 0 for count in counts)]
 
 
-def parallel_problems(config: Mapping[str, Any], *, model: str, size: int, ranks: int) -> list[str]:
-    """Reasons why a model cannot be cut into `size` parts over the `ranks` of a node, one line each."""
+def rank_problems(*, size: int, ranks: int) -> list[str]:
+    """A line where the `ranks` of a node cannot be divided into groups of `size`."""
+    if ranks % size == 0:
+        return []
+    fitting = ", ".join(str(n) for n in range(1, ranks + 1) if ranks % n == 0)
+    return [f"step3_ppo.inference_tp_size={size} does not divide the {ranks} ranks of a node; try {fitting}"]
+
+
+def parallel_problems(config: Mapping[str, Any], *, model: str, size: int) -> list[str]:
+    """What keeps a model from being cut into `size` parts, one line each."""
     if size == 1:
         return []
-    where, found = f"step3_ppo.inference_tp_size={size}", []
-    if ranks % size:
-        fitting = [n for n in range(1, ranks + 1) if ranks % n == 0]
-        found.append(f"{where} does not divide the {ranks} ranks of a node; try {', '.join(map(str, fitting))}")
-    text_config = config.get("text_config") or config
+    where, text_config = f"step3_ppo.inference_tp_size={size}", config.get("text_config") or config
     model_type = str(text_config.get("model_type", ""))
     if model_type not in CUTTABLE:
-        return [*found, f"{where}: {model} is of type {model_type}, which has no plan for tensor parallelism; use 1"]
+        return [f"{where}: {model} is of type {model_type}, which has no plan for tensor parallelism; use 1"]
     fitting = sizes_that_divide(config)
-    if size not in fitting:
-        heads = _first(text_config, _HEADS)
-        found.append(
-            f"{where} does not divide the attention of {model} ({heads} heads, "
-            f"{_first(text_config, _KEY_HEADS) or heads} key-value heads); try {', '.join(map(str, fitting))}"
-        )
-    return found
+    if size in fitting:
+        return []
+    heads = _first(text_config, _HEADS)
+    return [
+        f"{where} does not divide the attention of {model} ({heads} heads, "
+        f"{_first(text_config, _KEY_HEADS) or heads} key-value heads); try {', '.join(map(str, fitting))}"
+    ]
 
 
 def _first(config: Mapping[str, Any], names: tuple[str, ...]) -> int | None:

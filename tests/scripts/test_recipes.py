@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rlhf.config import build, flag_of, read_yaml
+from rlhf.hardware import Machine
 from rlhf.models.names import ALIASES
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.stage_config import stage_engine_problems
@@ -61,7 +62,7 @@ def test_settings_are_known_and_agree(name: str) -> None:
     """Sizes that must divide, engines that cannot be, options without effect; GPUs that multiply bf16 are assumed."""
     for ranks in RANKS[name]:
         for stage, config in stage_configs(name).items():
-            found = [*config.problems(ranks), *config.batch_problems(stage, ranks)]
+            found = [*config.problems(Machine(ranks=ranks)), *config.batch_problems(stage, ranks)]
             if name != "demo":
                 found += stage_engine_problems(config, stage, gpus=True, bf16=True)
             assert found == []

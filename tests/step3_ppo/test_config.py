@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from rlhf.hardware import Machine
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -34,6 +35,8 @@ from step3_ppo.config import PPOConfig
             {"inference_copy": "off", "inference_dtype": "bf16"},
             "step3_ppo.inference_dtype is set but inference_copy is off: it has no effect",
         ),
+        ({"inference_tp_size": 3}, "step3_ppo.inference_tp_size=3 does not divide the 4 ranks of a node; try 1, 2, 4"),
+        ({"inference_dtype": "fp16"}, "step3_ppo.inference_dtype=fp16 needs a GPU"),
         ({"ptx_coef": 1.0}, "step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data"),
         ({"ptx_length": 64}, "step3_ppo.ptx_length is set but ptx_data is empty: it has no effect; give --ptx-data"),
         ({"ema": False, "ema_decay": 0.9}, "step3_ppo.ema_decay is set but ema is off: it has no effect"),
@@ -48,7 +51,7 @@ from step3_ppo.config import PPOConfig
     ],
 )
 def test_settings_at_odds_are_one_line_with_a_way_out(values: dict[str, Any], line: str) -> None:
-    (problem,) = PPOConfig(**values).problems(4)
+    (problem,) = PPOConfig(**values).problems(Machine(ranks=4))
     assert problem.startswith(line)
 
 
@@ -68,12 +71,12 @@ def test_settings_at_odds_are_one_line_with_a_way_out(values: dict[str, Any], li
     ],
 )
 def test_settings_that_go_together_have_no_problems(values: dict[str, Any]) -> None:
-    assert PPOConfig(**values).problems(4) == []
+    assert PPOConfig(**values).problems(Machine(ranks=4)) == []
 
 
 def test_all_problems_come_together() -> None:
     config = PPOConfig(mini_batch_size=6, ptx_coef=1.0, ema=False, ema_decay=0.9, lora_alpha=4.0)
-    assert len(config.problems(1)) == 4
+    assert len(config.problems(Machine(ranks=1))) == 4
 
 
 @pytest.mark.parametrize("config_class, stage", [(SFTConfig, "step1_sft"), (RewardConfig, "step2_reward")])
@@ -82,10 +85,10 @@ def test_all_problems_come_together() -> None:
     [("lora_alpha", 8.0), ("lora_dropout", 0.1), ("lora_target_modules", ["q_proj"]), ("lora_learning_rate", 1.0)],
 )
 def test_adapters_settings_without_adapters_are_said(config_class: Any, stage: str, name: str, value: Any) -> None:
-    assert config_class(**{name: value}).problems(1) == [
+    assert config_class(**{name: value}).problems(Machine(ranks=1)) == [
         f"{stage}.{name} is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"
     ]
-    assert config_class(**{name: value}, lora_rank=4).problems(1) == []
+    assert config_class(**{name: value}, lora_rank=4).problems(Machine(ranks=1)) == []
 
 
 @pytest.mark.parametrize(

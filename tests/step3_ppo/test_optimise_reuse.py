@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.hardware import Machine
 from step3_ppo.batches import mini_batches
 from step3_ppo.experience import Experience
 from step3_ppo.optimise import optimise
@@ -149,5 +150,5 @@ def test_nothing_is_kept_while_only_the_critic_learns(one_rank: None, models: di
 
 
 def test_zero_3_is_refused(models: dict[str, str]) -> None:
-    (problem,) = ppo.config(models, reuse_forward=True, critic_zero_stage=3).problems(1)
+    (problem,) = ppo.config(models, reuse_forward=True, critic_zero_stage=3).problems(Machine(ranks=1))
     assert "reuse_forward: ZeRO-3 gathers weights" in problem

@@ -170,8 +170,8 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(run_ranks: RunR
     assert sizes_that_divide({"n_head": 6, "n_embd": 48}) == [1, 2, 3, 6]
     assert sizes_that_divide({"num_attention_heads": 8, "ffn_dim": 12}) == [1, 2, 4]
     config |= {"model_type": "llama"}
-    assert parallel_problems(config, model="m", size=2, ranks=2) == []
-    (problem,) = parallel_problems(config, model="m", size=3, ranks=3)
+    assert parallel_problems(config, model="m", size=2) == []
+    (problem,) = parallel_problems(config, model="m", size=3)
     assert problem == (
         "step3_ppo.inference_tp_size=3 does not divide the attention of m (12 heads, 4 key-value heads); try 1, 2, 4"
     )
