@@ -17,7 +17,7 @@ from unittest import mock
 import pytest
 import torch
 
-import step3_ppo.main
+import step3_ppo.rollout
 from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, error_lines
 from rlhf.metrics import FILE_NAME, MetricsLog
 from rlhf.training.checkpoint import Checkpoints
@@ -177,7 +177,7 @@ def _fixed_rollout(sampler: Any, prompts: Any, sampling: Any, **options: Any) ->
 
 
 def _dies(stage: str, folder: str, inputs: Inputs, zero_stage: int) -> None:
-    fixed = mock.patch.object(step3_ppo.main, "roll_out", _fixed_rollout)
+    fixed = mock.patch.object(step3_ppo.rollout, "roll_out", _fixed_rollout)
     with fixed, contextlib.suppress(Killed), at_row(DIES_AFTER, _die):
         run(stage, Path(folder), inputs, zero_stage, False, no_dropout=True)
 
@@ -193,7 +193,7 @@ def test_two_ranks_are_resumed_by_one_at_another_zero_stage(
     """Metrics from step 3 on are those of one rank that was never interrupted, but for the order of sums."""
     run_ranks(_all_die, str(tmp_path / "cut"), inputs, timeout=300)
     for stage, zero_stage in (("sft", 1), ("reward", 3), ("ppo", 0)):
-        with mock.patch.object(step3_ppo.main, "roll_out", _fixed_rollout):
+        with mock.patch.object(step3_ppo.rollout, "roll_out", _fixed_rollout):
             run(stage, tmp_path / "cut" / stage, inputs, zero_stage, False, no_dropout=True)
             run(stage, tmp_path / "whole" / stage, inputs, zero_stage, False, no_dropout=True)
         whole = [json.loads(line) for line in metrics(tmp_path / "whole" / stage)]
