@@ -3,7 +3,8 @@
 A tokenizer and a small Llama are trained on generated text (data/demo/) with plain torch; preferences, held-out prompts
 and pretraining text are written beside them. The user's cache folder keeps all of it, under a hash of everything that
 it depends on (FORMAT stands for the code); a later run copies it from there. DIR/prepare.json names the files as
-settings of the pipeline.
+settings of the pipeline. Where the CPU multiplies in bf16, Muon's products are in bf16, else in fp32: the trained
+weights differ in their last digits, and are kept apart.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from rlhf.template import Template, install_template
 # Of the files that are kept, and part of their key, beside the settings and the libraries' versions. To be raised when
 # the same settings would give other files: other text or preferences (data/demo/), another template (rlhf/template.py),
 # another tokenizer, model or training (here).
-FORMAT = 1
+FORMAT = 2
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 POOL = 2000  # texts that are sorted by length at a time, so that a batch has little padding
 LONGEST = 128  # tokens of a text; the rest is cut off
@@ -90,10 +91,12 @@ def prepare(settings: DemoSettings) -> Path:
     from torch import __version__ as torch_version
     from transformers import __version__ as transformers_version
 
+    from rlhf.training.distributed import computes_in_bf16
+
     values = settings.model_dump(mode="json", exclude={"output_dir", "cache_dir"})
     versions = [str(torch_version), transformers_version, tokenizers_version]
     root = settings.cache_dir or default_folder().with_name("demo")
-    key = key_of([values, versions], format=FORMAT)
+    key = key_of([values, versions, computes_in_bf16()], format=FORMAT)
     new = not (root / f"base-{key}").exists()
     folder = build_once(root, "base", key, lambda part: make(part, settings), doing="pretraining the demo's base model")
     made = json.loads((folder / "info.json").read_text(encoding="utf-8"))
@@ -186,6 +189,9 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
+    from rlhf.training.distributed import computes_in_bf16
+    from scripts.muon import Muon
+
     logging.disable_progress_bar()
     torch.manual_seed(settings.seed)
     model, loss = LlamaForCausalLM(LlamaConfig(**architecture(tokenizer, settings))), 0.0
@@ -193,7 +199,8 @@ def pretrain(tokenizer: Any, settings: DemoSettings) -> tuple[Any, float]:
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     muon, adamw = optimizer_options(settings)
-    optimizers = [torch.optim.Muon(matrices, **muon), torch.optim.AdamW(others, **adamw)]
+    products = torch.bfloat16 if computes_in_bf16() else torch.float32
+    optimizers = [Muon(matrices, **muon, products=products), torch.optim.AdamW(others, **adamw)]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, settings.steps))
         for o in optimizers
@@ -235,7 +242,7 @@ def architecture(tokenizer: Any, settings: DemoSettings) -> dict[str, Any]:
 
 def optimizer_options(settings: DemoSettings) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of Muon, which trains the matrices of the layers, and of AdamW, which trains the rest."""
-    muon = {"lr": settings.matrix_learning_rate, "weight_decay": 0.0, "adjust_lr_fn": "match_rms_adamw"}
+    muon = {"lr": settings.matrix_learning_rate, "momentum": 0.95}
     return muon, {"lr": settings.learning_rate, "betas": (0.9, 0.95), "weight_decay": 0.0}
 
 

@@ -165,15 +165,7 @@ def inference_dtype_of(name: str, training: torch.dtype) -> torch.dtype:
         return dtype_of(name)
     if training == torch.float16:
         return training
-    return torch.bfloat16 if computes_in_bf16() else training
-
-
-def computes_in_bf16() -> bool:
-    """Whether bf16 matrix products run in hardware, and so are faster than fp32."""
-    if distributed.on_gpu():
-        return distributed.gpu_has_bf16()
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
+    return torch.bfloat16 if distributed.computes_in_bf16() else training
 
 
 _groups: dict[int, dist.ProcessGroup] = {}

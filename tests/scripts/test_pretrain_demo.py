@@ -97,7 +97,7 @@ def test_the_format_of_the_base_model(tmp_path: Path, monkeypatch: pytest.Monkey
     folder = prepare(settings(tmp_path, steps=20))
     files = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jsonl"))}
     assert list(files) == ["held_out_prompts.jsonl", "preferences.jsonl", "pretraining.jsonl"]
-    check_content([files, decided], "681883241b76a972fc0e2187", cache="base model", file="scripts/pretrain_demo.py")
+    check_content([files, decided], "425c1648cf9e85abfe0fa71a", cache="base model", file="scripts/pretrain_demo.py")
 
 
 def test_text_comes_back_from_its_ids_as_it_was() -> None:
