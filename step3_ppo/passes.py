@@ -94,7 +94,7 @@ class ForwardPasses:
 
     @contextlib.contextmanager
     def training(self, *, actor: bool) -> Iterator[None]:
-        """While inside, the critic is in training mode, and the actor if `actor`. Afterwards nothing is kept."""
+        """While inside, the critic is in training mode; so is the actor if `actor`. Afterwards nothing is kept."""
         self.roles.actor.engine.train(actor)
         self.roles.critic.engine.train()
         try:
