@@ -1,8 +1,8 @@
 """Known datasets and the user's own: one function each, row → Iterable[Example], in one table of exact names.
 
-A function yields nothing for a row that its dataset is known to contain and that is of no use (a tie, a dialogue that
-ends in a user's turn); such rows are counted. `prepare` turns the stream of rows into another one where rows depend on
-each other. Nothing is held in memory but the rows of one group.
+A function yields nothing for a useless row that its dataset is known to contain (a tie, a dialogue that ends in a
+user's turn); such rows are counted. If rows depend on each other, `prepare` turns the stream of rows into another one.
+Only the rows of one group are held in memory.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def hh_rlhf(row: Row) -> Iterator[Example]:
     user's turn or differ before the last one; these give nothing."""
     for name in ("chosen", "rejected"):
         if not is_transcript(row[name]):
-            raise RowError(f"{name} is no transcript (Human: … Assistant: …)")
+            raise RowError(f"{name} is not a transcript (Human: … Assistant: …)")
     turns = [transcript(row[name]) for name in ("chosen", "rejected")]
     if turns[0][:-1] == turns[1][:-1] and all(t[-1]["role"] == "assistant" for t in turns):
         yield Example(*implicit_prompt(row["chosen"], row["rejected"]))
@@ -180,7 +180,7 @@ def squad_v2(row: Row) -> Iterator[Example]:
 
 # --- the table -------------------------------------------------------------------------------------------------------
 
-# exact hub name → what its rows are, the function, and what makes its rows where they depend on each other
+# exact hub name → what its rows are, the function, and what makes its rows if they depend on each other
 KNOWN: dict[str, Shape] = {
     "Dahoas/rm-static": Shape("preference pairs on transcripts", rm_static),
     "Dahoas/full-hh-rlhf": Shape("preference pairs on transcripts", rm_static),
@@ -201,7 +201,7 @@ KNOWN: dict[str, Shape] = {
 
 
 def adapter_for(source: Source, first: Row, *, columns: str, data_adapter: str) -> Shape:
-    """How to read a source: by `data_adapter`, else by `columns` where it has them, else as the known dataset that it
+    """How to read a source: by `data_adapter`, else by `columns` if it has them, else as the known dataset that it
     is, else by its shape. Raises RowError when the row fits no shape, DataError when the settings cannot be used.
     """
     if data_adapter:
@@ -227,11 +227,11 @@ def load_adapter(spec: str) -> Any:
         raise DataError(f"--data-adapter {spec}: {path} does not exist")
     module_spec = importlib.util.spec_from_file_location(f"data_adapter_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise DataError(f"--data-adapter {spec}: {path} is no Python file")
+        raise DataError(f"--data-adapter {spec}: {path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except Exception as error:  # the user's file may raise anything
         raise DataError(f"--data-adapter {spec}: {path} fails on import: {type(error).__name__}: {error}") from error
     found: Any = getattr(module, function, None)
     if not callable(found):

@@ -1,4 +1,4 @@
-"""What a stage got, said aloud: the shape of each source, the blend as a table, what was left out and cut."""
+"""Prints what a stage got: the shape of each source, the blend as a table, what was left out and cut."""
 
 from __future__ import annotations
 

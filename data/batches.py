@@ -21,7 +21,7 @@ class StepSampler:
         self._epoch, self._order = -1, np.zeros(0, dtype=np.int64)
 
     def rows(self, step: int) -> list[int]:
-        """Row numbers of a step, counted from 0 and on across epochs."""
+        """Row numbers of a step; steps are counted from 0 across all epochs."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
@@ -37,11 +37,11 @@ def deal(
     micro_batch_size: int,
     lengths: Sequence[int] | np.ndarray | None = None,
 ) -> list[list[int]]:
-    """The micro-batches of `rank`: rows of one step dealt out so that each rank gets the same number of them.
+    """The micro-batches of `rank`: rows of one step, dealt out so that all ranks get equally many micro-batches.
 
     With `lengths` (of each of `rows`, in tokens) rows are sorted by length first, longest first, so a micro-batch holds
-    rows of like length, ranks work on like lengths at the same time, and memory runs out at once if it does. Sizes
-    differ by one at most; where there are fewer rows than micro-batches, some are empty.
+    rows of similar length, ranks work on similar lengths at the same time, and the first micro-batch needs the most
+    memory. Sizes differ by one at most; if there are fewer rows than micro-batches, some are empty.
 
     `deal([4, 5, 6], rank=1, world_size=2, micro_batch_size=1) → [[5], []]`, and rank 0 has `[[4], [6]]`.
     """

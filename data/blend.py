@@ -60,8 +60,8 @@ def blend(
     """The order in which a stage reads its sources: an array of shape (rows, 2) of (source, row).
 
     `rows[s]` are the row numbers that source s offers and `keys[s]` their hashes. Without weights every row is used
-    once. With weights the sources' shares are the weights', no row is used twice, and the blend is as long as the first
-    source to run out allows. Sources are interleaved evenly, so any beginning of the blend (`limit`) has the same
+    once. With weights the sources' shares are the weights', no row is used twice, and the blend ends where the first
+    source runs out. Sources are interleaved evenly, so any beginning of the blend (`limit`) has the same
     shares.
     """
     counts = np.array([len(r) for r in rows], dtype=np.int64)
@@ -72,7 +72,7 @@ def blend(
         used = (share > 1e-9) & (counts > 0)
         share = np.where(used, share, 0.0) / max(share[used].sum(), 1e-300)
         total = min((c / s for c, s in zip(counts[used], share[used], strict=True)), default=0.0)
-        # Rounding may not let a source exceed what it has; a source with a weight gets at least one row.
+        # Rounding must not ask a source for more than it has; a source with a weight gets at least one row.
         taken = np.where(used, np.clip(np.rint(share * total), 1, counts), 0).astype(np.int64)
     sources, chosen, places = [], [], []
     for source, (numbers, hashes, count) in enumerate(zip(rows, keys, taken, strict=True)):

@@ -34,8 +34,8 @@ def key_of(values: Any, *, format: int) -> str:
     """A name for what is built from `values` (JSON), as code of this `format` builds it.
 
     Each cache has a FORMAT of its own, which is raised when its code would build something else from the same values.
-    A hash of the code itself would build everything anew after a comment was mended. A test holds each FORMAT to the
-    content that belongs to it.
+    A hash of the code itself would rebuild everything after a changed comment. A test checks that each FORMAT still
+    has its content.
     """
     text = json.dumps({"format": format, "values": values}, sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
@@ -49,7 +49,7 @@ def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DataError(f"data_cache_dir {root} cannot be made: {error.strerror}") from error
+        raise DataError(f"data_cache_dir {root} cannot be created: {error.strerror}") from error
     with _locked(root / f"{kind}-{key}.lock", doing=doing):
         if not folder.exists():
             for left in root.glob(f".{folder.name}.*.part"):
@@ -61,7 +61,7 @@ def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *
 
 @contextmanager
 def _locked(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold the lock of a folder that is built, and say so when another process has to finish it first."""
+    """Hold the lock of a folder while it is built; print a line while another process has the lock."""
     with path.open("a") as file:
         if not lock(file):
             say(f"waiting for another process that is {doing}")

@@ -1,4 +1,4 @@
-"""python -m data.check: everything that can be said of the data without training on it."""
+"""python -m data.check: everything that can be found in the data without training on it."""
 
 from __future__ import annotations
 

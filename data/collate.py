@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 class DemonstrationBatch:
     """loss_mask_BT is True where a token is predicted from those before it in its demonstration and counts in the loss.
 
-    Of packed rows, packed_mask_B1TT is True where the token of the row (third axis) may look at the token of the last
+    In packed rows, packed_mask_B1TT is True where the token of the row (third axis) may attend to the token of the last
     axis: those of its own demonstration up to itself. Positions restart with each demonstration. Other rows need
     neither: they are padded on the right, where causal attention sees no padding before a token.
     """
@@ -32,8 +32,7 @@ class DemonstrationBatch:
     position_ids_BT: Tensor | None = None
 
     def packed_inputs(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """What a packed batch adds to a model's inputs, by the names of `CausalModel`; nothing for one that is not
-        packed.
+        """The inputs that a packed batch adds to a model's others, by the names of `CausalModel`; none if not packed.
 
         The mask is additive (0 or the lowest number of `dtype`), which every attention implementation understands.
         """
@@ -68,7 +67,7 @@ def collate_demonstrations(
     loss_mask_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
     position_ids_BT = torch.zeros_like(input_ids_BT)
     packed = any("lengths" in row for row in rows)
-    # Which demonstration of its row a token belongs to; pads to none, so that they look at themselves alone.
+    # The demonstration of its row that a token belongs to. Pads belong to none, so they attend only to themselves.
     member_BT = -1 - torch.arange(input_ids_BT.shape[1]).expand(input_ids_BT.shape).clone()
     for b, row in enumerate(rows):
         start = 0

@@ -1,4 +1,4 @@
-"""What a source holds, be it files or a hub dataset: its rows, what it holds out itself, a hash of all of it."""
+"""The content of a source, files or a hub dataset: its rows, its own held-out rows, a hash of all of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlhf.errors import DataError
 
 
 def has_held_out(source: Source) -> bool:
-    """Whether a source brings rows that it holds out itself: test files in a folder, a test split on the hub."""
+    """Whether a source has held-out rows of its own: test files in a folder, a test split on the hub."""
     if source.hub:
         return hub_splits(source.hub)[1] is not None
     return bool(source.held_out_files)
@@ -29,7 +29,7 @@ def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
 
 
 def fingerprint(source: Source, *, held_out: bool = False) -> str:
-    """A hash of the source's content: the same bytes give the same fingerprint wherever they lie."""
+    """A hash of the source's content: the same bytes give the same fingerprint in any place."""
     if source.hub:
         return hub_fingerprint(source, held_out=held_out)
     digest = hashlib.blake2b(digest_size=16)

@@ -28,9 +28,9 @@ def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
 def divide(
     stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings, *, stage: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """(source, row) of a stage's training and of its held-out rows, and the counts of what occurs more than once.
+    """(source, row) of a stage's training rows and of its held-out rows, and the counts of repeated content.
 
-    A prompt is held out when it is in `evaluation`; in a source without a split of its own also by its hash.
+    A prompt is held out when it is in `evaluation`. A source without a held-out split also holds prompts out by hash.
     """
     kind, seed = KINDS[stage], settings.data_seed
     everything = [*stores, *evaluation]
@@ -75,8 +75,8 @@ def divide(
 def _hold_out_some(
     train: Sequence[np.ndarray], held_out: Sequence[np.ndarray], keys: Sequence[np.ndarray], *, seed: int
 ) -> None:
-    """Where a small set has no held-out prompt by chance, move the two that a larger ratio would hold out first (one of
-    fewer than eight) from `train` to `held_out`."""
+    """If a small set has no held-out prompt by chance, move two (one if there are fewer than eight) from `train` to
+    `held_out`: those that a larger ratio would hold out first."""
     prompts = np.unique(np.concatenate([k[t] for k, t in zip(keys, train, strict=True)]))
     prompts = prompts[np.argsort(mix(prompts, seed=seed, salt=HELD_OUT_SALT))]
     chosen = prompts[: min(2, max(1, len(prompts) // 4))] if len(prompts) > 1 else prompts[:0]
@@ -86,7 +86,7 @@ def _hold_out_some(
 
 
 def without_repeats(masks: Sequence[np.ndarray], content: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The masks, False where an earlier row under them (of this or an earlier source) has the same content."""
+    """The masks, False also where an earlier True row (of this or an earlier source) has the same content."""
     under = np.flatnonzero(np.concatenate(masks))
     fresh = np.zeros(sum(map(len, masks)), dtype=bool)
     fresh[under[first_of_each(np.concatenate(content)[under])]] = True
@@ -104,6 +104,6 @@ def _usable(store: Store, kind: Kind) -> np.ndarray:
 
 
 def weights(stores: Sequence[Store]) -> list[float] | None:
-    """None when no source has a weight: then every row is used. A source without one among others counts 1."""
+    """The weights, 1 for a source without one. None when no source has a weight: then every row is used."""
     given = [s.source.weight for s in stores]
     return None if all(w is None for w in given) else [1.0 if w is None else w for w in given]

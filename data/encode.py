@@ -26,7 +26,7 @@ from rlhf.template import Message, Template
 
 Kind = Literal["demonstrations", "preferences", "prompts"]
 
-# Bits that say what happened to a row; the first two were kept.
+# Bits that say what happened to a row; rows with only the first two are kept.
 CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE = 1, 2, 4, 8
 EMPTY_RESPONSE, SAME_RESPONSES, END_INSIDE, UNRENDERABLE = 16, 32, 64, 128
 DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES | END_INSIDE | UNRENDERABLE
@@ -68,7 +68,7 @@ class Encoder:
         self.template, self.limits, self.kind, self.skip_bad_rows = template, limits, kind, skip_bad_rows
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the rows beside the examples, for the cache's key."""
+        """Everything except the examples that the rows depend on, for the cache's key."""
         return {"kind": self.kind, "limits": vars(self.limits), "tokenizer": tokenizer_key(self.template.tokenizer)}
 
     def features(self) -> dict[str, str]:
@@ -103,7 +103,7 @@ class Encoder:
         return self._emptied(rows)
 
     def _rendered(self, prompts: Sequence[list[Message]], where: Sequence[str], outcomes: list[int]) -> list[str]:
-        """The text of each prompt. Raises DataError for one that the template refuses (many have no system turn)."""
+        """The text of each prompt. Raises DataError for one that the template refuses (many allow no system turn)."""
         texts = []
         for i, prompt in enumerate(prompts):
             try:
@@ -157,7 +157,7 @@ class Encoder:
         return [*system, *turns], ids, CUT_PROMPT
 
     def _without(self, text: str, tokens: int) -> str:
-        """`text` without so many tokens at its beginning (keep_end) or end (keep_start)."""
+        """`text` without `tokens` tokens at its beginning (keep_end) or end (keep_start)."""
         tokenizer = self.template.tokenizer
         keep_end = self.limits.prompt_truncation == "keep_end"
         if not tokenizer.is_fast:
@@ -206,7 +206,7 @@ class TextEncoder:
 
 
 def tokenizer_key(tokenizer: Any) -> str:
-    """A hash of all that decides a tokenizer's ids and its template."""
+    """A hash of everything that a tokenizer's ids and its template depend on."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [type(tokenizer).__name__, vocabulary, str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]

@@ -74,7 +74,7 @@ def check_text(value: Any, name: str) -> None:
 
 
 def check_roles(prompt: Sequence[Message]) -> None:
-    """A prompt is: perhaps a system message, then user and assistant turns in alternation, the last one a user's."""
+    """A prompt has an optional system message, then user and assistant turns in alternation; the last is a user's."""
     if not prompt:
         raise RowError("prompt is empty")
     for number, message in enumerate(prompt):
@@ -84,7 +84,7 @@ def check_roles(prompt: Sequence[Message]) -> None:
     for number, role in enumerate(turns):
         expected = "assistant" if number % 2 else "user"
         if role != expected:
-            raise RowError(f"roles are out of order ({', '.join(roles)}): {expected} was due where {role} speaks")
+            raise RowError(f"roles are out of order ({', '.join(roles)}): expected {expected}, found {role}")
     if not turns or turns[-1] != "user":
         raise RowError(f"the prompt must end with a user turn ({', '.join(roles)})")
     if not prompt[-1]["content"].strip():
@@ -92,7 +92,7 @@ def check_roles(prompt: Sequence[Message]) -> None:
 
 
 def messages(value: Any, name: str) -> list[Message]:
-    """A list of {role, content}, or {from, value} as ShareGPT has it, with the roles' names made ours."""
+    """A list of {role, content}, or {from, value} as in ShareGPT, with the roles' names changed to ours."""
     if not isinstance(value, (list, tuple)):
         raise RowError(f"{name} is {_kind(value)}, not a list of messages")
     turns: list[Message] = []
@@ -102,7 +102,7 @@ def messages(value: Any, name: str) -> list[Message]:
         role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
         role = SPEAKERS.get(str(role), role)
         if role not in ("system", "user", "assistant"):
-            raise RowError(f"{name} (message {number + 1}) has the role {role!r}, none of system, user, assistant")
+            raise RowError(f"{name} (message {number + 1}) has the role {role!r}, not system, user or assistant")
         check_text(content, f"{name} (message {number + 1})")
         turns.append({"role": role, "content": content})
     return turns
@@ -123,7 +123,7 @@ def content_hash(*parts: str) -> int:
 
 
 def prompt_hash(prompt: Iterable[Message]) -> int:
-    """What decides the stage and whether a prompt is held out."""
+    """The hash that decides a prompt's stage and whether it is held out."""
     return content_hash(*[part for message in prompt for part in (message["role"], message["content"])])
 
 

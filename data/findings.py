@@ -1,4 +1,4 @@
-"""What `data.check` looks for, as functions stores → findings."""
+"""The checks of `data.check`, as functions stores → findings."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from data.example import content_hash
 from data.store import Store
 
 Level = Literal["error", "warning", "note"]
-PLACES = 3  # of a finding that are named
+PLACES = 3  # that are named for each finding
 ENOUGH = 50  # rows before a share means something
 TELLING = 0.6  # share of pairs that length alone tells apart
 IGNORED = re.compile(r"[\W\d_]+")
-ALIKE = " but for case, digits and punctuation"
+ALIKE = " apart from case, digits and punctuation"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing to say: an error would stop a run, a warning is a likely mistake, a note is worth knowing."""
+    """One message: an error would stop a run, a warning is a likely mistake, a note is worth knowing."""
 
     level: Level
     text: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 def of_source(store: Store) -> list[Finding]:
-    """Rows that cannot be used, answers that teach nothing, and what tells chosen from rejected by itself."""
+    """Rows that cannot be used, answers that teach nothing, and whether length tells chosen from rejected."""
     name, info = store.source.name, store.info
     level: Level = "warning" if info["known"] else "error"
     found = [
@@ -99,7 +99,7 @@ def of_repeats(stores: Sequence[Store]) -> list[Finding]:
 
 
 def of_leakage(stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings) -> list[Finding]:
-    """Prompts that are alike (but for case, digits and punctuation) although no prompt is in two stages by its hash."""
+    """Prompts of different stages, or held out and trained on, that differ only in case, digits and punctuation."""
     everything = [*stores, *evaluation]
     key = np.concatenate([s.column("prompt_key") for s in everything])
     form = np.concatenate([_forms(s) for s in everything])
@@ -126,14 +126,14 @@ def of_leakage(stores: Sequence[Store], evaluation: Sequence[Store], settings: D
 
 
 def _in_several(form: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """True where the same form occurs in another group, too."""
+    """True where the same form also occurs in another group."""
     pairs = np.unique(np.stack([form, group.astype(np.uint64)]), axis=1)
     forms, counts = np.unique(pairs[0], return_counts=True)
     return np.isin(form, forms[counts > 1])
 
 
 def opening(store: Store) -> str:
-    """What the prompts of a source all begin with, in its first two thousand rows: an instruction, most often."""
+    """The text that the prompts of a source's first two thousand rows all begin with; most often an instruction."""
     texts = [json.loads(prompt) for batch in islice(store.batches("prompt"), 2) for (prompt,) in batch if prompt]
     starts = [next(m["content"] for m in turns if m["role"] == "user") for turns in texts]
     if len(starts) < ENOUGH:

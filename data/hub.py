@@ -13,7 +13,7 @@ from data.example import Row
 from data.sources import HubName, Source
 from rlhf.errors import DataError, nearest
 
-# Where the obvious choice is not the right one: the configuration and the splits (to train on, held out).
+# Datasets whose obvious choice is wrong: their configuration and splits (to train on, held out).
 CONFIGS = {"openai/summarize_from_feedback": "comparisons", "Salesforce/wikitext": "wikitext-103-raw-v1"}
 SPLITS = {
     "HuggingFaceH4/ultrafeedback_binarized": ("train_prefs", "test_prefs"),
@@ -30,7 +30,7 @@ def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row]]:
 
 
 def hub_fingerprint(source: Source, *, held_out: bool) -> str:
-    """Of the files that the dataset was made from: their addresses hold the revision."""
+    """A hash of the addresses of the dataset's files; the addresses hold the revision."""
     dataset = load_split(_hub(source), held_out)
     files = sorted(dataset.info.download_checksums or {}) or [dataset._fingerprint]
     return hashlib.blake2b(repr((str(dataset.split), files)).encode(), digest_size=16).hexdigest()
@@ -51,8 +51,8 @@ def hub_splits(hub: HubName) -> tuple[str, str | None]:
 
 
 def unreachable(hub: HubName) -> str | None:
-    """Why a dataset cannot be had, in one line, or None: asked of the hub without loading it, nothing if it is
-    cached."""
+    """Why a dataset cannot be loaded, in one line, or None. It asks the hub and loads nothing; it does not ask about
+    a cached dataset."""
     from datasets import config
     from huggingface_hub import HfApi
 
@@ -80,9 +80,8 @@ def load_split(hub: HubName, held_out: bool) -> Any:
 
 
 def _reach(hub: HubName, load: Callable[..., Any], config_key: str) -> Any:
-    """`load(**options)`, `config_key` being what it calls a configuration. Repositories that still hold a loading
-    script, which `datasets` 4 refuses, are read from the tables that the hub itself made of them, a folder per
-    configuration."""
+    """`load(**options)`; `config_key` is its name for a configuration. `datasets` 4 refuses repositories with a loading
+    script; these are read from the tables that the hub made of them, one folder for each configuration."""
     config = hub.config or CONFIGS.get(hub.name)
     try:
         key = "data_dir" if hub.name in CONFIG_IS_FOLDER else config_key

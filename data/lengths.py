@@ -77,8 +77,8 @@ def of_lengths(stores: Sequence[Store], lengths: dict[str, np.ndarray], settings
             found += [
                 Finding(
                     "warning",
-                    f"{store.source.name}: all prompts begin with “{start[:60]}”, which keep_end cuts off those that "
-                    "are too long; a larger max_prompt_length, or prompt_truncation keep_start or drop, keeps it",
+                    f"{store.source.name}: all prompts begin with “{start[:60]}”, which keep_end removes from "
+                    "prompts that are too long; raise max_prompt_length, or use prompt_truncation keep_start or drop",
                 )
                 for store in stores
                 if len(start := opening(store)) > MERE_WORD

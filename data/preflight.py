@@ -1,4 +1,4 @@
-"""What can be said about the data before torch is loaded: missing and broken files, unknown columns, bad rows."""
+"""Problems of the data that are found before torch is loaded: missing and broken files, unknown columns, bad rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ NEEDS = {1: "prompt and chosen", 2: "chosen and rejected", 3: "a prompt"}  # of 
 
 
 def problems(settings: SourceSettings, *, stage: int | None = None) -> list[str]:
-    """One line for each thing that is wrong with the sources that `settings` name, as the data of `stage` where one is
-    meant. Hub datasets are asked for, not loaded."""
+    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given. The hub is
+    asked whether its datasets exist; they are not loaded."""
     found: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
@@ -42,7 +42,7 @@ def problems(settings: SourceSettings, *, stage: int | None = None) -> list[str]
 
 
 def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None = None) -> list[str]:
-    """What is wrong with sources, as far as their first rows show."""
+    """The problems of sources that their first rows show."""
     usable = False
     found: list[str] = []
     shapes: list[Shape] = []
@@ -67,7 +67,7 @@ def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None
     if stage is not None and specs and len(shapes) == len(specs) and not usable:
         found.append(f"stage {stage} needs rows with {NEEDS[stage]}; the sources have none")
     if weights and len(weights) == len(specs) and not sum(weights):
-        found.append("the weights of all sources are 0; one must be above it")
+        found.append("the weights of all sources are 0; one must be above 0")
     if settings.columns and shapes and len(shapes) == len(specs) and not any(s.mapped for s in shapes):
         found.append(unmapped(settings.columns))
     return found

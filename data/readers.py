@@ -58,7 +58,7 @@ def _json(path: Path) -> Iterator[Placed]:
             yield from _json_lines(path)
             return
     decoder = json.JSONDecoder()
-    # Bytes that are no UTF-8 survive as lone surrogates, which the check of each row finds.
+    # Bytes that are not UTF-8 become lone surrogates, which the check of each row finds.
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         buffer, more, number, line = file.read(1 << 16), True, 0, 1
         cut = buffer.index("[") + 1
@@ -76,7 +76,7 @@ def _json(path: Path) -> Iterator[Placed]:
                 if more:
                     buffer, cut = buffer + block, 0
                     continue
-                # Behind a broken object nothing can be found again, so this ends the file.
+                # After a broken object the next one cannot be found, so reading ends here.
                 place = line + getattr(error, "lineno", 1) - 1
                 yield f"row {number + 1}", RowError(f"is not valid JSON (line {place}): {getattr(error, 'msg', error)}")
                 return

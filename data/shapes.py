@@ -18,8 +18,8 @@ SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
 
 @dataclass(frozen=True)
 class Shape:
-    """What a source's rows are, in words for the user, and the function that reads them; `prepare` comes before it
-    where rows depend on each other, and `mapped` says that it goes by the user's `columns`."""
+    """What a source's rows are, in words for the user, and the function that reads them. `prepare` runs before it if
+    rows depend on each other; `mapped` is True if it follows the user's `columns`."""
 
     says: str
     adapt: Adapter
@@ -106,7 +106,7 @@ def implicit_prompt(chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], st
     both = []
     for name, value in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(value, str) and not is_transcript(value):
-            raise RowError(f"{name} is no transcript (Human: … Assistant: …) and there is no prompt column")
+            raise RowError(f"{name} is not a transcript (Human: … Assistant: …) and there is no prompt column")
         turns = transcript(value) if isinstance(value, str) else messages(value, name)
         if not turns or turns[-1]["role"] != "assistant":
             raise RowError(f"{name} does not end with an assistant turn")
@@ -159,7 +159,7 @@ def ranked(row: Row) -> Iterator[Example]:
 
 
 def ranked_pairs(prompt: tuple[Message, ...], texts: Sequence[str], scores: Sequence[float]) -> Iterator[Example]:
-    """Every pair of answers with different scores; only those of a best answer are demonstrations."""
+    """Every pair of answers with different scores; only the best answers are demonstrations."""
     if len(texts) != len(scores):
         raise RowError(f"there are {len(texts)} answers but {len(scores)} scores or ranks")
     order = sorted(range(len(texts)), key=lambda i: -scores[i])
@@ -182,7 +182,7 @@ def plain_text(row: Row) -> Iterator[Example]:
 
 
 def number(value: Any, name: str) -> float:
-    """A number that may be written as text, as in CSV; nothing is 0."""
+    """A number that may be written as text, as in CSV; an empty value is 0."""
     if value is None or value == "":
         return 0.0
     try:
@@ -225,7 +225,9 @@ def parse_columns(text: str) -> dict[str, str]:
         if not equals or not column:
             raise DataError(f"--columns {item}: write it as name=column, for example prompt=question")
         if target not in TARGETS:
-            raise DataError(f"--columns {item}: '{target}' is none of {', '.join(TARGETS)}{nearest(target, TARGETS)}")
+            raise DataError(
+                f"--columns {item}: '{target}' is not one of {', '.join(TARGETS)}{nearest(target, TARGETS)}"
+            )
         mapping[target] = column
     return mapping
 

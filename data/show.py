@@ -27,7 +27,7 @@ from rlhf.errors import DataError
 if TYPE_CHECKING:
     from rlhf.template import Message, Template
 
-LOOK_AT = 400  # rows of each stage among which one that is cut and one that is dropped are looked for
+LOOK_AT = 400  # rows of each stage that are searched for a cut row and a dropped row
 STYLES = {
     "prompt": "cyan",
     "counted": "bold green",
@@ -59,7 +59,7 @@ Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
 )
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="number of examples of each stage")
 def main(model: str, stages: tuple[int, ...], rows: int, **flags: Any) -> int:
-    """Show what each stage would get of the sources: the blend, then examples token by token."""
+    """Show what each stage would get from the sources: the blend, then examples token by token."""
     settings = build(DataSettings, given(flags), where="")
     if found := problems(settings):
         raise DataError(*found)
@@ -106,7 +106,7 @@ def show_examples(
     *,
     count: int,
 ) -> None:
-    """The first rows of a stage's blend; also one that is cut and one that is dropped, if there is one near."""
+    """The first rows of a stage's blend; also a cut row and a dropped row, if there are any near the beginning."""
     from rich.text import Text
 
     shown = screen()
@@ -136,7 +136,7 @@ def show_examples(
 def parts(
     record: dict[str, Any], row: dict[str, Any], encoder: encode.Encoder, *, longest: int
 ) -> list[tuple[str, str]]:
-    """A row as labelled pieces of text, in the order of its tokens; of a dropped row the question and responses."""
+    """A row as labelled pieces of text, in the order of its tokens; for a dropped row, the question and responses."""
     template, messages = encoder.template, json.loads(record["prompt"])
     if row["outcome"] & encode.DROPPED:
         texts = {"prompt": messages[-1]["content"], "chosen": record["chosen"], "rejected": record["rejected"]}

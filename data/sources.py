@@ -30,7 +30,7 @@ class HubName:
 
 @dataclass(frozen=True)
 class Source:
-    """One `--data-path`: local files or a hub dataset, its weight, and files that it holds out itself, if any."""
+    """One `--data-path`: local files or a hub dataset, its weight, and its own held-out files, if any."""
 
     name: str
     weight: float | None = None
@@ -47,7 +47,7 @@ def parse(spec: str) -> Source:
         return _folder(name, path, weight)
     if path.exists():
         if path.suffix.lower() not in READERS:
-            raise DataError(f"{name}: {path.suffix or 'a file without a suffix'} is none of {', '.join(READERS)}")
+            raise DataError(f"{name}: {path.suffix or 'a file without a suffix'} is not one of {', '.join(READERS)}")
         return Source(name, weight, files=(path,))
     hub = _hub_name(name)
     if any(c in name for c in "*?[") and not (hub and hub.split):

@@ -5,7 +5,7 @@
     prompts         stage 3    {"prompt_ids", "messages"}
     pretraining     stage 3    {"input_ids"}
 
-Rows also have "source" (the name of it) and "length" (tokens). Every process of a run may call these functions at any
+Rows also have "source" (its name) and "length" (tokens). Every process of a run may call these functions at any
 time: one builds, the others wait. Nothing here needs a process group.
 """
 
@@ -146,7 +146,7 @@ def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings) -> 
     ]
     return (
         f"{start}: either the sources have no rows with {needs}, or data_split={settings.data_split} and "
-        f"eval_ratio={settings.eval_ratio:g} leave it none; change these or bring more rows"
+        f"eval_ratio={settings.eval_ratio:g} leave none for it; change these or add rows"
     )
 
 

@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 SHOWN = 5  # problems of one source that are listed
 ROWS_AT_ONCE = 1000
-# Of the stores on disk, and part of their key. To be raised when the same source, read with the same settings, would
-# give other rows or another info.json, whatever module the change is in: here, or where rows are read, recognised and
-# adapted. Tokens are cached under the stores' keys, so they are made anew, too.
+# The format of the stores on disk, part of their key. Raise it when the same source, read with the same settings, would
+# give other rows or another info.json, whichever module changes: this one, or one that reads, recognises or adapts
+# rows. Tokens are cached under the stores' keys, so they are then made again as well.
 FORMAT = 1
 
 
@@ -45,7 +45,7 @@ class Store:
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
     their places), silent_rows (that gave nothing), known (a known hub dataset), mapped (by the user's `columns`).
 
-    fingerprint: of the source's content. key: of the content and of how it was read, so of these very rows.
+    fingerprint: of the source's content. key: of the content and of how it was read, so it names exactly these rows.
     """
 
     source: Source
@@ -71,7 +71,7 @@ class Store:
 
 
 def open_store(source: Source, settings: SourceSettings, *, held_out: bool = False) -> Store:
-    """The Examples of a source (or of the split that it holds out itself), read now or earlier."""
+    """The Examples of a source (or of its own held-out split), read now or earlier."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -92,13 +92,13 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-    if info["bad_rows"] and not (settings.skip_bad_rows or info["known"]):  # read by one who skipped them
+    if info["bad_rows"] and not (settings.skip_bad_rows or info["known"]):  # an earlier run skipped them
         raise DataError(*info["first_bad"], mend_or_skip(source, f"{info['bad_rows']:,}"))
     return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info)
 
 
 def mend_or_skip(source: Source, count: str) -> str:
-    return f"{source.name}: rows that cannot be used: {count}; mend them, or give --skip-bad-rows to leave them out"
+    return f"{source.name}: rows that cannot be used: {count}; correct them, or leave them out with --skip-bad-rows"
 
 
 def open_stores(sources: Sequence[Source], settings: SourceSettings, *, held_out: bool = False) -> list[Store]:
@@ -172,7 +172,7 @@ class Reader:
     """The Examples of a source, one after another, with the place of each.
 
     `bad` counts what could not be used, `silent` the rows that gave no Example. Raises DataError with the first few bad
-    rows, unless they are to be skipped; always when no row can be used. `limit` reads at most so many rows (a look at
+    rows unless bad rows are skipped, and always when no row can be used. At most `limit` rows are read (for a look at
     the source before a run).
     """
 
@@ -195,7 +195,7 @@ class Reader:
                 examples = self._examples(row)
             except RowError as error:
                 self.note(where, str(error))
-            except Exception as error:  # an adapter, perhaps the user's, met a row that it does not expect
+            except Exception as error:  # an adapter, perhaps the user's, met an unexpected row
                 self.note(where, f"cannot be read ({type(error).__name__}: {error})")
             else:
                 self.kept += len(examples)
@@ -215,11 +215,11 @@ class Reader:
 
     @property
     def lenient(self) -> bool:
-        """Bad rows are left out on request, and those of a known hub dataset, which the user cannot mend."""
+        """Bad rows are left out on request, and always in a known hub dataset, which the user cannot correct."""
         return self.settings.skip_bad_rows or self.known
 
     def _recognise(self, source_rows: Iterator[Placed]) -> Iterable[Placed]:
-        """Sets `shape` by the first row that can be read; that row is given out again with the others."""
+        """Sets `shape` by the first row that can be read; that row is yielded again with the others."""
         seen: list[Placed] = []
         for where, row in source_rows:
             seen.append((where, row))

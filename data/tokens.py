@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 1000
 PR_SET_PDEATHSIG = 1
 READ = ["prompt", "chosen", "rejected", "margin", "text", "where"]
-# Of the tokenised rows on disk, and part of their key. To be raised when the same Examples, encoded with the same
+# The format of the tokenised rows on disk, part of their key. Raise it when the same Examples, encoded with the same
 # settings, would give other rows or another info.json: after a change here, in data/encode.py or in rlhf/template.py.
 FORMAT = 1
 
@@ -35,7 +35,7 @@ FORMAT = 1
 def encoded(
     stores: Sequence[Store], table: np.ndarray, encoder: encode.Encoder | encode.TextEncoder, settings: SourceSettings
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The rows of `table` (source, row) encoded in its order, from the cache or into it.
+    """The rows of `table` (source, row) encoded in its order, read from the cache or written to it.
 
     Also what became of them: {"rows", "dropped": {why: rows}, "cut": {what: rows}, "tokens", "fingerprint"}, the last
     one naming the encoded rows.
@@ -89,7 +89,7 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
 
 
 class _Guard:
-    """Whether processes that are forked now end when this one does, and whether that was set up."""
+    """`on`: processes that are forked now end when this one does. `ready`: this was set up."""
 
     on = ready = False
 

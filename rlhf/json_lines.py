@@ -1,8 +1,8 @@
-"""JSON lines: files of one JSON value a line. How they are split, read and written is decided here alone.
+"""JSON lines: files of one JSON value a line. Only this module decides how they are split, read and written.
 
 A line ends with "\\n" and nothing else. `str.splitlines` also cuts at characters such as U+2028, which JSON may hold as
-they are inside its strings, and would make two broken rows of a good one. What Windows programs add is no part of a
-line: a "\\r" before the "\\n", and a byte order mark at the start of the file.
+they are inside its strings, and would make two broken rows of a good one. A line does not include
+what Windows programs add: a "\\r" before the "\\n", and a byte order mark at the start of the file.
 
 Files are read one line at a time, so memory does not grow with the file. Imports no torch.
 """
@@ -22,8 +22,8 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class LineError(ValueError):
-    """A line that holds no JSON value, in one clause ("is not valid JSON: …"); who reads the file adds its name and the
-    line's number."""
+    """A line that holds no JSON value, in one clause ("is not valid JSON: …"); the file's reader adds its name and
+    the line's number."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class JSONLine:
             raise LineError(f"is not valid JSON: {reason}") from None
         except RecursionError:
             raise LineError("is not usable JSON: it is nested too deeply") from None
-        except ValueError:  # the one that is left: Python converts no longer numbers
+        except ValueError:  # the only other cause: Python does not convert longer numbers
             digits = sys.get_int_max_str_digits()
             raise LineError(f"is not usable JSON: it has a number of more than {digits:,} digits") from None
 
@@ -64,7 +64,7 @@ class JSONLine:
 def read_json_lines(path: Path, *, longest: int | None = None) -> Iterator[JSONLine]:
     """The lines of a file, blank ones included; a line of more than `longest` bytes is not read whole.
 
-    Raises OSError when the file cannot be read, with the first line that is asked for.
+    Raises OSError when the file cannot be read, at the first line that is asked for.
     """
     with path.open("rb") as file:
         number = 0
@@ -82,7 +82,7 @@ def read_json_lines(path: Path, *, longest: int | None = None) -> Iterator[JSONL
 
 
 def json_line(row: Any) -> str:
-    """A row as a line of such a file, its end included; characters beyond ASCII stand as they are."""
+    """A row as a line of such a file, its end included; characters beyond ASCII are not escaped."""
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 

@@ -19,7 +19,7 @@ from step1_sft.config import SFTConfig
 
 
 def micro_batches(rows: Any, indices: Sequence[int], config: SFTConfig, pad: int) -> list[DemonstrationBatch]:
-    """This rank's share of the rows; every rank gets equally many micro-batches, empty ones where rows run out."""
+    """This rank's share of the rows; all ranks get equally many micro-batches, some of them empty if rows run out."""
     parts = deal(
         indices,
         rank=distributed.rank(),

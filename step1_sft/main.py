@@ -22,7 +22,7 @@ from step1_sft.loss import kept_rows, micro_batches, perplexity, token_loss_sum
 
 
 def run(config: SFTConfig) -> StageResult:
-    """Train, export the model to `output_dir/model`, and say its perplexity on held-out rows before and after."""
+    """Train, export the model to `output_dir/model`, and print its perplexity on held-out rows before and after."""
     distributed.init(config.seed)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     pad = tokenizer.pad_token_id
@@ -43,7 +43,7 @@ def run(config: SFTConfig) -> StageResult:
             began = time.monotonic()
             # 1 this rank's rows of the step, in micro-batches
             batches = micro_batches(data.train, sampler.rows(step), config, pad)
-            # 2 what counts over all micro-batches and ranks: the loss is a mean over it
+            # 2 the counted tokens of all micro-batches and ranks: the loss is a mean over them
             (count,) = distributed.sum_over_ranks(sum(int(b.loss_mask_BT.sum()) for b in batches))
             # 3 forward and backward of each sum
             engine.train()
@@ -87,7 +87,7 @@ def run(config: SFTConfig) -> StageResult:
 
 
 def build_engine(config: SFTConfig, tokenizer: Any, *, total_steps: int) -> TrainEngine:
-    """The pretrained model, with adapters where they are set, ready to train for `total_steps`."""
+    """The pretrained model, with adapters if they are set, ready to train for `total_steps`."""
     loading = Loading.of(config, config.model, tokenizer)
     lm = load_causal_lm(loading)
     if config.activation_checkpointing:

@@ -1,4 +1,4 @@
-"""The pairwise loss and what is measured of a reward model on held-out pairs. Pure functions of scores.
+"""The pairwise loss, and a reward model's figures on held-out pairs. Pure functions of scores.
 
 B pairs.
 """
@@ -44,9 +44,9 @@ def calibration_error(difference_B: Tensor) -> float:
 def held_out_figures(
     chosen_B: Tensor, rejected_B: Tensor, *, margins_B: Tensor, lengths_2B: Tensor, sources: Sequence[str]
 ) -> dict[str, float]:
-    """What a reward model is worth on held-out pairs: loss, accuracy (a tie is wrong), mean margin, calibration error,
+    """A reward model's figures on held-out pairs: loss, accuracy (a tie is wrong), mean margin, calibration error,
     correlation of score with length in tokens over all 2B responses (chosen, then rejected), and the accuracy of each
-    source where there are several."""
+    source if there are several."""
     difference = chosen_B - rejected_B
     right = (difference > 0).double()
     figures = {

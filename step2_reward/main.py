@@ -29,7 +29,7 @@ from step2_reward.scoring import evaluate, kept_rows, micro_batches, pair_scores
 
 
 def run(config: RewardConfig) -> StageResult:
-    """Train, export the model to `output_dir/model` with mean and spread of its scores, and say what it is worth.
+    """Train, export the model to `output_dir/model` with mean and spread of its scores, and print its held-out figures.
 
     Raises TrainingError for a model that gives every held-out response the same score.
     """
@@ -111,7 +111,7 @@ def run(config: RewardConfig) -> StageResult:
 
 
 def build_engine(config: RewardConfig, tokenizer: Any, *, total_steps: int) -> TrainEngine:
-    """The pretrained model with a new head, and with adapters where they are set, ready to train for `total_steps`."""
+    """The pretrained model with a new head, and with adapters if they are set, ready to train for `total_steps`."""
     loading = Loading.of(config, config.model, tokenizer)
     model = load_scalar_model(loading, new_head=True, seed=config.seed)
     if config.activation_checkpointing:

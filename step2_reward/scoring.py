@@ -1,4 +1,4 @@
-"""Scores of pairs by a reward model in training, and what is measured of it on held-out pairs.
+"""Scores of pairs by a reward model in training, and its figures on held-out pairs.
 
 B pairs of a micro-batch, T tokens.
 """
@@ -27,7 +27,7 @@ class HeldOut(NamedTuple):
 
 
 def micro_batches(rows: Any, indices: Sequence[int], config: RewardConfig, pad: int) -> list[PreferenceBatch]:
-    """This rank's share of the pairs; every rank gets equally many micro-batches, empty ones where pairs run out."""
+    """This rank's share of the pairs; all ranks get equally many micro-batches, some of them empty if pairs run out."""
     parts = shares(rows, indices, config)
     return [collate_preferences([rows[index] for index in part], pad_token_id=pad) for part in parts]
 
@@ -61,7 +61,7 @@ def pair_scores(engine: TrainEngine, batch: PreferenceBatch) -> tuple[torch.Tens
 
 @torch.no_grad()
 def evaluate(engine: TrainEngine, rows: Any, config: RewardConfig, pad: int) -> HeldOut:
-    """Score held-out pairs, each rank its share, and measure the scores of all of them, alike on every rank."""
+    """Score held-out pairs, a share on each rank, and measure all scores, with the same result on every rank."""
     engine.train(False)
     indices = range(len(rows))
     mine: list[tuple[int, float, float]] = []

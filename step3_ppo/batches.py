@@ -15,7 +15,7 @@ from step3_ppo.rollout import Rollout
 def prompts_of(data: Any, sampler: StepSampler, iteration: int, *, repeats: int) -> list[Any]:
     """The rows of an iteration's prompts, each `repeats` times in a row: one for each response.
 
-    Every iteration asks equally many: an epoch's short last step is filled from the next epoch.
+    Every iteration takes equally many prompts: an epoch's short last step is filled from the next epoch.
     """
     rows = sampler.rows(iteration)
     epoch = iteration // sampler.steps_per_epoch
@@ -35,9 +35,9 @@ def mini_batches(size: int, mini_batch_size: int, *, seed: int, iteration: int, 
 
 
 def micro_batches(rollout: Rollout, rows: Sequence[int], *, micro_batch_size: int) -> list[list[int]]:
-    """This rank's share of rows of a rollout, those of like length together; nothing for no rows.
+    """This rank's share of rows of a rollout, rows of similar length together; empty without rows.
 
-    Every rank gets equally many micro-batches, empty ones where rows run out.
+    All ranks get equally many micro-batches, some of them empty if rows run out.
     """
     if not len(rows):
         return []

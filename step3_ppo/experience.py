@@ -1,4 +1,4 @@
-"""A rollout with what was measured of it, and what is ready to optimise.
+"""A rollout with its measurements, and an experience that is ready to optimise.
 
 B sequences of the whole rollout batch, R response tokens.
 """
@@ -17,7 +17,7 @@ from step3_ppo.rollout import Rollout
 
 @dataclass
 class Measured:
-    """A rollout and what the four roles say of it, on the CPU and alike on every rank; what does not count is 0.
+    """A rollout and the four roles' outputs for it, on the CPU, the same on every rank; 0 where nothing counts.
 
     Log-probabilities of actor (`old`) and reference, and entropy, in nats; the critic's values; `scores_B` are raw.
     """
@@ -45,9 +45,9 @@ class Measured:
 
 @dataclass
 class Experience(Measured):
-    """What was measured, and the rewards, advantages and returns that follow from it.
+    """The measurements, and the rewards, advantages and returns that follow from them.
 
-    `final_scores_B` are normalised, clipped and less the penalty for a missing end token; KL in nats; advantages are
+    `final_scores_B` are normalised and clipped, minus the penalty for a missing end token; KL in nats; advantages are
     whitened.
     """
 
@@ -67,7 +67,7 @@ class Experience(Measured):
         advantages_BR: Tensor,
         returns_BR: Tensor,
     ) -> Experience:
-        """What was measured, with what a loop has worked out from it."""
+        """The measurements, with what a loop has computed from them."""
         return cls(
             **vars(measured),
             final_scores_B=final_scores_B,

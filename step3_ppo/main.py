@@ -38,9 +38,9 @@ SHOWN = ("ppo/scores_mean", "ppo/kl", "ppo/response_length", "ppo/eos_rate")
 
 
 def run(config: PPOConfig) -> StageResult:
-    """Train the actor, export it with its moving average and the critic, and say where it began and ended.
+    """Train the actor, export it with its moving average and the critic, and return its first and last figures.
 
-    Raises ConfigError where the reward model does not pass the gate.
+    Raises ConfigError if the reward model does not pass the gate.
     """
     distributed.init(config.seed)
     check_gate(config)
@@ -139,10 +139,10 @@ def run(config: PPOConfig) -> StageResult:
 
 
 def sampling_of(config: PPOConfig, template: Template) -> Sampling:
-    """How responses are drawn; warns where log-probabilities are then not those of what was drawn from."""
+    """The settings of the sampling; warns if the log-probabilities are not those of the sampled distribution."""
     if config.top_p < 1 or config.top_k:
         console.warn(
-            "top_p or top_k cuts mass away: log-probabilities are those of the whole distribution, so KL is off"
+            "top_p or top_k leaves tokens out: log-probabilities are those of the whole distribution, so KL is wrong"
         )
     return Sampling(
         max_new_tokens=config.max_response_length,

@@ -49,7 +49,7 @@ def optimise(
     """Go over the experience `ppo_epochs` times, with an optimiser step of actor and critic for each mini-batch.
 
     `steps_before` are the optimiser steps of earlier iterations. In the first `critic_warmup_iterations` only the
-    critic steps. An experience that is not finite is not learned from: the actor counts a skipped step.
+    critic steps. If an experience is not finite, nothing is learned: the actor counts a skipped step.
     """
     totals, roles = Totals(), passes.roles
     learns = iteration >= config.critic_warmup_iterations
@@ -68,7 +68,7 @@ def optimise(
                         step = steps_before + totals.steps
                         size = config.micro_batch_size
                         metrics["ppo/ptx_loss"] = ptx_backward(ptx, roles.actor, step=step, micro_batch_size=size)
-                    # early stop: this mini-batch moved too far from the weights that sampled, so nobody steps
+                    # early stop: the actor is too far from the weights that sampled, so neither model steps
                     if config.early_stop_kl is not None and metrics["ppo/approx_kl"] > config.early_stop_kl:
                         roles.actor.engine.discard()
                         totals.stopped_early = True
@@ -87,7 +87,7 @@ def steps_per_iteration(config: PPOConfig) -> int:
 
 
 def _actor_backward(e: Experience, rows: list[int], passes: ForwardPasses, config: PPOConfig) -> dict[str, float]:
-    """Backward of the clipped loss, less the entropy bonus, over one mini-batch; the caller steps. Metrics are means
+    """Backward of the clipped loss, minus the entropy bonus, over one mini-batch; the caller steps. Metrics are means
     over all ranks."""
     engine, device = passes.roles.actor.engine, distributed.device()
     count = int(e.response_mask_BR[rows].sum())

@@ -1,7 +1,7 @@
-"""Forward passes over a rollout: those that measure it, and those that an optimiser step goes back through.
+"""Forward passes over a rollout: those that measure it, and those that an optimiser step computes gradients of.
 
 For the first optimiser step of an iteration these can be the same: no weight has changed in between. With
-`reuse_forward` the passes that measured its rows keep their graphs until that step. Nobody else knows of it.
+`reuse_forward` the passes that measured its rows keep their graphs until that step. No other module knows of this.
 
 B sequences of the whole rollout batch, R response tokens, N counted tokens of a micro-batch (flat).
 """
@@ -29,15 +29,15 @@ _TABLES = 4  # old and reference log-probabilities, entropy, values
 
 @dataclass
 class _Kept:
-    """The passes of one mini-batch through one model, with their graphs. They are handed out once at most: whoever
-    asks is about to change the weights that they are of."""
+    """The passes of one mini-batch through one model, with their graphs. They are given out at most once: the
+    caller is about to change the weights that they were computed with."""
 
     rollout: Rollout | None = None
     rows: Sequence[int] = ()
     passes: list[tuple[list[int], Any]] = field(default_factory=list)
 
     def take(self, rollout: Rollout, rows: Sequence[int]) -> list[tuple[list[int], Any]]:
-        """The passes of these rows of this rollout, if they are there. Afterwards nothing is kept."""
+        """The passes of these rows of this rollout, if they were kept. Afterwards nothing is kept."""
         serves = rollout is self.rollout and list(rows) == list(self.rows)
         passes = self.passes if serves else []
         self.clear()
@@ -53,12 +53,12 @@ class ForwardPasses:
     def __init__(self, roles: Roles, config: PPOConfig) -> None:
         self.roles, self.config = roles, config
         self._kept_of_actor, self._kept_of_critic = _Kept(), _Kept()
-        if config.reuse_forward:  # more memory than an optimiser step needs has been in use before it
+        if config.reuse_forward:  # kept passes have already used more memory than the step needs
             roles.actor.engine.keep_freed_memory()
             roles.critic.engine.keep_freed_memory()
 
     def measure(self, rollout: Rollout, iteration: int) -> Measured:
-        """What the four roles say of a rollout under the training weights, whole and alike on every rank.
+        """The four roles' outputs for the whole rollout under the training weights, the same on every rank.
 
         `iteration` (from 0) decides which rows the first optimiser step will take.
         """
@@ -82,19 +82,19 @@ class ForwardPasses:
     def actor(
         self, rollout: Rollout, rows: Sequence[int], *, with_entropy: bool
     ) -> Iterable[tuple[list[int], TokenLogprobs]]:
-        """This rank's micro-batches of a mini-batch; of each its rows, and the actor's log-probabilities (and entropy)
-        [N] of its counted tokens, in nats, to go back through. To be asked once for each optimiser step."""
+        """This rank's micro-batches of a mini-batch: for each its rows, and the actor's log-probabilities (and entropy)
+        [N] of its counted tokens, in nats, with their graph. Call it once for each optimiser step."""
         return self._kept_of_actor.take(rollout, rows) or self._passes(
             rollout, rows, lambda batch: self.roles.actor.logprobs(batch, with_entropy=with_entropy)
         )
 
     def critic(self, rollout: Rollout, rows: Sequence[int]) -> Iterable[tuple[list[int], Tensor]]:
-        """The same of the critic: its values [N] before the counted tokens."""
+        """The same for the critic: its values [N] before the counted tokens."""
         return self._kept_of_critic.take(rollout, rows) or self._passes(rollout, rows, self.roles.critic.values)
 
     @contextlib.contextmanager
     def training(self, *, actor: bool) -> Iterator[None]:
-        """While inside, the critic is in training mode, the actor as `actor` says. Afterwards nothing is kept."""
+        """While inside, the critic is in training mode; so is the actor if `actor`. Afterwards nothing is kept."""
         self.roles.actor.engine.train(actor)
         self.roles.critic.engine.train()
         try:
@@ -104,7 +104,7 @@ class ForwardPasses:
             self._kept_of_critic.clear()
 
     def _rows_of_first_step(self, rollout: Rollout, iteration: int) -> list[int]:
-        """The rows whose passes are kept: none where the actor does not learn."""
+        """The rows whose passes are kept: none if the actor does not learn."""
         c = self.config
         if not c.reuse_forward or iteration < c.critic_warmup_iterations:
             return []

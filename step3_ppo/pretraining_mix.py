@@ -27,7 +27,7 @@ class PretrainingMix:
 
 
 def load_pretraining_mix(config: PPOConfig, tokenizer: Any) -> PretrainingMix | None:
-    """The mix that the settings ask for; None without `ptx_data`. Raises ConfigError where the data hold no text."""
+    """The mix that the settings ask for; None without `ptx_data`. Raises ConfigError if the data hold no text."""
     if not config.ptx_data:
         return None
     rows = pretraining(config, tokenizer)

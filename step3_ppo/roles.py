@@ -28,7 +28,7 @@ from step3_ppo.rollout import SequenceBatch
 
 @dataclass
 class Actor:
-    """The policy, and through it the reference when it is trained by adapters.
+    """The policy. If it is trained by adapters, it is also the reference, with its adapters off.
 
     `hybrid` generates with the policy's weights. `temperature` and `min_response_length` (in tokens) are those of the
     sampling: they are part of every log-probability.
@@ -43,11 +43,11 @@ class Actor:
     reference: Any  # None: the actor with its adapters off
 
     def logprobs(self, batch: SequenceBatch, *, with_entropy: bool = False) -> TokenLogprobs:
-        """Log-probabilities (and entropy) [N] of the batch's response tokens under the weights as they are, in nats."""
+        """Log-probabilities (and entropy) [N] of the batch's response tokens under the current weights, in nats."""
         return self._logprobs(self.engine, batch, with_entropy=with_entropy)
 
     def ref_logprobs(self, batch: SequenceBatch) -> Tensor:
-        """Log-probabilities [N] of the same tokens under the model that stage 1 left, in nats."""
+        """Log-probabilities [N] of the same tokens under the model of stage 1, in nats."""
         if self.reference is not None:
             return self._logprobs(self.reference, batch).logprobs_N
         with adapters_off(self.engine.module.lm):
@@ -57,7 +57,7 @@ class Actor:
         device = distributed.device()
         extra: dict[str, Any] = {}
         if self.min_response_length:
-            # the end token was masked while sampling below the minimum; so it is in every log-probability
+            # sampling masks the end token below the minimum, so every log-probability does the same
             position = batch.count_BT.int().cumsum(dim=1)
             extra = {
                 "forbidden_BT": (batch.count_BT & (position <= self.min_response_length)).to(device),
@@ -82,7 +82,7 @@ class Critic:
     tokenizer: Any
 
     def values(self, batch: SequenceBatch) -> Tensor:
-        """V_t for each response token of the batch, [N]: what the critic says before that token, at its predecessor."""
+        """V_t for each response token of the batch, [N]: the critic's value before that token, at its predecessor."""
         device = distributed.device()
         head_BT = self.engine(batch.input_ids_BT.to(device))
         return (head_BT[:, :-1][batch.count_BT[:, 1:].to(device)] - self.score_mean) / self.score_std
@@ -90,7 +90,7 @@ class Critic:
 
 @dataclass
 class Roles:
-    """All four: the reference is the actor's, and what scores is a reward model or a reward of the user's own."""
+    """All four. The reference is part of the actor; `reward` is a reward model or a reward of the user's own."""
 
     actor: Actor
     critic: Critic
@@ -107,9 +107,9 @@ def build_roles(
 ) -> Roles:
     """Load the four roles; `optimizer_steps` is the length of the learning rate schedules.
 
-    `tokenizer` is the actor's, where the caller has loaded it already. A `reward` of your own (a `RewardFunction`, say)
-    takes the reward model's place: then `config.reward_model` is only what a critic starts from. Raises ConfigError
-    where the critic cannot start from what it is told to, ModelError where a model cannot be loaded.
+    `tokenizer` is the actor's, if the caller has already loaded it. A `reward` of your own (a `RewardFunction`, say)
+    replaces the reward model; `config.reward_model` then only serves as the critic's start. Raises ConfigError if the
+    critic cannot start from the chosen model, ModelError if a model cannot be loaded.
     """
     if reward is not None and not config.reward_model and config.critic_from == "reward":
         raise ConfigError(

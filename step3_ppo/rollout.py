@@ -81,7 +81,7 @@ def roll_out(
 ) -> Rollout:
     """One response to each of the global `prompts`. Each rank samples a contiguous part and all get the whole.
 
-    What is drawn depends on seed, iteration, row and position alone, not on the number of ranks or on
+    The samples depend only on seed, iteration, row and position, not on the number of ranks or on
     `micro_batch_size`, the sequences that a rank samples at a time (None: all of its part).
     """
     per_rank = -(-len(prompts) // distributed.world_size())
@@ -89,7 +89,7 @@ def roll_out(
     mine = list(range(first, min(first + per_rank, len(prompts))))
     size = micro_batch_size or max(per_rank, 1)
     made: list[tuple[int, list[int], list[float], bool]] = []
-    for start in range(0, per_rank, size):  # equally many calls on every rank, the last ones perhaps without rows
+    for start in range(0, per_rank, size):  # equally many calls on every rank; the last ones may have no rows
         rows = mine[start : start + size]
         generation = sampler.generate([prompts[i] for i in rows], sampling, seed=seed, iteration=iteration, rows=rows)
         logprobs = [
@@ -109,7 +109,7 @@ def roll_out(
 def generate(
     hybrid: HybridEngine, asked: Sequence[Mapping[str, Any]], sampling: Sampling, config: PPOConfig, *, iteration: int
 ) -> Rollout:
-    """One response to each row of `asked` ({"prompt_ids", "messages"}) under the actor's weights as they are. All ranks
+    """One response to each row of `asked` ({"prompt_ids", "messages"}) under the actor's current weights. All ranks
     ask for the same rows, and all get the whole rollout."""
     with hybrid.generating() as sampler:
         return roll_out(

@@ -1,4 +1,4 @@
-"""How a rollout is shown: tokens shaded by what was measured of them, iterations as a table, two of them side by side.
+"""How a rollout is shown: tokens shaded by their figures, iterations as a table, two of them side by side.
 
 Text of prompts and responses comes from models and data: it becomes rich's Text, never markup, and its control
 characters are dropped. Imports no torch.
@@ -32,7 +32,7 @@ class Iteration:
 
 
 def kl_of(row: Row) -> float:
-    """Of the whole response, in nats."""
+    """The KL of the whole response, in nats."""
     return sum(_known(row["kl"]))
 
 
@@ -45,7 +45,7 @@ ORDERS: dict[str, Callable[[Row], float]] = {
 
 
 def ordered(rows: Iterable[Row], order: str, *, reverse: bool = False) -> list[Row]:
-    """Best or most first; by "row" as they were generated. `reverse` turns it round."""
+    """Highest first; with "row" in the order of generation. `reverse` reverses the order."""
     found = sorted(rows, key=ORDERS[order], reverse=True)
     return found[::-1] if reverse else found
 
@@ -54,7 +54,7 @@ def ordered(rows: Iterable[Row], order: str, *, reverse: bool = False) -> list[R
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
-    """What is said of a whole iteration."""
+    """The figures of a whole iteration."""
     scores = _known(row["score"] for row in rows)
     mean = sum(scores) / max(len(scores), 1)
     return {
@@ -67,13 +67,13 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def scale_of(rows: Iterable[Row], shade: str) -> float:
-    """The value that gets the full colour: 95% of tokens lie below it, so that an outlier does not pale the rest."""
+    """The value that gets the full colour: 95% of tokens lie below it, so an outlier does not make the rest pale."""
     sizes = sorted(abs(v) for row in rows for v in _known(row[shade]))
     return max(sizes[int(0.95 * (len(sizes) - 1))], 1e-6) if sizes else 1.0
 
 
 def pairs(left: Iteration, right: Iteration, order: str, *, reverse: bool = False) -> list[tuple[Row, Row]]:
-    """Rows to be read side by side: those that answer the same prompt; where there are none, those of equal rank."""
+    """Pairs of rows to read side by side: those that answer the same prompt; if there are none, those of equal rank."""
     there: dict[str, list[Row]] = {}
     for row in ordered(right.rows, order, reverse=reverse):
         there.setdefault(_prompt(row), []).append(row)

@@ -37,12 +37,12 @@ from step3_ppo.rollout_view import (
     summary,
 )
 
-KEYS = "space next · b back · + - iteration · s sort · r turn round · c colour · q quit"
+KEYS = "space next · b back · + - iteration · s sort · r reverse · c colour · q quit"
 
 
 @dataclass(frozen=True)
 class View:
-    """What is looked at, and how."""
+    """What is shown, and how."""
 
     iteration: int
     beside: int | None
@@ -84,7 +84,7 @@ def main(
         return 0
     view = View(iteration or max(files), compare, order, reverse, shade)
     for wanted in filter(None, (iteration, compare)):
-        load(files, wanted)  # says at once what is not there
+        load(files, wanted)  # reports at once what is missing
     if interactive() and sys.stdin.isatty():
         turn_pages(files, view, limit=rows)
     else:
@@ -110,7 +110,7 @@ def rollout_files(run: Path) -> dict[int, Path]:
 
 
 def load(files: dict[int, Path], iteration: int) -> Iteration:
-    """Raises ConfigError with the nearest that are there when this one is not."""
+    """The rows of an iteration. Raises ConfigError with the nearest iterations if it was not kept."""
     if iteration not in files:
         below, above = [n for n in files if n < iteration], [n for n in files if n > iteration]
         near = [str(n) for n in (*below[-1:], *above[:1])]
@@ -166,7 +166,7 @@ def print_all(files: dict[int, Path], view: View, *, limit: int | None) -> None:
 
 
 def turn_pages(files: dict[int, Path], view: View, *, limit: int | None) -> None:
-    """One row a page, and what the keys do to it."""
+    """One row a page; keys change the page, the order and the colours."""
     shown, index, names = screen(), 0, sorted(files)
     pages = open_view(files, view)
     while True:
@@ -210,7 +210,7 @@ def _next(names: list[str], name: str) -> str:
 
 
 def show_head(iterations: Sequence[Iteration], view: View, scale: float) -> None:
-    """What is said of one iteration as a whole, or of two as a table; then what the colours mean."""
+    """The figures of one iteration in a line, or of two as a table; then the meaning of the colours."""
     if len(iterations) == 1:
         found = ", ".join(f"{name} {figure(value)}" for name, value in summary(iterations[0].rows).items())
         text = f"iteration {iterations[0].number}: {len(iterations[0].rows)} responses; {found}"

@@ -18,7 +18,7 @@ def check_start(metrics: Mapping[str, float], config: PPOConfig, dtype: torch.dt
     """Print a table of checks of the first iteration's metrics, and warn of each that fails.
 
     The KL to the reference is 0, and the probability ratio ρ of a first and only optimiser step is 1, within 1e-5 in
-    fp32 and 2e-2 else; the sampler's probabilities are near those of the training weights.
+    fp32 and 2e-2 otherwise; the sampler's probabilities are near those of the training weights.
     """
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     checks = [("KL to the reference, nats per token", abs(metrics["ppo/kl_k1"]), tolerance)]

@@ -1,4 +1,4 @@
-"""Tokenizers and causal language models: loaded strictly, pad ≠ end token, dropout as told."""
+"""Tokenizers and causal language models: loaded strictly, pad ≠ end token, dropout as asked for."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from rlhf.training import distributed
 from rlhf.training.engine import DTYPES, gathered, zero3_config
 from rlhf.training.zero_internals import full_shape
 
-# Their bars and reports are not ours; what matters of a loaded model is checked in `load_strict`.
+# transformers' bars and reports are off; `load_strict` checks what matters in a loaded model.
 hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 VOCABULARY_MULTIPLE = 64
-# The names that configs of the families give their dropouts.
+# The names of the dropouts in the configs of the families.
 _DROPOUTS = (
     "dropout", "attention_dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop", "attn_pdrop",
     "hidden_dropout", "classifier_dropout", "summary_first_dropout",
@@ -36,7 +36,7 @@ _DROPOUTS = (
 
 @dataclass(frozen=True)
 class Loading:
-    """Which model is loaded, and how: all that the loaders of this package ask for.
+    """Which model is loaded, and how: everything that the loaders of this package need.
 
     `name` is a folder, a hub name or an alias. With a `tokenizer` the embeddings grow to hold its added tokens (to a
     multiple of 64), and its end and pad ids are written into the configs. At `zero_stage` 3 the weights are sharded

@@ -38,7 +38,7 @@ class RewardModel:
     def sequence(self, messages: Sequence[Message], response: str, *, ended: bool) -> list[int]:
         """A prompt and a response in this model's own tokens, the last `max_length` of them.
 
-        The end token stands behind the response only where a stop token `ended` it.
+        The end token follows the response only if a stop token `ended` it.
         """
         ids = self.template.prompt_ids(messages) + self.template.response_ids(response, end=ended)
         return ids[-self.max_length :] if self.max_length else ids
@@ -47,7 +47,7 @@ class RewardModel:
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """The raw score of each sequence, [B]: the head's output at its last token.
 
-        Ranks that share a sharded model call this equally often, one without sequences too: it gets nothing.
+        Ranks that share a sharded model call this equally often, also without sequences (the result is then empty).
         """
         device, pad = distributed.device(), int(self.template.tokenizer.pad_token_id)  # type: ignore[arg-type]
         rows = sequences or [[pad]]
@@ -61,10 +61,10 @@ class RewardModel:
 
 
 def load_reward_model(loading: Loading, *, max_length: int | None = None) -> RewardModel:
-    """The reward model that stage 2 left, frozen and on this process's device.
+    """The reward model of stage 2, frozen and on this process's device.
 
-    `loading` has the model's own tokenizer. `max_length` in tokens; by itself what the model's positions allow. Raises
-    ModelError where the folder holds no reward model, or one that gives every answer the same score.
+    `loading` has the model's own tokenizer. `max_length` in tokens; default: what the model's positions allow. Raises
+    ModelError if the folder holds no reward model, or one that gives every answer the same score.
     """
     assert loading.tokenizer is not None, "a reward model reads text with its own tokenizer"
     model = load_scalar_model(loading)

@@ -1,4 +1,4 @@
-"""A backbone with a linear head to one scalar per position: the reward model and the critic.
+"""A backbone with a linear head to one scalar per position: the reward model or the critic.
 
 B sequences, T tokens, D the backbone's output size.
 """
@@ -82,7 +82,7 @@ def values_at(values_BT: Tensor, index_B: Tensor) -> Tensor:
 
 
 def score_affine(config: Any) -> tuple[float, float]:
-    """`(score_mean, score_std)` as stage 2 stored them. Raises ModelError where they are missing or useless."""
+    """`(score_mean, score_std)` as stage 2 stored them. Raises ModelError if they are missing or useless."""
     mean, std = getattr(config, "score_mean", None), getattr(config, "score_std", None)
     if mean is None or std is None:
         raise ModelError("the reward model's config.json has no score_mean and score_std; train it with stage 2")

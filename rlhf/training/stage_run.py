@@ -36,8 +36,8 @@ class StageRun:
     """One run of a stage, new or resumed. All ranks make one and call its methods alike.
 
     `state` is the stage's own: what it puts there, as JSON values, comes back when the run is resumed. `is_new` says
-    that there was no checkpoint; then it is the `state` that was given. `number` counts the steps, from 1; it is that
-    of the step that runs, and 0 before the first.
+    that there was no checkpoint; then `state` is the one that was given. `number` is that of the current step, counted
+    from 1, and 0 before the first step.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class StageRun:
     ) -> None:
         """Find the newest checkpoint and put its state back; cut the metrics after it.
 
-        `sources` are those of the data's report: with other data a run is not gone on with. `extras` are tensors beside
+        `sources` are those of the data's report: a run cannot be resumed with other data. `extras` are tensors beside
         an engine's own, by its name. Raises DataError for other data, TrainingError for another model.
         """
         self.config, self.name, self.total, self.unit = config, name, total, unit
@@ -86,7 +86,7 @@ class StageRun:
         return self.number == self.total
 
     def is_due(self, every: int | None) -> bool:
-        """Whether something is to be done at this step: at every `every`th (None: at none of them) and at the last."""
+        """Whether something is due at this step: it is at each `every`th step (None: at none) and at the last one."""
         return self.is_last or (every is not None and self.number % every == 0)
 
     @contextmanager
@@ -109,7 +109,7 @@ class StageRun:
             yield step
 
     def log(self, metrics: Mapping[str, float], *, shown: Sequence[str] = (), always: bool = False) -> None:
-        """Write the step's metrics where `log_every` has it due, or `always`; the bar shows those named in `shown`."""
+        """Write the step's metrics if `log_every` makes it due, or `always`; the bar shows those named in `shown`."""
         if always or self.is_due(self.config.log_every):
             self._log.log(self.number, metrics)
         if self._bar is not None:
@@ -122,12 +122,12 @@ class StageRun:
         skipped: bool = False,
         rows: Callable[[], Iterable[Any]] = tuple,
     ) -> None:
-        """End the step: a checkpoint where `save_every` has it due, after the last step, and when a signal has arrived,
-        which then ends the process.
+        """End the step. It writes a checkpoint if `save_every` makes it due, after the last step, and when a signal has
+        arrived; the signal then ends the process.
 
         The checkpoint with the best `score` (higher is better) stays beside the newest. When the step was `skipped`,
-        `rows()` gives what this rank keeps of it, as JSON values; after `max_skipped_steps` of them in a row there is a
-        checkpoint and TrainingError.
+        `rows()` gives what this rank keeps of it, as JSON values; after `max_skipped_steps` of them in a row it
+        writes a checkpoint and raises TrainingError.
         """
         save = partial(
             save_when_due,

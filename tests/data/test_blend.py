@@ -44,7 +44,7 @@ def sources(*counts: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
 def test_without_weights_every_row_is_used_once_and_evenly_spread() -> None:
     table = blend(*sources(300, 100), None, seed=0)
     assert len(np.unique(table, axis=0)) == 400
-    assert (table[:40, 0] == 1).sum() == 10  # the first tenth has a quarter of the second source, too
+    assert (table[:40, 0] == 1).sum() == 10  # the first tenth also has a quarter of the second source
 
 
 def test_weights_are_shares_of_the_blend_and_no_row_comes_twice() -> None:

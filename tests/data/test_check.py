@@ -42,7 +42,7 @@ def test_check_finds_what_is_wrong_and_says_where(run, write, pairs) -> None:
     assert "tokens of chosen (205 measured; " in text
     assert "257-511    █ 1  over the limit" in text
     # "q 1?", "q 2?", … differ in digits alone
-    assert "prompts that are trained on are like one of another stage but for case, digits and punctuation" in text
+    assert "prompts that are trained on are like one of another stage apart from case, digits and punctuation" in text
     assert lines[-1].startswith("2 errors, 3 warnings, ")
 
 
@@ -64,7 +64,7 @@ def test_check_warns_of_an_instruction_that_is_cut_off(run, write) -> None:
     rows = [{"prompt": f"Summarize the following text.\n{'y' * i}", "chosen": "a", "rejected": "b"} for i in range(80)]
     _, text = run(check, "--data-path", write("a.jsonl", rows), "--model", "MODEL", "--max-prompt-length", "100")
     assert "all prompts begin with “Summarize the following text.\nyy" not in text
-    assert "all prompts begin with “Summarize the following text.”, which keep_end cuts off" in text
+    assert "all prompts begin with “Summarize the following text.”, which keep_end removes" in text
 
 
 def test_two_sources_in_common_are_counted(run, write, pairs) -> None:

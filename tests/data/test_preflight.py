@@ -23,7 +23,7 @@ def test_all_problems_are_reported_at_once(write, settings, tmp_path: Path) -> N
     assert [line.replace(f"{tmp_path}/", "").split(":")[0] for line in found] == [
         "absent.jsonl does not exist",
         "b.jsonl, line 2",
-        "b.jsonl",  # the advice to mend them or to skip them
+        "b.jsonl",  # the advice to correct them or to skip them
         "c.jsonl, line 1",
     ]
 
@@ -31,9 +31,9 @@ def test_all_problems_are_reported_at_once(write, settings, tmp_path: Path) -> N
 def test_settings_that_cannot_be(write, settings, tmp_path: Path) -> None:
     path = write("a.jsonl", [GOOD])
     assert problems(settings())[0].startswith("data_path is needed: give --data-path")
-    assert problems(settings(f"{path}:0")) == ["the weights of all sources are 0; one must be above it"]
+    assert problems(settings(f"{path}:0")) == ["the weights of all sources are 0; one must be above 0"]
     assert "the weight -2 must be 0 or more" in problems(settings(f"{path}:-2"))[0]
-    assert "'promt' is none of" in problems(settings(path, columns="promt=q"))[0]
+    assert "'promt' is not one of" in problems(settings(path, columns="promt=q"))[0]
     (found,) = problems(settings(path, columns="prompt=prompt,chosen=chozen"))
     assert "has no column 'chozen'; did you mean 'chosen'" in found
     (found,) = problems(settings(path, columns="prompt=nowhere"))

@@ -170,17 +170,17 @@ BAD_ROWS = [
     (PAIR | {"chosen": "x" * 4_000_001}, "chosen has 4,000,001 characters, more than 4,000,000"),
     (PAIR | {"margin": "wide"}, "margin is 'wide', not a number"),
     (PAIR | {"margin": float("nan")}, "margin is nan, not a finite number"),
-    (PAIR | {"prompt": [ANSWER]}, r"roles are out of order \(assistant\): user was due where assistant speaks"),
-    (PAIR | {"prompt": [USER, USER]}, "assistant was due where user speaks"),
+    (PAIR | {"prompt": [ANSWER]}, r"roles are out of order \(assistant\): expected user, found assistant"),
+    (PAIR | {"prompt": [USER, USER]}, "expected assistant, found user"),
     (PAIR | {"prompt": [USER, ANSWER]}, r"the prompt must end with a user turn \(user, assistant\)"),
     (PAIR | {"prompt": [USER, SYSTEM]}, r"roles are out of order \(user, system\)"),
-    (PAIR | {"prompt": [{"role": "wizard", "content": "x"}]}, "the role 'wizard', none of system, user, assistant"),
+    (PAIR | {"prompt": [{"role": "wizard", "content": "x"}]}, "the role 'wizard', not system, user or assistant"),
     (PAIR | {"prompt": ["hello"]}, r"prompt \(message 1\) is text, not a \{role, content\} mapping"),
     (PAIR | {"prompt": [{"role": "user", "content": None}]}, r"prompt \(message 1\) is empty \(null\), not text"),
     (PAIR | {"chosen": [USER]}, "chosen does not end with an assistant turn"),
     (PAIR | {"chosen": [USER, ANSWER]}, "chosen does not continue the prompt"),
     ({"chosen": f"{HUMAN} a", "rejected": "\n\nHuman: other\n\nAssistant: b"}, "no common prompt"),
-    ({"chosen": "a", "rejected": "b"}, "chosen is no transcript .* and there is no prompt column"),
+    ({"chosen": "a", "rejected": "b"}, "chosen is not a transcript .* and there is no prompt column"),
     ({"chosen": HUMAN.removesuffix("Assistant:"), "rejected": HUMAN}, "chosen does not end with an assistant turn"),
     ({"messages": [USER]}, "messages has no assistant turn"),
     ({"messages": "hello"}, "messages is text, not a list of messages"),
@@ -211,7 +211,7 @@ def test_columns_of_no_shape_are_answered_with_a_way_out() -> None:
 def test_columns_given_must_exist_and_be_known() -> None:
     with pytest.raises(RowError, match="has no column 'quesion'; did you mean 'question'"):
         recognise({"question": "q", "best": "a"}, parse_columns("prompt=quesion,chosen=best"))
-    with pytest.raises(DataError, match=r"'chozen' is none of .*did you mean 'chosen'"):
+    with pytest.raises(DataError, match=r"'chozen' is not one of .*did you mean 'chosen'"):
         parse_columns("chozen=best")
     with pytest.raises(DataError, match="write it as name=column"):
         parse_columns("prompt")

@@ -76,7 +76,7 @@ def test_what_is_no_source_is_said(spec: str, message: str) -> None:
 
 
 def test_folders_and_globs(tmp_path: Path, write) -> None:
-    """test.jsonl of a folder is what the folder holds out itself; "latest" and "contest" are no tests."""
+    """test.jsonl of a folder is what the folder holds out itself; "latest" and "contest" are not tests."""
     for name in ("f/train-1.jsonl", "f/deep/latest.jsonl", "f/contest.jsonl", "f/test.jsonl", "f/.hidden/a.jsonl"):
         write(name, [GOOD | {"prompt": name}])
     (tmp_path / "f" / "README.md").write_text("no data")
@@ -89,7 +89,7 @@ def test_folders_and_globs(tmp_path: Path, write) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="a folder without training files"):
         parse(str(tmp_path / "empty"))
-    with pytest.raises(DataError, match=r"README\.md: \.md is none of \.jsonl"):
+    with pytest.raises(DataError, match=r"README\.md: \.md is not one of \.jsonl"):
         parse(str(tmp_path / "f" / "README.md"))
 
 
@@ -196,7 +196,7 @@ def test_csv_rows_with_too_few_or_too_many_cells_are_named(tmp_path: Path) -> No
 
 
 def test_files_that_cannot_be_read_at_all(tmp_path: Path) -> None:
-    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is no table")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 this is not a table")
     assert "is not a readable Parquet file" in problems(tmp_path / "a.parquet")[0]
     for name in ("a.jsonl", "a.json", "a.csv"):
         (tmp_path / name).write_text("\n" if name == "a.jsonl" else "")
@@ -211,7 +211,7 @@ def test_reading_stops_after_a_few_bad_rows_or_counts_them_all(write) -> None:
     with pytest.raises(DataError) as caught:
         list(reader)
     assert len(caught.value.problems) == 6
-    assert "5 or more; mend them, or give --skip-bad-rows" in caught.value.problems[-1]
+    assert "5 or more; correct them, or leave them out with --skip-bad-rows" in caught.value.problems[-1]
     reader = Reader(parse(path), SourceSettings(skip_bad_rows=True))
     assert len(list(reader)) == 1
     assert reader.bad == {"prompt is empty": 30}

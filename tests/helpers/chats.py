@@ -1,4 +1,4 @@
-"""Chats whose models say what they are told to, on a screen that remembers: what tests of chat share."""
+"""Chats whose models answer as told, on a screen that keeps its text: shared by tests of chat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.tiny import tiny_tokenizer
 
 
 class Script:
-    """A sampler that says what it is told to, and remembers the prompts and seeds that it got."""
+    """A sampler that answers as told, and keeps the prompts and seeds that it got."""
 
     def __init__(self, tokenizer, *answers: str) -> None:
         self.tokenizer, self.answers = tokenizer, list(answers)

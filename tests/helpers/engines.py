@@ -1,4 +1,4 @@
-"""One small training problem, by our engine and by plain torch: what tests of engines compare.
+"""One small training problem, by our engine and by plain torch: tests of engines compare the two.
 
 16 rows of 12 random tokens, about half of them counted; the loss is the mean over all counted tokens of a step.
 """
@@ -25,7 +25,7 @@ PEAK, STEPS = 0.01, 3
 
 
 def problem(rows: int = ROWS) -> tuple[Tensor, Tensor]:
-    """Ids and count mask, [rows, TOKENS] both; rows count different numbers of tokens, so that means of means show."""
+    """Ids and count mask, [rows, TOKENS] both; rows count different numbers of tokens, so a mean of means differs."""
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(3, 300, (rows, TOKENS), generator=generator)
     share = torch.linspace(0.1, 0.9, rows)[:, None]

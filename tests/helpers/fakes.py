@@ -1,4 +1,4 @@
-"""Stages that train nothing, as packages made on the spot: what starts, watches and ends stages is tested with them."""
+"""Stages that train nothing, as packages made on the spot, to test what starts, watches and ends stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FakeConfig(RunSettings, BatchSettings):
 
 package = __name__.partition(".")[0]
 """
-# What the three stages of a pipeline start from and make.
+# The inputs and outputs of the three stages of a pipeline.
 _MODELS = {
     1: """
 inputs = (ModelInput("model", "language", "a pretrained model", flags=("actor_model",)),)

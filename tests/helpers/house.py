@@ -14,7 +14,7 @@ from pathlib import Path
 STAGES = ("step1_sft", "step2_reward", "step3_ppo")
 LONGEST_FILE = 350  # lines
 
-# What each package may import of ours, itself aside. `scripts` stands beside train.py: nothing imports it.
+# Our packages that each package may import, itself aside. `scripts` stands beside train.py: nothing imports it.
 PACKAGES: dict[str, set[str]] = {
     "rlhf": set(),
     "data": {"rlhf"},
@@ -40,7 +40,7 @@ GROUND_MAY_IMPORT = {"console"}
 # and padding.
 DATA_MAY_IMPORT = {"console", "models.loading", "models.tensors"}
 
-# What DeepSpeed does not promise to keep is read in one file, which names the release.
+# Parts of DeepSpeed that may change are read in one file, which names the release.
 ZERO_INTERNALS = "rlhf.training.zero_internals"
 PRIVATE_TO_DEEPSPEED = re.compile(
     r"\b(ds_id|ds_shape|ds_numel|ds_tensor|_hp_mapping|lp_fragment_address|hp_fragment_address|grad_position"
@@ -121,14 +121,14 @@ def rooms_know_only_what_they_may(root: Path) -> list[str]:
 
 
 def process_imports_nothing(root: Path) -> list[str]:
-    """rlhf/process.py is the leaf that everything may ask."""
+    """rlhf/process.py is the leaf that everything may import."""
     found = imports(root / "rlhf" / "process.py")
     return [f"rlhf.process imports {name}" for name in sorted(found) if name.split(".")[0] in PACKAGES]
 
 
 def no_circles(root: Path) -> list[str]:
-    """No imports go in a circle. Those inside functions count: they only hide a circle, of which no part is understood
-    by itself."""
+    """No imports go in a circle. Those inside functions count: they only hide a circle, of which no part can be
+    understood alone."""
     known = modules(root)
     graph: dict[str, set[str]] = {}
     for name, file in known.items():
@@ -199,7 +199,7 @@ def files_are_short(root: Path) -> list[str]:
 
 
 def settings_need_no_torch(root: Path) -> list[str]:
-    """One process imports every module that must be light and says which of them first brought something heavy."""
+    """One process imports every module that must be light and reports which of them first brought something heavy."""
     names = ["train"] + [f"{package}.{m}" for package, listed in TORCH_FREE.items() for m in listed.split()]
     program = (
         "import importlib, json, sys\n"

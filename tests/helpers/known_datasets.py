@@ -1,4 +1,4 @@
-"""Rows of the known datasets in their real schema, and what is learned of them."""
+"""Rows of the known datasets in their real schema, and what is learned from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Roles of stage 3 from tiny folders, and a rollout that is fixed: what tests of experience and optimisation share."""
+"""Roles of stage 3 from tiny folders, and a fixed rollout: shared by tests of experience and optimisation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCORE_MEAN, SCORE_STD = 0.25, 0.5
 
 
 def save_reward_model(folder: Path, family: str = "llama", seed: int = 7) -> Path:
-    """A random reward model of a family as stage 2 leaves it."""
+    """A random reward model of a family, as stage 2 exports it."""
     torch.manual_seed(seed)
     config = FAMILIES[family]()
     config.num_labels = 1
@@ -60,7 +60,7 @@ def roles(settings: PPOConfig, *, steps: int = 10) -> Roles:
 
 
 def learnable(m: Measured, reward: Scorer, settings: PPOConfig, *, kl_coef: float) -> Experience:
-    """Steps 3 and 4 of an iteration, as the loop of stage 3 has them (tests/test_stages.py holds the loop's own)."""
+    """Steps 3 and 4 of an iteration, as in the loop of stage 3 (tests/test_stages.py tests the loop's own)."""
     mask_BR = m.response_mask_BR
     scores_B = normalise_scores(m.scores_B, mean=reward.score_mean, std=reward.score_std, clip=settings.score_clip)
     scores_B = scores_B - settings.missing_eos_penalty * (~m.rollout.stopped_B)
