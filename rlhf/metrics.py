@@ -94,7 +94,7 @@ def tracker_problems(trackers: Iterable[str]) -> list[str]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    broken = None  # a line that is no row; the file's last one may be, so it counts when another follows
+    broken = None  # a line that is not a row; the file's last one may be, so it counts when another follows
     try:
         for line in read_json_lines(path):
             if broken is not None:

@@ -36,7 +36,7 @@ def lower_bounds(pyproject: str) -> dict[str, str]:
     found = {text: re.fullmatch(r"([\w.-]+)\s*>=\s*([\w.]+)", text) for text in wanted}
     wrong = [text for text, match in found.items() if match is None]
     if wrong:
-        raise ConfigError(*(f"pyproject.toml: {text!r} is no plain lower bound; write name>=version" for text in wrong))
+        raise ConfigError(*(f"pyproject.toml: {text!r} is not of the form name>=version" for text in wrong))
     return {match[1]: match[2] for match in found.values() if match}
 
 

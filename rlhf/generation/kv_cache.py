@@ -2,7 +2,7 @@
 
 B rows, K key-value heads, W the width in tokens for which it is laid out now, S tokens that a query sees, E head size.
 Batched products copy what is not contiguous, and would do so at every token. So the cache is laid out for few tokens at
-first, and is laid out anew, within the same storage, when the responses need more width.
+first, and is laid out again within the same storage when the responses need more width.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# The width grows in steps of so many tokens. So the cache is moved seldom and has few shapes: kernels must be prepared
-# for each new shape.
+# The width grows in steps of this many tokens. So the cache is seldom moved and has few shapes: kernels must be
+# prepared for each new shape.
 WIDTH_STEP = 32
 # (keys, values): whether these lie in memory as [B, K, E, W], tokens last. On CPUs one-token products are fastest so.
 TOKENS_LAST = {torch.float32: (True, False), torch.bfloat16: (False, True)}
@@ -70,7 +70,7 @@ class CacheLayer(CacheLayerMixin):
         self.values = _laid_out(self.value_storage, rows, heads, width, of_value, tokens_last=values_last)
 
     def widen(self, rows: int, width: int) -> None:
-        """Lay the first `rows` out anew with room for `width` tokens. They keep their content; new columns are zero."""
+        """Give the first `rows` room for `width` tokens. They keep their content; new columns are zero."""
         keys, values = self.keys[:rows].clone(), self.values[:rows].clone()
         before = keys.shape[2]
         self._view(rows, width)

@@ -26,7 +26,7 @@ from rlhf.models.causal_model import CausalModel, head_logits
 from rlhf.models.loading import backbone, unwrap
 from rlhf.training import distributed
 
-# Prompts are read in groups of at most so many tokens, to limit the memory of their activations.
+# Prompts are read in groups of at most this many tokens, to limit the memory of their activations.
 PREFILL_TOKENS = 8192
 
 # (position, rows that are not finished, their new tokens, log-probabilities, which of them stopped), on the CPU
@@ -107,7 +107,7 @@ class Sampler:
         return next(self.lm.parameters()).device
 
     def limit_cache(self, most_bytes: int) -> None:
-        """Let the cache take at most so many bytes: prompts are taken in groups of like length (not when `synced`)."""
+        """Limit the cache's bytes: prompts are then taken in groups of similar length (not when `synced`)."""
         self._cache_bytes = most_bytes
 
     def release(self) -> None:

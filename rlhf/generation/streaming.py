@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from rlhf.template import Message, Template
 
-_HALF = "\ufffd"  # what a decoder writes for bytes that are no whole character
+_HALF = "\ufffd"  # what a decoder writes for bytes that are not a whole character
 _ROLES = ("user", "assistant", "user")
-_WORDS = ("zqfirst", "zqsecond", "zqthird")  # no template writes these by itself
+_WORDS = ("zqfirst", "zqsecond", "zqthird")  # no template writes these on its own
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def find_stops(template: Template, *, more_end_ids: Iterable[int] = ()) -> Stops
     """What ends an answer: the end token, and what the template writes between an assistant's turn and the next user's.
 
     A model that forgets its end token goes on with the user's next turn. If the template opens that turn with a special
-    token (`<|im_start|>`), the token ends the answer, too. If not, the turn's first line does: `"\\nHuman:"` in the
+    token (`<|im_start|>`), the token also ends the answer. If not, the turn's first line does: `"\\nHuman:"` in the
     project's own template.
     """
     conversation: list[Message] = [{"role": r, "content": w} for r, w in zip(_ROLES, _WORDS, strict=True)]

@@ -80,7 +80,7 @@ def _made_input(
 ) -> None:
     """A model that another stage makes, in this run or before it, unless a flag names another one.
 
-    `shared` are flags that name the model of another stage, too: such a flag may mean that one, so a finished stage's
+    `shared` are flags that also name the model of another stage: such a flag may mean that one, so a finished stage's
     model is used where the named one is not of the right kind.
     """
     stage, output = maker

@@ -72,7 +72,8 @@ class Checkpoints:
         """Write the state after `step` steps. The checkpoint with the highest `score` is kept as the best.
 
         Nothing is visible before all of it is on the disk. When a rank cannot write, what was written is removed, older
-        checkpoints stay, and every rank raises: UserError for what the user can mend (a full disk), else TrainingError.
+        checkpoints stay, and every rank raises: UserError for what the user can correct (a full disk), TrainingError
+        otherwise.
         """
         final, temporary = self.folder / f"step-{step:08}", self.folder / f".step-{step:08}.part"
         rank, world = distributed.rank(), distributed.world_size()
@@ -134,12 +135,12 @@ class Checkpoints:
         if value.get("format", 1) > FORMAT:
             raise DataError(
                 f"{folder} has checkpoint format {value['format']}, and this version reads formats up to {FORMAT}; "
-                "continue with the version that wrote it, or start anew with --overwrite"
+                "continue with the version that wrote it, or start again with --overwrite"
             )
         if value.get("sources", self.sources) != self.sources:
             raise DataError(
                 f"{folder} was written by a run whose data files held something else; put the old ones back to go on, "
-                "or start anew with --overwrite"
+                "or start again with --overwrite"
             )
         return Checkpoint(folder, int(value["step"]), value["state"], value["engines"])
 

@@ -90,7 +90,7 @@ def on_gpu() -> bool:
 
 def gpu_has_bf16() -> bool:
     """Whether this process computes on a GPU that multiplies bf16 in hardware."""
-    if accelerator().device_name() == "cuda":  # DeepSpeed counts GPUs, too, that only emulate it
+    if accelerator().device_name() == "cuda":  # DeepSpeed also counts GPUs that only emulate it
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return on_gpu() and bool(accelerator().is_bf16_supported())
 

@@ -275,7 +275,7 @@ def build_frozen(model: nn.Module, *, zero_stage: int, dtype: torch.dtype) -> An
     moved to the device. The result is called like the model. `dtype` must be that of the loaded weights."""
     model.requires_grad_(False).eval()
     if zero_stage != 3:
-        # Do not cast here: that would round buffers, too, and a bf16 model keeps its rotary frequencies in fp32.
+        # Do not cast here: that would also round buffers, and a bf16 model keeps its rotary frequencies in fp32.
         assert all(p.dtype == dtype for p in model.parameters()), f"load the model in {dtype}"
         return model.to(device=distributed.device())
     import deepspeed
