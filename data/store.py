@@ -93,11 +93,11 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
     if info["bad_rows"] and not (settings.skip_bad_rows or info["known"]):  # an earlier run skipped them
-        raise DataError(*info["first_bad"], mend_or_skip(source, f"{info['bad_rows']:,}"))
+        raise DataError(*info["first_bad"], correct_or_skip(source, f"{info['bad_rows']:,}"))
     return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info)
 
 
-def mend_or_skip(source: Source, count: str) -> str:
+def correct_or_skip(source: Source, count: str) -> str:
     return f"{source.name}: rows that cannot be used: {count}; correct them, or leave them out with --skip-bad-rows"
 
 
@@ -205,7 +205,7 @@ class Reader:
                 break
         if self.problems and not self.lenient:
             count = f"{len(self.problems)}{' or more' if len(self.problems) >= SHOWN else ''}"
-            raise DataError(*self.problems, mend_or_skip(self.source, count))
+            raise DataError(*self.problems, correct_or_skip(self.source, count))
         if not self.kept:
             raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
 

@@ -155,7 +155,7 @@ def test_mini_batches_are_one_global_permutation_per_epoch() -> None:
 
 
 def test_steps_of_an_iteration(models: dict[str, str]) -> None:
-    """2 epochs of 8 sequences in mini-batches of 3: 2 · ⌈8/3⌉ = 6, and so many are done."""
+    """2 epochs of 8 sequences in mini-batches of 3: 2 · ⌈8/3⌉ = 6, and 6 are done."""
     settings = ppo.config(models, ppo_epochs=2, mini_batch_size=3, rollout_batch_size=8)
     assert steps_per_iteration(settings) == 6
     roles = ppo.roles(settings)

@@ -169,7 +169,7 @@ def read_all(folder: str, after: dict[int, dict[str, Tensor]]) -> dict[str, tupl
 def test_other_ranks_and_zero_stages_go_on_to_float_noise(
     writers: int, readers: int, run_ranks: Callable[..., list[Any]], tmp_path: Path
 ) -> None:
-    """Masters, Adam's moments and the moving average are cut anew; wrongly cut ones would be off by a whole step."""
+    """Masters, Adam's moments and the moving average are cut again; wrongly cut ones would be off by a whole step."""
     after = (
         run_ranks(write_all, str(tmp_path), world_size=writers, timeout=300)[0]
         if writers > 1

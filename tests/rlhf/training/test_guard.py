@@ -18,7 +18,7 @@ def test_rows_of_a_skipped_step_are_kept_and_the_limit_ends_the_run(tmp_path):
         guard.watch(step=step, skipped=skipped, batch=lambda: [{"input_ids": [step]}], save=lambda: saved.append(step))
 
     watch(1, True)
-    watch(2, False)  # a step that was applied starts the count anew
+    watch(2, False)  # a step that was applied starts the count again
     watch(3, True)
     assert not saved
     with pytest.raises(TrainingError, match="2 steps in a row") as ended:
