@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from data.batches import deal
 from rlhf.models.causal_model import CausalModel
 from rlhf.models.export import full_master
-from rlhf.stage_config import OptimizerSettings
+from rlhf.models.lora import attach
+from rlhf.stage_config import LoraSettings, OptimizerSettings
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine, gathered
 from tests.helpers.tiny import tiny_lm
@@ -139,3 +140,14 @@ def plain_training(
         adamw.step()
         norms.append(norm)
     return {name: p.detach().float().clone() for name, p in lm.named_parameters()}, norms
+
+
+def adapted(model: Any) -> Any:
+    """Adapters on every linear layer, moved off zero so that their delta counts from the start."""
+    model = attach(model, LoraSettings(lora_rank=4))
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+    return model

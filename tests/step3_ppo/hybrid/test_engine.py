@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,31 +14,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
 from rlhf.models.export import export
-from rlhf.models.lora import attach
-from rlhf.stage_config import LoraSettings
 from rlhf.training import cpu
 from rlhf.training.engine import TrainEngine
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.hybrid.inference_copy import InferenceCopy
 from step3_ppo.hybrid.packed_linear import PackedLinear, can_pack
 from tests.helpers import engines
+from tests.helpers.engines import adapted
 from tests.helpers.tiny import FAMILIES, tiny_lm, tiny_tokenizer
 
 PAD = 0
 PROMPTS = [[5, 9, 200, 31], [77], [12, 13, 14, 15, 16, 17], [8, 8, 8, 90, 41]]
 IDS = torch.tensor([[5, 9, 200, 31, 60, 7], [8, 8, 90, 41, 12, 13]])
 LOGIT_BOUND = {torch.float32: 2e-5, torch.bfloat16: 0.15}
-
-
-def adapted(model: Any) -> Any:
-    """Adapters on every linear layer, moved off zero so that their delta counts from the start."""
-    model = attach(model, LoraSettings(lora_rank=4))
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model
 
 
 def train_round(train: TrainEngine) -> None:

@@ -19,14 +19,13 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
-from rlhf.models.lora import attach
-from rlhf.stage_config import LoraSettings
 from rlhf.training import distributed
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.hybrid.parallel_sizes import CUTTABLE, parallel_problems, sizes_that_divide
 from step3_ppo.hybrid.tensor_parallel import family_of, style_of
 from step3_ppo.rollout import roll_out
 from tests.helpers import engines
+from tests.helpers.engines import adapted
 from tests.helpers.tiny import FAMILIES, tiny_lm
 
 RunRanks = Callable[..., list[Any]]
@@ -38,15 +37,7 @@ ATTENTION = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
 
 def _model(family: str, lora: bool) -> Any:
     model = tiny_lm(family)
-    if not lora:
-        return model
-    model = attach(model, LoraSettings(lora_rank=4))
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
-    return model
+    return adapted(model) if lora else model
 
 
 def _responses(sampler: Any, sampling: Sampling) -> list[list[int]]:
