@@ -100,7 +100,7 @@ class OptimizerSettings(Config):
     }
 
     optimizer: Literal["adamw", "adafactor"] = setting(
-        "adamw", "optimiser; adafactor takes less memory and works at ZeRO stage 0 only"
+        "adamw", "optimiser; adafactor takes less memory and works at ZeRO stage 0 in fp32 only"
     )
     adam_beta1: float = setting(0.9, "decay of AdamW's running mean of the gradient", ge=0, lt=1)
     adam_beta2: float = setting(0.95, "decay of AdamW's running mean of the squared gradient", ge=0, lt=1)
@@ -179,12 +179,13 @@ def engine_problems(
 ) -> list[str]:
     """What does not go together in one trained engine; `where` names its ZeRO stage ("step1_sft.zero_stage=1")."""
     found = []
-    if optimizer == "adafactor" and zero_stage != 0:
+    if optimizer == "adafactor" and (zero_stage != 0 or dtype != "fp32"):
         found.append(
-            f"{where}: adafactor works at ZeRO-0 only (ZeRO flattens weights, which undoes its factored state); "
-            "use ZeRO stage 0, or optimizer adamw"
+            f"{where} with {dtype}: adafactor works at ZeRO-0 in fp32 only (ZeRO flattens weights, which undoes its "
+            "factored state, and without ZeRO a bf16 or fp16 model has no fp32 weights); use ZeRO stage 0 and dtype "
+            "fp32, or optimizer adamw"
         )
-    if dtype != "fp32" and zero_stage == 0:
+    elif dtype != "fp32" and zero_stage == 0:
         found.append(f"{where} with {dtype} drifts from fp32 (no fp32 weights are kept); use 1, or dtype fp32")
     if compile and zero_stage == 3:
         found.append(

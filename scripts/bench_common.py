@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -214,13 +214,40 @@ class Worker:
 
 
 def in_turns(workers: Sequence[Worker], rounds: int) -> list[dict[str, Any]]:
-    """Run one round of warming up and `rounds` that count; the workers take turns."""
+    """Run one round of warming up and `rounds` that count; the workers take turns. Each measurement is printed."""
     for worker in workers:
+        print(f"  {worker.label}: building its models", flush=True)
         worker.start()
     for index in range(rounds + 1):
         for worker in workers:
             worker.run(index)
+            found, number = worker.rounds[-1], f"round {index} of {rounds}" if index else "warming up"
+            print(
+                f"  {number}: {worker.label:26} {found['cpu_seconds']:7.2f} CPU-s {found['wall_seconds']:7.2f} s",
+                flush=True,
+            )
     return [worker.close() for worker in workers]
+
+
+def served_here(variants: Sequence[str]) -> tuple[str, ...]:
+    """The variants that suit this CPU: where it does not multiply in bf16, those in bf16 (forty times as slow) are left
+    out, and that is said."""
+    from rlhf.training.distributed import computes_in_bf16
+
+    if computes_in_bf16():
+        return tuple(variants)
+    print("this CPU does not multiply in bf16: variants in bf16 are left out", flush=True)
+    return tuple(variant for variant in variants if "bf16" not in variant)
+
+
+def gemm_peaks(variants: Iterable[str], threads: int) -> dict[str, float]:
+    """`gemm_peak` of each dtype that the variants name last."""
+    return {dtype: gemm_peak(dtype, threads) for dtype in sorted({variant.split()[-1] for variant in variants})}
+
+
+def show_peaks(title: str, peaks: Mapping[str, float]) -> None:
+    shown = ", ".join(f"{dtype} {peak / 1e9:.0f}" for dtype, peak in peaks.items())
+    print(f"\n{title}: matrix peak {shown} GFLOP/s", flush=True)
 
 
 def gemm_peak(dtype: str, threads: int) -> float:

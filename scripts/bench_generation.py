@@ -22,12 +22,14 @@ from scripts.bench_common import (
     claim_stdout,
     describe,
     force_lengths,
-    gemm_peak,
+    gemm_peaks,
     in_turns,
     lengths_of,
     picture,
     prompts_of,
     serve,
+    served_here,
+    show_peaks,
     write_results,
 )
 
@@ -129,6 +131,7 @@ def main() -> None:
     if options.worker:
         worker(json.loads(options.worker))
         return
+    ours, peers = served_here(OURS), served_here(PEERS)
     settings = [
         Setting(model, 16, length, length, ends)
         for model, length in (("7.3M", 64), ("58M", 128), (options.real_model, 64))
@@ -138,10 +141,11 @@ def main() -> None:
     results: dict[str, Any] = {"threads": options.threads, "settings": []}
     bars = {}
     for setting in settings:
-        peaks = {dtype: gemm_peak(dtype, options.threads) for dtype in ("fp32", "bf16")}
+        peaks = gemm_peaks([*ours, *peers], options.threads)
+        show_peaks(setting.name, peaks)
         arguments = {"setting": vars(setting), "threads": options.threads}
         workers = [
-            Worker(__file__, {**arguments, "variant": variant}, threads=options.threads) for variant in (*OURS, *PEERS)
+            Worker(__file__, {**arguments, "variant": variant}, threads=options.threads) for variant in (*ours, *peers)
         ]
         found = in_turns(workers, options.rounds)
         for one in found:
@@ -153,7 +157,7 @@ def main() -> None:
             )
         best = {
             side: min((f for f in found if f["variant"] in names), key=lambda f: f["cpu_seconds"])
-            for side, names in (("ours", OURS), ("peer", PEERS))
+            for side, names in (("ours", ours), ("peer", peers))
         }
         # if lengths differ between rounds, the fastest round has the shortest ones, so means are compared
         measure = "mean_cpu_seconds" if setting.ends else "cpu_seconds"
@@ -162,7 +166,7 @@ def main() -> None:
             describe(setting) | {"gemm_peak": peaks, "contenders": found, "ratio_of_fastest": ratio}
         )
         bars[setting.name] = [(one["variant"], one["cpu_seconds"]) for one in found]
-        print(f"\n{setting.name}: GEMM peak fp32 {peaks['fp32'] / 1e9:.0f}, bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s")
+        print()
         for one in found:
             print(
                 f"  {one['variant']:16} {one['cpu_seconds']:7.3f} CPU-s {one['wall_seconds']:7.3f} s "

@@ -84,13 +84,27 @@ def main() -> None:
     parser.add_argument(
         "--micro-batch-size", type=int, default=4, help="micro_batch_size of ours; TRL takes the whole batch"
     )
-    parser.add_argument("--ours", default=",".join(OURS), help="variants of ours, with commas between them")
-    parser.add_argument("--peers", default=",".join(PEERS), help="variants of TRL, with commas between them")
+    suits = "those below that suit this CPU"
+    parser.add_argument("--ours", help=f"variants of ours, with commas between them; default: {suits}")
+    parser.add_argument("--peers", help=f"variants of TRL, with commas between them; default: {suits}")
     parser.add_argument("--ranks", type=int, default=1, help="number of ranks of one more run of ours, at full length")
     parser.add_argument("--real-model", help="folder of a real model: 16 rows, 64 + 64 tokens")
     parser.add_argument("--only", help="part of a model's name: other models are left out")
     options = parser.parse_args()
-    from scripts.bench_common import Setting, Worker, describe, gemm_peak, in_turns, picture, write_results
+    from scripts.bench_common import (
+        Setting,
+        Worker,
+        describe,
+        gemm_peaks,
+        in_turns,
+        picture,
+        served_here,
+        show_peaks,
+        write_results,
+    )
+
+    ours = tuple(options.ours.split(",")) if options.ours else served_here(OURS)
+    peers = () if not options.trl_python else tuple(options.peers.split(",")) if options.peers else served_here(PEERS)
 
     results: dict[str, Any] = {"threads": options.threads, "settings": []}
     bars: dict[str, list[tuple[str, float]]] = {}
@@ -100,7 +114,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-ppo-") as folder:
             full = Setting(model, 16, length, length, False)
             save_models(full, Path(folder))
-            peaks = {dtype: gemm_peak(dtype, options.threads) for dtype in ("fp32", "bf16")}
+            peaks = gemm_peaks([*ours, *peers], options.threads)
+            show_peaks(f"{model} 16×({length}+{length})", peaks)
             shared = {
                 "threads": options.threads,
                 "folder": folder,
@@ -108,17 +123,17 @@ def main() -> None:
             }
             workers, lengths = [], []
             for ends in (False, True):
-                for variant in options.ours.split(","):
+                for variant in ours:
                     setting = Setting(model, 16, length, length, ends)
                     arguments = {**shared, "setting": vars(setting), "variant": variant}
                     workers.append(Worker(WORKERS, arguments, threads=options.threads))
                     lengths.append(setting)
-            for variant in options.ours.split(",") if options.ranks > 1 else ():
+            for variant in ours if options.ranks > 1 else ():
                 label = f"{variant.replace('ours', f'ours on {options.ranks} ranks')}"
                 arguments = {**shared, "setting": vars(full), "variant": label, "ranks": options.ranks}
                 workers.append(Worker(WORKERS, arguments, threads=options.threads))
                 lengths.append(full)
-            for variant in options.peers.split(",") if options.trl_python else ():
+            for variant in peers:
                 arguments = {**shared, "setting": vars(full), "variant": variant}
                 workers.append(Worker(WORKERS, arguments, threads=options.threads, python=options.trl_python))
                 lengths.append(full)
@@ -134,12 +149,9 @@ def main() -> None:
                     work["train"] / one["train_cpu_seconds"] / peaks[one["variant"].split()[-1]]
                 )
         results["settings"].append({"model": model, "gemm_peak": peaks, "contenders": found})
-        print(
-            f"\n{model} 16×({length}+{length}): GEMM peak fp32 {peaks['fp32'] / 1e9:.0f}, "
-            f"bf16 {peaks['bf16'] / 1e9:.0f} GFLOP/s"
-        )
-        peers = [one for one in found if one["variant"].startswith("TRL")]
-        best = min(peers, key=lambda one: one["cpu_seconds"]) if peers else None
+        print()
+        rivals = [one for one in found if one["variant"].startswith("TRL")]
+        best = min(rivals, key=lambda one: one["cpu_seconds"]) if rivals else None
         for one, setting in zip(found, lengths, strict=True):
             label = one["variant"] + (", ends at 40%" if setting.ends else "")
             bars.setdefault(f"{model} 16×({length}+{length})", []).append((label, one["cpu_seconds"]))
@@ -159,7 +171,7 @@ def main() -> None:
                     text += f"  {best['cpu_seconds'] / ours:.2f}× {best['variant']}"
             print(text, flush=True)
         alone = {one["variant"]: one for one, setting in zip(found, lengths, strict=True) if not setting.ends}
-        for variant in options.ours.split(",") if options.ranks > 1 else ():
+        for variant in ours if options.ranks > 1 else ():
             together = alone[variant.replace("ours", f"ours on {options.ranks} ranks")]
             ratio = alone[variant]["wall_seconds"] / together["wall_seconds"]
             print(f"  {variant}: {options.ranks} ranks are {ratio:.2f}× as fast as one, by the clock")

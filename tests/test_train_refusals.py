@@ -47,7 +47,7 @@ def test_help_is_in_groups_and_names_every_option() -> None:
         (["--num-gpus", "5"], "--num-gpus 5: no GPU can be used here, and 4 cores can run one CPU rank each"),
         (["--dtype", "fp16"], "step1_sft.dtype=fp16 needs a GPU"),
         (["--dtype", "bf16", "--actor-zero-stage", "0"], "step1_sft.zero_stage=0 with bf16 drifts"),
-        (["--set", "step1_sft.optimizer=adafactor"], "adafactor works at ZeRO-0 only"),
+        (["--set", "step1_sft.optimizer=adafactor"], "adafactor works at ZeRO-0 in fp32 only"),
         (["--set", "step3_ppo.mini_batch_size=6"], "step3_ppo.mini_batch_size=6 does not divide rollout_batch_size=64"),
         (["--set", "step1_sft.mini_batch_size=1", "--num-gpus", "2"], "leaves some of the 2 ranks without a row"),
         (["--set", "step1_sft.epcohs=2"], "did you mean 'epochs'?"),

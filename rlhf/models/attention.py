@@ -2,8 +2,8 @@
 
 The first is a query of one token over the sampler's cache. Two batched products and a softmax cost far less than a
 kernel that is made for long queries, above all in bf16 on CPUs. The second is a sequence of some hundred tokens in bf16
-on CPUs. The same products, forward and backward, take a third of the time of torch's flash attention there. All other
-cases go to torch's kernel.
+on CPUs that multiply in bf16. The same products, forward and backward, take a third of the time of torch's flash
+attention there (on other CPUs twice as long). All other cases go to torch's kernel.
 
 B rows, H query heads, K key-value heads, G = H / K, T tokens, S tokens of the cache, E head size.
 """
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from rlhf.training import distributed
 
 NAME = "rlhf"
 # With more scores in a layer (here 16 MB in bf16), or more tokens, their memory costs more than the time is worth.
@@ -65,6 +67,7 @@ def suits_products(query: Tensor, key: Tensor) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
+        and distributed.computes_in_bf16()
         and key.shape[2] == length <= MOST_TOKENS
         and rows * heads * length * length <= MOST_SCORES
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
@@ -95,6 +96,7 @@ def gpu_has_bf16() -> bool:
     return on_gpu() and bool(accelerator().is_bf16_supported())
 
 
+@functools.cache
 def computes_in_bf16() -> bool:
     """Whether bf16 matrix products run in hardware here, on this GPU or CPU, and so are faster than fp32.
 

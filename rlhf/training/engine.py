@@ -60,6 +60,7 @@ def train_config(
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**12,
         **_precision(dtype),
+        **_gradient_sums(zero_stage, dtype),
     }
 
 
@@ -81,6 +82,13 @@ def zero3_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any] | None:
 
 def _precision(dtype: torch.dtype) -> dict[str, Any]:
     return {} if dtype == torch.float32 else {_name_of(dtype): {"enabled": True}}
+
+
+def _gradient_sums(zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Sums over the micro-batches of a step are in fp32 at ZeRO 2 and 3. In bf16 each addition would round, so the sum
+    of many micro-batches would differ from one large one. At ZeRO-1 sums keep the model's dtype: DeepSpeed's optimiser
+    for fp32 sums there stops the process at a gradient that is not finite."""
+    return {"data_types": {"grad_accum_dtype": "fp32"}} if dtype != torch.float32 and zero_stage > 1 else {}
 
 
 def _name_of(dtype: torch.dtype) -> NamedDtype:

@@ -94,4 +94,8 @@ def test_bf16_is_for_cpus_that_multiply_in_it_and_may() -> None:
 def test_the_instructions_that_multiply_in_bf16(instruction: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, instruction: True})
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert distributed.computes_in_bf16() == (instruction != "avx512_f")
+    distributed.computes_in_bf16.cache_clear()
+    try:
+        assert distributed.computes_in_bf16() == (instruction != "avx512_f")
+    finally:
+        distributed.computes_in_bf16.cache_clear()

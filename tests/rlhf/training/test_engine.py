@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlhf.errors import ConfigError
+from rlhf.models.causal_model import CausalModel
 from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
 from rlhf.training import distributed
@@ -69,8 +70,18 @@ def test_config_leaves_nothing_to_deepspeeds_defaults() -> None:
 
 @pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_adafactor_is_refused_where_zero_flattens(zero_stage: int) -> None:
-    with pytest.raises(ConfigError, match=rf"test at ZeRO-{zero_stage}: adafactor works at ZeRO-0 only .* adamw"):
+    wanted = rf"test at ZeRO-{zero_stage} with fp32: adafactor works at ZeRO-0 in fp32 only .* adamw"
+    with pytest.raises(ConfigError, match=wanted):
         engines.engine(zero_stage, optimizer="adafactor")
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_adafactor_in_bf16_is_refused_with_a_way_out(zero_stage: int) -> None:
+    """ZeRO-0 was refused for bf16 with "use 1", and ZeRO-1 for adafactor with "use 0"."""
+    with pytest.raises(ConfigError) as caught:
+        engines.engine(zero_stage, dtype=torch.bfloat16, optimizer="adafactor")
+    assert len(caught.value.problems) == 1
+    assert "use ZeRO stage 0 and dtype fp32, or optimizer adamw" in str(caught.value)
 
 
 def test_half_precision_without_masters_is_refused() -> None:
@@ -207,6 +218,45 @@ def test_bf16_keeps_fp32_masters(zero_stage: int, expected: Any) -> None:
     moved = engines.furthest(engines.weights(train), before)
     assert 1e-6 < moved < 1e-4
     assert {p.dtype for p in train.module.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("zero_stage", [2, 3])
+def test_bf16_gradients_are_summed_in_fp32(zero_stage: int) -> None:
+    """Sixteen micro-batches of one row: the sum is that of their bf16 gradients in fp32; in bf16 it is off by 5e-3."""
+    from deepspeed.utils import safe_get_full_grad
+
+    ids, mask = engines.problem()
+    count = float(mask.sum())
+    plain = CausalModel(tiny_lm().bfloat16()).train()
+    wanted = [torch.zeros(p.shape) for p in plain.parameters()]
+    for row in range(engines.ROWS):
+        plain.zero_grad()
+        (-plain(ids[[row]], mask[[row]]).logprobs_N.sum() / count).backward()
+        for total, parameter in zip(wanted, plain.parameters(), strict=True):
+            total += 0.0 if parameter.grad is None else parameter.grad.float()
+    train = engines.engine(zero_stage, model=tiny_lm().bfloat16(), dtype=torch.bfloat16)
+    engines.backward(train, range(engines.ROWS), 1)
+    found = [safe_get_full_grad(p) for p in train.module.parameters()]
+    scale = max(float(w.abs().max()) for w in wanted)
+    for total, gradient in zip(wanted, found, strict=True):
+        assert float((total - gradient.float()).abs().max()) < 1e-5 * scale
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_bf16_steps_that_did_not_count_leave_nothing(zero_stage: int) -> None:
+    """The fp32 sums of discarded backwards, and of a gradient that is not a number, are forgotten as the others are."""
+
+    def norms_after(disturbed: bool) -> list[float]:
+        train = engines.engine(zero_stage, model=tiny_lm().bfloat16(), dtype=torch.bfloat16)
+        if disturbed:
+            engines.backward(train, range(10), 2, scale=100.0)
+            train.discard()
+            engines.backward(train, range(4), 2)
+            engines.backward(train, range(4), 2, scale=math.nan)
+            assert not train.step().applied
+        return engines.steps(train, 4)
+
+    assert norms_after(True) == norms_after(False)
 
 
 def test_adafactor_is_torchs_own() -> None:
