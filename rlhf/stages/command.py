@@ -24,7 +24,7 @@ import click
 from rlhf import process
 from rlhf.command import Command, leave_through
 from rlhf.config import build, given, groups_of, options, read_yaml
-from rlhf.console import say
+from rlhf.console import say, warn
 from rlhf.console.text import duration
 from rlhf.errors import EXIT_DONE, ConfigError, UserError
 from rlhf.files import write_json
@@ -79,6 +79,7 @@ def _run(spec: StageSpec, config: RunSettings) -> None:
         run: Callable[[Any], StageResult] = importlib.import_module(f"{spec.package}.main").run
         if spec.process_group:
             _join(config.seed)
+            _warn_of_slow_dtype(config.dtype)
         result = run(config)
         if spec.process_group:
             importlib.import_module("rlhf.training.distributed").barrier()  # every rank has finished
@@ -116,6 +117,13 @@ def _join(seed: int) -> None:
         leave_through(distributed.shutdown)
         cpu.tune()
     distributed.init(seed)
+
+
+def _warn_of_slow_dtype(dtype: str) -> None:
+    from rlhf.training import distributed
+
+    if dtype == "bf16" and not distributed.on_gpu() and not distributed.computes_in_bf16():
+        warn("dtype=bf16: this CPU does not multiply in bf16, so training takes many times as long as with dtype=fp32")
 
 
 def _finish(folder: Path, package: str, result: StageResult, *, seconds: float) -> None:

@@ -13,8 +13,10 @@ from click.testing import CliRunner, Result
 
 from rlhf.files import claim_folder
 from rlhf.metrics import read_metrics
+from rlhf.stages import command
 from rlhf.stages.command import stage_command
 from rlhf.stages.result import read_result
+from rlhf.training import distributed
 from tests.helpers.fakes import command_of, make_stage, spec_of
 
 Run = Callable[..., Result]
@@ -194,3 +196,14 @@ def test_another_rank_writes_nothing_and_says_who_it_is(
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".rlhf.lock"]
     failed = run("--do", "raise RuntimeError('here')")
     assert failed.stderr == "error: rank 1: RuntimeError: here\n"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hardware", "warned"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_bf16_on_a_cpu_without_it_is_said(
+    dtype: str, hardware: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(distributed, "computes_in_bf16", lambda: hardware)
+    command._warn_of_slow_dtype(dtype)
+    assert ("does not multiply in bf16" in capsys.readouterr().err) == warned
