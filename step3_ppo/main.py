@@ -20,6 +20,7 @@ from rlhf.training import distributed
 from rlhf.training.stage_run import StageRun
 from step3_ppo.advantages import KLController, estimate_advantages, kl_per_token, normalise_scores, shape_rewards
 from step3_ppo.batches import prompts_of
+from step3_ppo.calibration import calibrate
 from step3_ppo.config import PPOConfig
 from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
@@ -53,10 +54,12 @@ def run(config: PPOConfig) -> StageResult:
     total = min(total, config.max_steps or total)
     roles = build_roles(config, optimizer_steps=total * steps_per_iteration(config), tokenizer=tokenizer)
     template, reward, passes = roles.actor.template, roles.reward, ForwardPasses(roles, config)
+    sampling = sampling_of(config, template)
+    calibrate(roles, data.train, sampling, config)
     ptx = load_pretraining_mix(config, tokenizer)
     ema = EMA(roles.actor.engine, decay=config.ema_decay) if config.ema else None
     controller = KLController(config.kl_coef, config.adaptive_kl_target, config.adaptive_kl_horizon)
-    diagnosis, sampling = Diagnosis(config), sampling_of(config, template)
+    diagnosis = Diagnosis(config)
     stage = StageRun(
         config,
         name="PPO",

@@ -188,7 +188,7 @@ def _build_critic(config: PPOConfig, tokenizer: Any, steps: int) -> Critic:
     model: Any = load_scalar_model(loading, new_head=not from_reward, seed=config.seed)
     if config.activation_checkpointing:
         enable_activation_checkpointing(model)
-    mean, std = score_affine(model.config) if from_reward else (0.0, 1.0)
+    mean, std = (score_affine(model.config) if from_reward else None) or (0.0, 1.0)
     model.config.score_mean, model.config.score_std = mean, std
     engine = TrainEngine(
         ScalarModel(model),

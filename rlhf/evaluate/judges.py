@@ -74,7 +74,8 @@ def scorer_judge(name: str) -> Judge:
 def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False) -> Judge:
     """The judge that scores the conversation, in the reward model's own template, with a reward model.
 
-    Scores are normalised as in stage 3. A sequence has an end token only if its response has one. Raises ModelError.
+    Scores are normalised as in stage 3; those of a model that stage 2 did not train are raw. A sequence has an end
+    token only if its response has one. Raises ModelError.
     """
     from rlhf.models.loading import Loading, dtype_of, load_tokenizer
     from rlhf.models.reward_model import load_reward_model

@@ -26,13 +26,14 @@ class RewardModel:
     """A preference scorer with its own tokenizer and template.
 
     `model` gives the head's output [B, T] at every position of ids [B, T]. `score_mean` and `score_std` are those of
-    its raw scores on held-out chosen responses. `max_length` is the longest sequence in tokens, None for any.
+    its raw scores on held-out chosen responses, None for a model that stage 2 did not train. `max_length` is the
+    longest sequence in tokens, None for any.
     """
 
     model: Any
     template: Template
-    score_mean: float
-    score_std: float
+    score_mean: float | None
+    score_std: float | None
     max_length: int | None = None
 
     def sequence(self, messages: Sequence[Message], response: str, *, ended: bool) -> list[int]:
@@ -56,19 +57,21 @@ class RewardModel:
         return values_at(values_BT, last_B.to(device))[: len(sequences)]
 
     def normalise(self, scores_B: Tensor) -> Tensor:
-        """(score − score_mean) / score_std."""
+        """(score − score_mean) / score_std; the raw scores of a model that has neither."""
+        if self.score_mean is None or self.score_std is None:
+            return scores_B
         return (scores_B - self.score_mean) / self.score_std
 
 
 def load_reward_model(loading: Loading, *, max_length: int | None = None) -> RewardModel:
-    """The reward model of stage 2, frozen and on this process's device.
+    """A reward model, of stage 2 or of another tool, frozen and on this process's device.
 
     `loading` has the model's own tokenizer. `max_length` in tokens; default: what the model's positions allow. Raises
     ModelError if the folder holds no reward model, or one that gives every answer the same score.
     """
     assert loading.tokenizer is not None, "a reward model reads text with its own tokenizer"
     model = load_scalar_model(loading)
-    mean, std = score_affine(model.config)
+    mean, std = score_affine(model.config) or (None, None)
     return RewardModel(
         model=build_frozen(ScalarModel(model), zero_stage=loading.zero_stage, dtype=loading.dtype),
         template=Template(loading.tokenizer),

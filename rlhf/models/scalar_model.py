@@ -17,6 +17,7 @@ from rlhf.models.loading import Loading, backbone, fit_to_tokenizer, load_strict
 from rlhf.training.engine import gathered
 
 HEAD = "score"
+SMALLEST_STD = 1e-6  # of scores that tell answers apart
 
 
 class ScalarHead(nn.Linear):
@@ -81,11 +82,12 @@ def values_at(values_BT: Tensor, index_B: Tensor) -> Tensor:
     return values_BT.gather(1, index_B[:, None])[:, 0]
 
 
-def score_affine(config: Any) -> tuple[float, float]:
-    """`(score_mean, score_std)` as stage 2 stored them. Raises ModelError if they are missing or useless."""
+def score_affine(config: Any) -> tuple[float, float] | None:
+    """`(score_mean, score_std)` as stage 2 stored them; None for a model that it did not train. Raises ModelError if
+    all scores were alike."""
     mean, std = getattr(config, "score_mean", None), getattr(config, "score_std", None)
     if mean is None or std is None:
-        raise ModelError("the reward model's config.json has no score_mean and score_std; train it with stage 2")
-    if not std > 1e-6:
+        return None
+    if not std > SMALLEST_STD:
         raise ModelError(f"the reward model gives every answer the same score (score_std {std:.2e}); train it again")
     return float(mean), float(std)

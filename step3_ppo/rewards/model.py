@@ -1,4 +1,4 @@
-"""The reward model of stage 2 as what scores responses.
+"""A reward model as what scores responses.
 
 B sequences of a micro-batch.
 """
@@ -18,11 +18,14 @@ from step3_ppo.rollout import Rollout, SequenceBatch
 
 class ModelReward:
     """A `Scorer` that asks a reward model. With the `same_tokenizer` it reads the actor's ids, else the text that they
-    mean, in its own template and tokens."""
+    mean, in its own template and tokens. A model that is not from stage 2 brings no `score_mean` and `score_std`; until
+    it is calibrated (`step3_ppo.calibration`) they are 0 and 1."""
 
     def __init__(self, reward_model: RewardModel, *, same_tokenizer: bool) -> None:
         self.reward_model, self.same_tokenizer = reward_model, same_tokenizer
-        self.score_mean, self.score_std = reward_model.score_mean, reward_model.score_std
+        self.is_calibrated = reward_model.score_mean is not None and reward_model.score_std is not None
+        self.score_mean = 0.0 if reward_model.score_mean is None else reward_model.score_mean
+        self.score_std = 1.0 if reward_model.score_std is None else reward_model.score_std
 
     def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
         """Raw scores of rows of a rollout, [B]: the head's output at the last token of each."""
