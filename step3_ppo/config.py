@@ -21,6 +21,11 @@ from rlhf.stage_config import (
 )
 from step3_ppo.hybrid.parallel_sizes import rank_problems
 
+OTHER_TOKENS = (
+    "step3_ppo.critic_from=reward: actor and reward model have different tokenizers or templates, and a critic must "
+    "read the actor's tokens; use --critic-from actor"
+)
+
 
 class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """PPO of the stage-1 model against the stage-2 model."""
@@ -68,7 +73,10 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     # the four roles
     actor_model: str = setting("", "model from stage 1: the actor starts from it, the reference is a frozen copy")
     reward_model: str = setting("", "reward model from stage 2")
-    critic_from: Literal["reward", "actor"] = setting("reward", "model that the critic starts from")
+    critic_from: Literal["auto", "reward", "actor"] = setting(
+        "auto",
+        "model that the critic starts from; auto: the reward model if it reads the actor's tokens, else the actor",
+    )
     actor_zero_stage: ZeroStage | None = setting(
         None, "ZeRO stage of the actor; default: 2 on GPUs, 1 on CPUs", resumable=True
     )

@@ -19,7 +19,7 @@ from rlhf.training import distributed
 from rlhf.training.compiling import compile_layers
 from rlhf.training.engine import TrainEngine, build_frozen, enable_activation_checkpointing
 from rlhf.training.zero_internals import full_numel
-from step3_ppo.config import PPOConfig
+from step3_ppo.config import OTHER_TOKENS, PPOConfig
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.rewards.function import Scorer
 from step3_ppo.rewards.model import ModelReward, same_tokens
@@ -80,6 +80,7 @@ class Critic:
     score_mean: float
     score_std: float
     tokenizer: Any
+    from_reward: bool = False  # whether it started from the reward model, whose scale it shares
 
     def values(self, batch: SequenceBatch) -> Tensor:
         """V_t for each response token of the batch, [N]: the critic's value before that token, at its predecessor."""
@@ -123,18 +124,17 @@ def build_roles(
         of_reward = load_tokenizer(config.reward_model, trust_remote_code=trusted)
         same = same_tokens(template, Template(of_reward))
     if not same and config.critic_from == "reward":
-        raise ConfigError(
-            "step3_ppo.critic_from=reward: actor and reward model have different tokenizers or templates, and a critic "
-            "must read the actor's tokens; use --critic-from actor"
-        )
+        raise ConfigError(OTHER_TOKENS)
+    from_reward = config.critic_from == "reward" or (config.critic_from == "auto" and of_reward is not None and same)
     actor = _build_actor(config, tokenizer, template, optimizer_steps)
-    critic = _build_critic(config, tokenizer, optimizer_steps)
+    critic = _build_critic(config, tokenizer, optimizer_steps, from_reward=from_reward)
     scorer = _load_reward(config, of_reward, same_tokenizer=same) if reward is None else reward
     tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
     console.say(
         f"roles: actor {_size(actor.engine.module)}; reference "
         f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; critic "
-        f"{_size(critic.engine.module)}; {tokens if reward is None else 'a reward of your own'}"
+        f"{_size(critic.engine.module)}, from the {'reward model' if from_reward else 'actor'}; "
+        f"{tokens if reward is None else 'a reward of your own'}"
     )
     return Roles(actor, critic, scorer)
 
@@ -181,8 +181,7 @@ def _build_actor(config: PPOConfig, tokenizer: Any, template: Template, steps: i
     )
 
 
-def _build_critic(config: PPOConfig, tokenizer: Any, steps: int) -> Critic:
-    from_reward = config.critic_from == "reward"
+def _build_critic(config: PPOConfig, tokenizer: Any, steps: int, *, from_reward: bool) -> Critic:
     name = config.reward_model if from_reward else config.actor_model
     loading = Loading.of(config, name, tokenizer, role="critic", no_dropout=True)
     model: Any = load_scalar_model(loading, new_head=not from_reward, seed=config.seed)
@@ -200,7 +199,7 @@ def _build_critic(config: PPOConfig, tokenizer: Any, steps: int) -> Critic:
         micro_batch_size=config.micro_batch_size,
         where="step3_ppo (critic)",
     )
-    return Critic(engine, mean, std, tokenizer)
+    return Critic(engine, mean, std, tokenizer, from_reward)
 
 
 def _load_reward(config: PPOConfig, tokenizer: Any, *, same_tokenizer: bool) -> ModelReward:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from data import preflight
 from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
 from rlhf.hardware import Machine
-from rlhf.models.names import length_problems, origin
+from rlhf.models.names import length_problems, origin, resolve
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
-from step3_ppo.config import PPOConfig
+from step3_ppo.config import OTHER_TOKENS, PPOConfig
 from step3_ppo.gate import gate_problems
 from step3_ppo.held_out import HELD_OUT_NAME
 from step3_ppo.hybrid.parallel_sizes import parallel_problems
@@ -31,7 +33,22 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         found += parallel_problems(actor, model=model, size=config.inference_tp_size)
     if reward_model := models.get("reward_model"):
         found += gate_problems(reward_model, config)
+    if config.critic_from == "reward" and actor and reward_model:
+        names = origin(actor, config.actor_model), origin(reward_model, config.reward_model)
+        vocabularies = [_vocabulary(name) for name in names]
+        if None not in vocabularies and vocabularies[0] != vocabularies[1]:
+            found.append(OTHER_TOKENS)
     return found + preflight.problems(config, stage=3)
+
+
+def _vocabulary(name: str) -> dict[str, int] | None:
+    """The tokens of a model folder and their ids; None where its files do not tell."""
+    try:
+        tokenizer = json.loads((Path(resolve(name)) / "tokenizer.json").read_text(encoding="utf-8"))
+        added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        return dict(tokenizer["model"]["vocab"]) | added
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def evaluation(config: PPOConfig) -> dict[str, Any]:

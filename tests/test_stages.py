@@ -18,10 +18,13 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from data.config import DataSettings
 from data.stage_data import demonstrations, preferences
 from rlhf.errors import ConfigError
+from rlhf.hardware import ONE_RANK
 from rlhf.metrics import read_metrics
 from rlhf.template import Template
+from step3_ppo.config import PPOConfig
 from step3_ppo.ema import EMA
 from step3_ppo.rollout_files import read_rollouts
+from step3_ppo.spec import problems
 from tests.helpers import engines, stages
 from tests.helpers.ppo import SCORE_MEAN, SCORE_STD, save_reward_model
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
@@ -217,14 +220,23 @@ def save_other_tokenizer(folder: Path) -> Path:
     return folder
 
 
-def test_another_tokenizer_needs_a_critic_from_the_actor(inputs: Folders, tmp_path: Path) -> None:
+def test_with_another_tokenizer_the_critic_starts_from_the_actor(inputs: Folders, tmp_path: Path) -> None:
     other = save_other_tokenizer(tmp_path / "other")
     with pytest.raises(ConfigError, match=r"different tokenizers or templates.*use --critic-from actor"):
-        stages.ppo(tmp_path / "a", inputs["base"], other, str(inputs["pairs"]))
-    stages.ppo(tmp_path / "b", inputs["base"], other, str(inputs["pairs"]), critic_from="actor")
+        stages.ppo(tmp_path / "a", inputs["base"], other, str(inputs["pairs"]), critic_from="reward")
+    stages.ppo(tmp_path / "b", inputs["base"], other, str(inputs["pairs"]))
     critic, info = AutoModelForSequenceClassification.from_pretrained(tmp_path / "b/critic", output_loading_info=True)
     assert not info["missing_keys"]
     assert (critic.config.score_mean, critic.config.score_std) == (0.0, 1.0)
+
+
+def test_the_plan_sees_that_a_critic_cannot_read_the_actors_tokens(inputs: Folders, tmp_path: Path) -> None:
+    names = {"actor_model": str(inputs["base"]), "reward_model": str(save_other_tokenizer(tmp_path / "other"))}
+    models = {setting: json.loads((Path(name) / "config.json").read_text()) for setting, name in names.items()}
+    for critic_from, told in (("reward", True), ("auto", False)):
+        config = PPOConfig(**names, critic_from=critic_from, data_path=[str(inputs["pairs"])], force=True)  # type: ignore[arg-type]
+        found = problems(config, models, ONE_RANK)
+        assert any("different tokenizers" in line for line in found) == told, found
 
 
 @pytest.mark.parametrize("pad, zero_stage", [(None, 3), ("</s>", 1)])
