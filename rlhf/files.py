@@ -6,15 +6,16 @@ file shows that a run may write and empty the folder, and it keeps a second run 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,20 +27,33 @@ LOCK_NAME = ".rlhf.lock"
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` by `text` in one step; a reader sees the old file or the new one, never half of it."""
+    """Replace `path` by `text` in one step; a reader sees the old file or the new one, never half of it.
+
+    What UTF-8 cannot hold, such as a byte of a file's name that is not text, is written as `\\udce9`: in JSON that is
+    the same character.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary, file = _new_file(path)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        os.replace(temporary, path)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _new_file(path: Path) -> tuple[Path, IO[str]]:
+    """A new file beside `path`, open for writing. Its mode follows the umask (or the folder's default ACL), which that
+    of `tempfile` does not."""
+    for _ in range(100):
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        with contextlib.suppress(FileExistsError):
+            return temporary, temporary.open("x", encoding="utf-8", errors="backslashreplace")
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -50,7 +64,7 @@ def write_yaml(path: Path, value: Any) -> None:
     write_text(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
 
 
-@contextmanager
+@contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it replaces `path`, on an error it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,6 +73,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        open_to_others(temporary)
         for file in temporary.rglob("*"):
             if file.is_file():
                 with file.open("rb") as handle:
@@ -70,6 +85,18 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     sync_folder(path.parent)
+
+
+def open_to_others(folder: Path) -> None:
+    """Let whoever may read `folder` also read what is in it. Libraries write some files and folders for their owner
+    alone (safetensors its weights), whatever the umask says; on a cluster nobody else could load such a model."""
+    granted = stat.S_IMODE(folder.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            continue
+        mode, more = stat.S_IMODE(path.stat().st_mode), granted if path.is_dir() else granted & 0o666
+        if mode | more != mode:
+            path.chmod(mode | more)
 
 
 def sync_folder(path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rlhf import console
 from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, error_lines
-from rlhf.files import sync_folder, write_json
+from rlhf.files import open_to_others, sync_folder, write_json
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
 from rlhf.training.engine_state import Extra, Reader, read_engine, write_engine
@@ -118,6 +118,7 @@ class Checkpoints:
     def _publish(self, final: Path, temporary: Path, value: dict[str, Any]) -> None:
         """Give a complete checkpoint its name, and remove what it makes superfluous."""
         write_json(temporary / STATE_NAME, {**value, "digest": _digest_of(value)})
+        open_to_others(temporary)
         _discard(final)
         os.replace(temporary, final)
         sync_folder(self.folder)

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from rlhf import files
+from rlhf.config import read_yaml
 from rlhf.errors import ConfigError, error_lines
-from rlhf.files import LOCK_NAME, claim_folder, empty_folder, folder_problems, lock, lock_folder, new_folder, write_text
+from rlhf.files import (
+    LOCK_NAME,
+    claim_folder,
+    empty_folder,
+    folder_problems,
+    lock,
+    lock_folder,
+    new_folder,
+    write_json,
+    write_text,
+    write_yaml,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +63,35 @@ def test_a_folder_that_fails_half_way_is_not_there(tmp_path: Path) -> None:
     with new_folder(target) as part:
         (part / "other").write_text("whole")
     assert [p.name for p in target.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o002, 0o077])
+def test_what_is_written_has_the_mode_that_the_umask_gives(tmp_path: Path, umask: int) -> None:
+    """Weights were readable by their owner alone, because safetensors makes its files with tempfile; a text was
+    readable by everybody, also where the umask forbids it."""
+    before = os.umask(umask)
+    try:
+        write_text(tmp_path / "a" / "config.yaml", "x")
+        with new_folder(tmp_path / "model") as part:
+            os.close(tempfile.mkstemp(dir=part)[0])
+            inner = Path(tempfile.mkdtemp(dir=part))
+            os.close(tempfile.mkstemp(dir=inner)[0])
+            (part / "link").symlink_to(tmp_path / "nowhere")
+    finally:
+        os.umask(before)
+    for path in tmp_path.rglob("*"):
+        wanted = 0o777 if path.is_dir() else 0o666
+        if not path.is_symlink():
+            assert path.stat().st_mode & 0o777 == wanted & ~umask, path
+
+
+def test_a_name_that_is_not_text_is_kept_in_json(tmp_path: Path) -> None:
+    """A file may be called b"caf\\xe9"; Python holds that as a lone surrogate, which UTF-8 cannot hold."""
+    name = os.fsdecode(b"caf\xe9.jsonl")
+    write_json(tmp_path / "a.json", {"é": name})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"é": name}
+    write_yaml(tmp_path / "a.yaml", {"é": name})
+    assert read_yaml(tmp_path / "a.yaml") == {"é": name}
 
 
 def test_a_foreign_folder_is_neither_written_nor_emptied(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,17 @@ def latest(folder: Path) -> Checkpoint:
     found = Checkpoints(folder, keep=2).latest()
     assert found is not None
     return found
+
+
+def test_a_checkpoint_can_be_read_by_those_whom_the_umask_lets_in(train: TrainEngine, tmp_path: Path) -> None:
+    """safetensors makes its files with mode 0600, so a colleague could not continue a run."""
+    before = os.umask(0o027)
+    try:
+        save(tmp_path, train, 1)
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
+    assert modes == {"step-00000001": 0o750, "state.json": 0o640, "model-00000.safetensors": 0o640}
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------
