@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rlhf.console import say, table, warn
@@ -34,6 +34,7 @@ def announce(report: Mapping[str, Any]) -> None:
         if source["bad_rows"]:
             reasons = "; ".join(f"{n} × {why}" for why, n in list(source["bad"].items())[:3])
             warn(f"{source['source']}: {source['bad_rows']:,} bad rows were left out ({reasons})")
+        say_empty(source["source"], source["empty"])
         if source["silent_rows"]:
             say(f"{source['source']}: {source['silent_rows']:,} rows gave nothing to learn from (ties, blanks, …)")
     for what, count in report["duplicates"].items():
@@ -52,8 +53,16 @@ def announce(report: Mapping[str, Any]) -> None:
             )
 
 
+def say_empty(source: str, files: Sequence[str]) -> None:
+    """Say which files of a source are empty, if there are any."""
+    if files:
+        more = f" and {len(files) - 1:,} more" if len(files) > 1 else ""
+        say(f"{source}: {files[0]}{more} {'is' if len(files) == 1 else 'are'} empty and left out")
+
+
 def announce_pretraining(report: Mapping[str, Any]) -> None:
     """Print the report of the pretraining mix (`Rows.report`)."""
     for source in report["sources"]:
         say(f"{source['source']}: {source['shape']} ({source['texts']:,} texts in the pretraining mix)")
+        say_empty(source["source"], source["empty"])
     say(f"pretraining mix: {report['rows']:,} rows, {report['tokens']:,} tokens")

@@ -26,8 +26,8 @@ from rlhf.files import lock, new_folder
 def default_folder() -> Path:
     """$RLHF_CACHE, else the user's cache folder."""
     if given := os.environ.get("RLHF_CACHE"):
-        return Path(given) / "data"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlhf" / "data"
+        return Path(given).expanduser() / "data"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "rlhf" / "data"
 
 
 def key_of(values: Any, *, format: int) -> str:

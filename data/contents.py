@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
-from data.example import Placed
+from data.example import Place, Placed
 from data.hub import hub_fingerprint, hub_rows, hub_splits
 from data.readers import file_rows
 from data.sources import Source
@@ -19,13 +20,32 @@ def has_held_out(source: Source) -> bool:
     return bool(source.held_out_files)
 
 
-def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
-    """The rows of a source with their places; a broken row comes as a RowError. Raises DataError for a broken file."""
+def names(source: Source, *, held_out: bool = False) -> list[str]:
+    """What messages call the parts of a source, by their numbers: its files, or the hub dataset."""
     if source.hub:
-        yield from hub_rows(source, held_out=held_out)
-        return
-    for path in source.held_out_files if held_out else source.files:
-        yield from file_rows(path)
+        return [source.name]
+    return [str(path) for path in (source.held_out_files if held_out else source.files)]
+
+
+def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
+    """The rows of a source, each with its `Place`; a broken row comes as a RowError.
+
+    Raises DataError for a file of something else, and when no file has a row. Some may be empty: a program that writes
+    a file for each of its workers leaves them.
+    """
+    found = False
+    for number, name in enumerate(names(source, held_out=held_out)):
+        inside = hub_rows(source, held_out=held_out) if source.hub else file_rows(Path(name))
+        for where, row in inside:
+            found = True
+            yield Place(name, number, where), row
+    if not found:
+        what = names(source, held_out=held_out)
+        raise DataError(
+            f"{what[0]} is empty: it has no rows"
+            if len(what) == 1
+            else f"{source.name}: all {len(what)} files are empty"
+        )
 
 
 def fingerprint(source: Source, *, held_out: bool = False) -> str:

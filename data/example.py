@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from rlhf.template import Message
 
 Row = Mapping[str, Any]  # of a source, before it is an Example
 
+LARGEST_NUMBER = 3.4e38  # what is stored as fp32
 LARGEST_TEXT = 4_000_000  # characters of one text; beyond it a row is a broken file rather than a text
 SPEAKERS = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "model": "assistant"}
 
@@ -22,6 +22,19 @@ class RowError(ValueError):
 
 
 Placed = tuple[str, Row | RowError]  # ("train.jsonl, line 7", the row or what is wrong with it)
+
+
+class Place(str):
+    """A row's place, as text for people ("train.jsonl, line 7"), and in two parts, as the store keeps it: the number of
+    the file among those of the source, and the place inside it. The file may have another name when it is shown."""
+
+    file: int
+    inside: str
+
+    def __new__(cls, name: str, file: int, inside: str) -> Place:
+        place = super().__new__(cls, f"{name}, {inside}")
+        place.file, place.inside = file, inside
+        return place
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,7 @@ class Example:
             value = getattr(self, name)
             if value is not None:
                 check_text(value, name)
-        if not isinstance(self.margin, (int, float)) or not math.isfinite(self.margin):
+        if not isinstance(self.margin, (int, float)) or not abs(self.margin) <= LARGEST_NUMBER:
             raise RowError(f"margin is {self.margin!r}, not a finite number")
 
 

@@ -155,7 +155,7 @@ def _places(stores: Sequence[Store], rows: np.ndarray) -> tuple[str, ...]:
     places = []
     for row in np.sort(rows)[:PLACES].tolist():
         number = int(np.searchsorted(starts, row, side="right")) - 1
-        places.append(stores[number].dataset[row - int(starts[number])]["where"])
+        places.append(stores[number].place(row - int(starts[number])))
     return tuple(places)
 
 

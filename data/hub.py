@@ -26,7 +26,7 @@ HELD_OUT_SPLITS = ("test", "validation", "eval", "dev")
 
 def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row]]:
     for number, row in enumerate(load_split(_hub(source), held_out)):
-        yield f"{source.name}, row {number + 1}", row
+        yield f"row {number + 1}", row
 
 
 def hub_fingerprint(source: Source, *, held_out: bool) -> str:

@@ -11,6 +11,7 @@ from data.shapes import Shape, parse_columns
 from data.sources import parse
 from data.store import Reader, unmapped
 from rlhf.errors import UserError
+from rlhf.files import is_text
 
 LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 
@@ -32,12 +33,11 @@ def problems(settings: SourceSettings, *, stage: int | None = None) -> list[str]
             found.append(f"data_split={settings.data_split} leaves stage {stage} no rows; give it a share, or skip it")
     if isinstance(settings, PretrainingMixSettings):
         found += look_at(settings.ptx_data, settings.reading())
-    if (
-        settings.data_cache_dir is not None
-        and settings.data_cache_dir.exists()
-        and not settings.data_cache_dir.is_dir()
-    ):
-        found.append(f"data_cache_dir {settings.data_cache_dir} is a file; name a folder")
+    cache = settings.data_cache_dir
+    if cache is not None and cache.exists() and not cache.is_dir():
+        found.append(f"data_cache_dir {cache} is a file; name a folder")
+    if cache is not None and not is_text(str(cache)):
+        found.append(f"data_cache_dir {cache} is not UTF-8 text; name another folder")
     return list(dict.fromkeys(found))
 
 
@@ -62,6 +62,8 @@ def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None
             for _, example in reader:
                 usable = usable or _serves(example, stage)
             shapes.append(reader.shape)
+            if source.held_out_files:
+                list(Reader(source, settings, held_out=True, limit=LOOK_AT))
         except UserError as error:
             found += error.problems
     if stage is not None and specs and len(shapes) == len(specs) and not usable:

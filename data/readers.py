@@ -7,37 +7,53 @@ skipped, a CSV cell "NA" stays text, and memory does not grow with the file.
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from data.example import LARGEST_TEXT, Placed, Row, RowError
+from data.json_values import BLANKS, BrokenJSON, Values
 from rlhf.errors import DataError
+from rlhf.file_signs import what_it_is
 from rlhf.json_lines import BYTE_ORDER_MARK, JSONLine, LineError, read_json_lines
 
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
+# Columns of a row: an object that has one of them is a row, although it also holds a list of objects.
+ROW_NAMES = frozenset(
+    ("prompt", "question", "instruction", "query", "input", "text", "messages", "conversations", "conversation")
+) | {"chosen", "rejected"}
 
 
 def file_rows(path: Path) -> Iterator[Placed]:
-    found = False
+    """The rows of a file, each with its place inside it ("line 7"). Raises DataError for a file of something else."""
+    kind = path.suffix.lower()
     try:
-        for where, row in READERS[path.suffix.lower()](path):
-            found = True
-            yield f"{path}, {where}", row
+        if path.stat().st_size == 0:
+            return
+        other = what_it_is(path)
+        if other and not (kind == ".parquet" and other.startswith("is a Parquet file")):
+            raise DataError(f"{path} {other}")
+        yield from READERS[kind](path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not found:
-        raise DataError(f"{path} is empty: it has no rows")
 
 
 # --- one function per kind: a file → (place in it, row or RowError) --------------------------------------------------
 
 
-def _json_lines(path: Path) -> Iterator[Placed]:
-    for line in read_json_lines(path, longest=LARGEST_ROW):
-        if not line.blank:
-            yield f"line {line.number}", _row_of(line)
+def _json(path: Path) -> Iterator[Placed]:
+    """JSON lines, or one list of objects, or one object around such a list; either suffix is used for all of them."""
+    with path.open("rb") as file:
+        start = file.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
+    if start == b"[":
+        yield from _list(path, within="")
+    elif start == b"{" and (name := _wrapper(path)) is not None:
+        yield from _list(path, within=name)
+    else:
+        for line in read_json_lines(path, longest=LARGEST_ROW):
+            if not line.blank:
+                yield f"line {line.number}", _row_of(line)
 
 
 def _row_of(line: JSONLine) -> Row | RowError:
@@ -51,56 +67,166 @@ def _object(value: Any) -> Row | RowError:
     return value if isinstance(value, dict) else RowError(f"is not a JSON object but {type(value).__name__}")
 
 
-def _json(path: Path) -> Iterator[Placed]:
-    """A list of objects, decoded one at a time; or JSON lines under this suffix."""
-    with path.open("rb") as file:
-        if file.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1] != b"[":
-            yield from _json_lines(path)
-            return
-    decoder = json.JSONDecoder()
+def _values(file: TextIO) -> Values:
+    return Values(file, longest=LARGEST_ROW)
+
+
+def _open(path: Path, **options: Any) -> TextIO:
     # Bytes that are not UTF-8 become lone surrogates, which the check of each row finds.
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        buffer, more, number, line = file.read(1 << 16), True, 0, 1
-        cut = buffer.index("[") + 1
-        while True:
-            line += buffer.count("\n", 0, cut)
-            buffer = buffer[cut:]
-            start = len(buffer) - len(buffer.lstrip(" \t\r\n,"))
-            try:
-                if buffer[start : start + 1] == "]":
-                    return
-                row, cut = decoder.raw_decode(buffer, start)
-            except (ValueError, RecursionError) as error:
-                block = file.read(1 << 20) if more and len(buffer) < LARGEST_ROW else ""
-                more = bool(block)
-                if more:
-                    buffer, cut = buffer + block, 0
-                    continue
-                # After a broken object the next one cannot be found, so reading ends here.
-                place = line + getattr(error, "lineno", 1) - 1
-                yield f"row {number + 1}", RowError(f"is not valid JSON (line {place}): {getattr(error, 'msg', error)}")
-                return
-            number += 1
-            yield f"row {number}", _object(row)
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", **options)
+
+
+def _list(path: Path, *, within: str) -> Iterator[Placed]:
+    """The objects of a list: the file's only value, or what the only object of the file has under the key `within`."""
+    with _open(path) as file:
+        values = _values(file)
+        number = 0
+        try:
+            if within:
+                values.need("{")
+                while values.value() != within:
+                    values.need(":")
+                    _pass(values)
+                    values.need(",")
+                values.need(":")
+            for value in values.items():
+                number += 1
+                yield f"row {number}", RowError(values.wrong) if values.wrong else _object(value)
+            if not within and values.peek():
+                raise BrokenJSON("something follows the list", values.line)
+        except BrokenJSON as error:
+            yield f"row {number + 1}", RowError(f"{error}; what follows cannot be read")
+
+
+def _pass(values: Values) -> Any:
+    """Go past a value; a list is not held in memory. Gives the value, or the first item of a list in a list."""
+    if values.peek() != "[":
+        return values.value()
+    return [item for number, item in enumerate(values.items()) if number == 0]
+
+
+def _wrapper(path: Path) -> str | None:
+    """The key of the only list of objects, where a file is one object around it; None for JSON lines.
+
+    Raises DataError for an object that holds something else and is no row, since it spans several lines.
+    """
+    lines = (line for line in read_json_lines(path, longest=LARGEST_ROW) if not line.blank)
+    first = next(lines)
+    whole = not isinstance(_row_of(first), RowError)
+    alone = next(lines, None) is None
+    if whole and not alone:
+        return None
+    with _open(path) as file:
+        values = _values(file)
+        try:
+            members = dict(_members(values))
+        except BrokenJSON:
+            return None  # the broken line is then named
+        ended = values.line
+        if (following := values.peek()) and (ended == first.number or following != "{"):
+            return None
+        if following:
+            raise DataError(
+                f"{path} holds objects of several lines each; write each on a line of its own (jq -c . OLD > NEW)"
+            )
+    lists = [name for name, value in members.items() if _holds_rows(value)]
+    if len(lists) == 1 and not ROW_NAMES & members.keys():
+        return lists[0]
+    if alone:
+        return None
+    holds = f"several lists of objects ({', '.join(lists)})" if len(lists) > 1 else f"{', '.join(members) or 'nothing'}"
+    raise DataError(
+        f"{path} is one JSON object that holds {holds}, not rows; write a list of objects, or one object a line"
+    )
+
+
+def _members(values: Values) -> Iterator[tuple[str, Any]]:
+    values.need("{")
+    if values.take("}"):
+        return
+    while True:
+        name = values.value()
+        values.need(":")
+        yield str(name), _pass(values)
+        if values.take("}"):
+            return
+        values.need(",")
+
+
+def _holds_rows(value: Any) -> bool:
+    """Whether a value is a list of objects that are not the messages of one row."""
+    first = value[0] if isinstance(value, list) and value else None
+    return isinstance(first, Mapping) and not {"role", "from"} & first.keys()
+
+
+class _Lines:
+    """The lines of a file for a CSV reader, which can be given back. `record`: those of the record that is read."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._ahead = file, deque[str]()
+        self.number, self.record = 0, list[str]()
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = self._ahead.popleft() if self._ahead else next(self._file)
+        self.number += 1
+        self.record.append(line)
+        return line
+
+    def give_back_all_but_one(self) -> None:
+        self._ahead.extendleft(reversed(self.record[1:]))
+        self.number -= len(self.record) - 1
 
 
 def _csv(path: Path) -> Iterator[Placed]:
     csv.field_size_limit(LARGEST_ROW)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file)
-        records = iter(reader)
+    with _open(path, newline="") as file:
+        lines = _Lines(file)
+        reader = csv.reader(lines, strict=True)  # a quote at a wrong place is an error, not part of a cell
+        names: list[str] = []
         while True:
+            lines.record.clear()
             try:
-                row = next(records, None)
+                cells = next(reader, None)
             except csv.Error as error:
-                yield f"line {reader.line_num}", RowError(f"is not valid CSV: {error}")
+                if not names:
+                    raise DataError(f"{path}: the header is not valid CSV: {error}") from None
+                row = RowError(_open_quote(lines, str(error)))
+                lines.give_back_all_but_one()
+                yield f"line {lines.number}", row
+                continue
+            if cells is None:
                 return
-            if row is None:
-                return
-            names = reader.fieldnames or []
-            if None in row or None in row.values():
-                row = RowError(f"does not have the {len(names)} cells of the header")
-            yield f"line {reader.line_num}", row
+            if not names:
+                _check_header(path, cells)
+                names = cells
+            elif len(cells) == len(names):
+                yield f"line {lines.number}", dict(zip(names, cells, strict=True))
+            elif cells:
+                more = f" (it began in line {lines.number - len(lines.record) + 1})" if len(lines.record) > 1 else ""
+                yield f"line {lines.number}", RowError(f"does not have the {len(names)} cells of the header{more}")
+
+
+def _open_quote(lines: _Lines, error: str) -> str:
+    """What is wrong with a record that is not CSV. One that takes in more lines has a quote without its end."""
+    if len(lines.record) == 1:
+        return f"is not valid CSV: {error}"
+    end = "the end of the file" if error == "unexpected end of data" else f"line {lines.number}"
+    return f'opens a quote that is not closed in this row (it would reach to {end}); write a quote in a cell as ""'
+
+
+def _check_header(path: Path, names: list[str]) -> None:
+    if names and names[0].lstrip(BLANKS)[:2] in ('{"', "{'", "[{", "{"):
+        raise DataError(f"{path} holds JSON, not CSV; call it .jsonl or .json")
+    if len(names) == 1:
+        for mark, what in (("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
+            if mark in names[0]:
+                raise DataError(f"{path} has {what} between its cells, not commas; save it with commas")
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path} has two columns with the name {twice!r}; rename one")
 
 
 def _parquet(path: Path) -> Iterator[Placed]:
@@ -109,18 +235,35 @@ def _parquet(path: Path) -> Iterator[Placed]:
 
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
+        with path.open("rb") as source, pq.ParquetFile(source) as file:
+            twice = next((n for n in file.schema_arrow.names if file.schema_arrow.names.count(n) > 1), None)
+            if twice is not None:
+                raise DataError(f"{path} has two columns with the name {twice!r}; rename one")
             for batch in file.iter_batches(batch_size=500):
-                for row in batch.to_pylist():
+                for row in _python_rows(batch):
                     number += 1
                     yield f"row {number}", row
-    except (pa.ArrowInvalid, pa.ArrowException, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, pa.ArrowException) as error:
         first = (str(error).splitlines() or ["damaged"])[0]
         raise DataError(f"{path} is not a readable Parquet file (after row {number}): {first}") from error
 
 
+def _python_rows(batch: Any) -> Iterator[Row | RowError]:
+    """The rows of a table. A value that Python cannot hold (broken UTF-8, a date after 9999) costs its row alone."""
+    try:
+        yield from batch.to_pylist()
+        return
+    except (ValueError, OverflowError):
+        pass
+    for index in range(batch.num_rows):
+        try:
+            yield batch.slice(index, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield RowError(f"has a value that cannot be read: {error}")
+
+
 READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {
-    ".jsonl": _json_lines,
+    ".jsonl": _json,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,

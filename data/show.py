@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from data import encode
+from data.announcement import say_empty
 from data.config import DataSettings
 from data.divide import KINDS, divide, open_all
 from data.preflight import problems
@@ -80,6 +81,7 @@ def show_blend(stores: Sequence[Store], divisions: Division, settings: DataSetti
     """Which rows of which source each stage trains on and holds out."""
     for store in stores:
         say(f"{store.source.name}: {store.info['says']} ({store.info['rows']:,} rows)")
+        say_empty(store.source.name, store.info["empty"])
     columns = ["source", "weight", "examples"]
     for stage in divisions:
         columns += [f"stage {stage}", "held out"]
@@ -168,7 +170,7 @@ def _cut_text(messages: Sequence[Message], kept: Sequence[Message]) -> str:
 
 
 def _record(stores: Sequence[Store], source: int, row: int) -> dict[str, Any]:
-    return {**stores[source].dataset[int(row)], "source": int(source)}
+    return {**stores[source].record(int(row)), "source": int(source)}
 
 
 if __name__ == "__main__":

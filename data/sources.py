@@ -9,13 +9,19 @@ from pathlib import Path
 
 from data.readers import READERS
 from rlhf.errors import DataError
+from rlhf.files import expand_user
 
 HUB_NAME = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(/(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?(#(?P<split>[\w.\[\]:%-]+))?"
 )
 # Two hub datasets are commonly called by a name without a "/".
 SHORT_NAMES = {"wikitext": "Salesforce/wikitext", "squad_v2": "rajpurkar/squad_v2"}
-HELD_OUT_NAME = re.compile(r"(^|[^a-z])(test|eval|valid|validation|val|dev|heldout|held_out)([^a-z]|$)", re.IGNORECASE)
+# Words in the names of files and folders that say what their rows are for.
+HELD_OUT_NAME = re.compile(
+    r"(^|[^a-z])(test|tests|testing|eval|evaluation|valid|validation|val|dev|held[-_ ]?out|hold[-_ ]?out)([^a-z]|$)",
+    re.IGNORECASE,
+)
+TRAIN_NAME = re.compile(r"(^|[^a-z])(train|training)([^a-z]|$)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Source:
 def parse(spec: str) -> Source:
     """`SOURCE[:weight]` as a Source. Raises DataError for a path that does not exist and a name that cannot be one."""
     name, weight = _weight(spec)
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.is_dir():
         return _folder(name, path, weight)
     if path.exists():
@@ -61,9 +67,16 @@ def parse(spec: str) -> Source:
     raise DataError(f"{name} does not exist: neither a file, a folder nor a hub name such as org/name")
 
 
+def _path(name: str) -> Path:
+    try:
+        return expand_user(Path(name))
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
+
+
 def _weight(spec: str) -> tuple[str, float | None]:
     name, colon, number = spec.rpartition(":")
-    if not colon or not name or Path(spec).exists():
+    if not colon or not name or _path(spec).exists():
         return spec, None
     try:
         weight = float(number)
@@ -80,11 +93,27 @@ def _hub_name(name: str) -> HubName | None:
     return HubName(**found.groupdict()) if found else None
 
 
+def is_held_out_name(path: Path) -> bool:
+    """Whether a file of a folder is held out: its own name says it (test-00000-of-00001.parquet), or else the nearest
+    folder that names a split (test/part-0.jsonl, test/en/part-0.jsonl)."""
+    for name in (path.stem, *reversed(path.parts[:-1])):
+        if HELD_OUT_NAME.search(name):
+            return True
+        if TRAIN_NAME.search(name):
+            return False
+    return False
+
+
 def _folder(name: str, path: Path, weight: float | None) -> Source:
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in READERS)
     files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-    held_out = [p for p in files if HELD_OUT_NAME.search(p.stem)]
+    held_out = [p for p in files if is_held_out_name(p.relative_to(path))]
     train = [p for p in files if p not in held_out]
+    if held_out and not train:
+        raise DataError(
+            f"{name}: the names of all files say that they are held out (such as {held_out[0].relative_to(path)}); "
+            "give the path of a file to train on it"
+        )
     if not train:
         raise DataError(f"{name} is a folder without training files ({', '.join(READERS)})")
     return Source(name, weight, files=tuple(train), held_out_files=tuple(held_out))

@@ -133,6 +133,7 @@ def _of_source(store: Store) -> dict[str, Any]:
         "bad_rows": store.info["bad_rows"],
         "bad": store.info["bad"],
         "silent_rows": store.info["silent_rows"],
+        "empty": store.info["empty"],
     }
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from data.adapters import KNOWN, adapter_for
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
-from data.contents import fingerprint, rows
-from data.example import Example, Placed, Row, RowError, content_hash, prompt_hash, prompt_json
+from data.contents import fingerprint, names, rows
+from data.example import Example, Place, Placed, Row, RowError, content_hash, prompt_hash, prompt_json
 from data.shapes import Shape
 from data.sources import Source
 from rlhf.errors import DataError
@@ -34,18 +34,22 @@ ROWS_AT_ONCE = 1000
 # The format of the stores on disk, part of their key. Raise it when the same source, read with the same settings, would
 # give other rows or another info.json, whichever module changes: this one, or one that reads, recognises or adapts
 # rows. Tokens are cached under the stores' keys, so they are then made again as well.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass
 class Store:
-    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, where
-    (its place in the source), and 64-bit hashes: prompt_key, chosen_key and rejected_key (with the prompt), row_key.
+    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, file and
+    where (the number of the file, and the place in it), and 64-bit hashes: prompt_key, chosen_key and rejected_key
+    (with the prompt), row_key. `place` and `batches` give `where` with the file's present name: a store is found by
+    the content, so its files may have been moved, or be those of another source.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
-    their places), silent_rows (that gave nothing), known (a known hub dataset), mapped (by the user's `columns`).
+    their places), silent_rows (that gave nothing), known (a known hub dataset), mapped (by the user's `columns`), empty
+    (files without a row).
 
     fingerprint: of the source's content. key: of the content and of how it was read, so it names exactly these rows.
+    names: of the files, by their numbers.
     """
 
     source: Source
@@ -53,6 +57,16 @@ class Store:
     fingerprint: str
     key: str
     info: dict[str, Any]
+    names: list[str]
+
+    def place(self, row: int) -> str:
+        """The place of a row, with the present name of its file."""
+        found = self.dataset[row]
+        return str(Place(self.names[found["file"]], found["file"], found["where"]))
+
+    def record(self, row: int) -> dict[str, Any]:
+        """A row, `where` being its place with the present name of its file."""
+        return {**self.dataset[row], "where": self.place(row)}
 
     def column(self, name: str) -> np.ndarray:
         """A column of numbers as an array, without Python objects."""
@@ -61,13 +75,22 @@ class Store:
 
     def batches(self, *columns: str) -> Iterator[Iterator[tuple[Any, ...]]]:
         """The rows, a thousand at a time, as tuples of the columns' values."""
-        for batch in self.dataset.select_columns(list(columns)).iter(batch_size=ROWS_AT_ONCE):
-            yield zip(*(batch[name] for name in columns), strict=True)  # type: ignore[call-overload]
+        read = [*columns, *(["file"] if "where" in columns else [])]
+        for batch in self.dataset.select_columns(read).iter(batch_size=ROWS_AT_ONCE):
+            found: dict[str, Any] = dict(batch)  # type: ignore[arg-type]
+            if "where" in columns:
+                found["where"] = placed(self.names, found["file"], found["where"])
+            yield zip(*(found[name] for name in columns), strict=True)
 
     def has(self, name: str) -> np.ndarray:
         """True where a text column is there."""
         chunks = self.dataset.data.column(name).chunks
         return np.concatenate([c.is_valid().to_numpy(zero_copy_only=False) for c in chunks] or [np.zeros(0, bool)])
+
+
+def placed(names: Sequence[str], file: Sequence[int], where: Sequence[str]) -> list[str]:
+    """Places with the present names of their files."""
+    return [str(Place(names[number], number, inside)) for number, inside in zip(file, where, strict=True)]
 
 
 def open_store(source: Source, settings: SourceSettings, *, held_out: bool = False) -> Store:
@@ -79,6 +102,7 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
     adapter = Path(settings.data_adapter.rpartition(":")[0]).expanduser()
     values = {
         "content": content,
+        "files": len(names(source, held_out=held_out)),
         "hub": source.hub.name if source.hub else "",
         "columns": settings.columns,
         "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter.is_file() else ""],
@@ -92,9 +116,12 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+    called = names(source, held_out=held_out)
+    info["first_bad"] = [f"{Place(called[file], file, where)}: {what}" for file, where, what in info["first_bad"]]
+    info["empty"] = [called[file] for file in info["empty"]]
     if info["bad_rows"] and not (settings.skip_bad_rows or info["known"]):  # an earlier run skipped them
         raise DataError(*info["first_bad"], correct_or_skip(source, f"{info['bad_rows']:,}"))
-    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info)
+    return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info, called)
 
 
 def correct_or_skip(source: Source, count: str) -> str:
@@ -120,7 +147,7 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
     schema = pa.schema(
         {
             "prompt": text, "chosen": text, "rejected": text, "margin": pa.float32(), "demonstrates": pa.bool_(),
-            "text": text, "where": pa.string(),
+            "text": text, "file": pa.int32(), "where": pa.string(),
             "prompt_key": key, "chosen_key": key, "rejected_key": key, "row_key": key,
         }
     )  # fmt: skip
@@ -144,12 +171,13 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
             "bad": dict(reader.bad.most_common(20)),
             "bad_rows": reader.bad.total(),
             "silent_rows": reader.silent,
-            "first_bad": reader.problems,
+            "first_bad": [[place.file, place.inside, what] for place, what in reader.noted],
+            "empty": sorted(set(range(len(names(source, held_out=held_out)))) - reader.files),
         },
     )
 
 
-def _record(where: str, example: Example) -> dict[str, Any]:
+def _record(place: Place, example: Example) -> dict[str, Any]:
     prompt_key = content_hash(example.text) if example.text is not None else prompt_hash(example.prompt)
     chosen_key = content_hash(str(prompt_key), example.chosen or "")
     rejected_key = content_hash(str(prompt_key), example.rejected or "")
@@ -160,7 +188,8 @@ def _record(where: str, example: Example) -> dict[str, Any]:
         "margin": example.margin,
         "demonstrates": example.demonstrates,
         "text": example.text,
-        "where": where,
+        "file": place.file,
+        "where": place.inside,
         "prompt_key": prompt_key,
         "chosen_key": chosen_key,
         "rejected_key": rejected_key,
@@ -183,14 +212,22 @@ class Reader:
         self.shape = Shape("", lambda row: ())
         self.read = self.kept = self.silent = 0
         self.bad: Counter[str] = Counter()
-        self.problems: list[str] = []
+        self.noted: list[tuple[Place, str]] = []
+        self.files: set[int] = set()  # that have rows
 
-    def __iter__(self) -> Iterator[tuple[str, Example]]:
+    @property
+    def problems(self) -> list[str]:
+        """The first few rows that cannot be used, each with what is wrong with it."""
+        return [f"{place}: {what}" for place, what in self.noted]
+
+    def __iter__(self) -> Iterator[tuple[Place, Example]]:
         source_rows = self._recognise(rows(self.source, held_out=self.held_out))
         if self.shape.prepare:
             source_rows = self.shape.prepare(source_rows)
         for where, row in islice(source_rows, self.limit):
+            assert isinstance(where, Place), where
             self.read += 1
+            self.files.add(where.file)
             try:
                 examples = self._examples(row)
             except RowError as error:
@@ -201,10 +238,10 @@ class Reader:
                 self.kept += len(examples)
                 self.silent += not examples
                 yield from ((where, example) for example in examples)
-            if len(self.problems) >= SHOWN and not self.lenient:
+            if len(self.noted) >= SHOWN and not self.lenient:
                 break
-        if self.problems and not self.lenient:
-            count = f"{len(self.problems)}{' or more' if len(self.problems) >= SHOWN else ''}"
+        if self.noted and not self.lenient:
+            count = f"{len(self.noted)}{' or more' if len(self.noted) >= SHOWN else ''}"
             raise DataError(*self.problems, correct_or_skip(self.source, count))
         if not self.kept:
             raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
@@ -244,7 +281,7 @@ class Reader:
                 raise RowError(f"the adapter gave {type(example).__name__} instead of data.example.Example")
         return examples
 
-    def note(self, where: str, what: str) -> None:
+    def note(self, place: Place, what: str) -> None:
         self.bad[what[:80]] += 1
-        if len(self.problems) < SHOWN:
-            self.problems.append(f"{where}: {what}")
+        if len(self.noted) < SHOWN:
+            self.noted.append((place, what))

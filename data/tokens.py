@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1000
 PR_SET_PDEATHSIG = 1
-READ = ["prompt", "chosen", "rejected", "margin", "text", "where"]
+READ = ["prompt", "chosen", "rejected", "margin", "text", "file", "where"]
 # The format of the tokenised rows on disk, part of their key. Raise it when the same Examples, encoded with the same
 # settings, would give other rows or another info.json: after a change here, in data/encode.py or in rlhf/template.py.
 FORMAT = 1
@@ -73,7 +74,7 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
     chosen = joined.select(np.cumsum([0, *sizes])[table[:, 0]] + table[:, 1])
     with _children_die_with_us():
         rows = chosen.map(
-            encoder,
+            _Named(encoder, [s.names for s in stores]),
             batched=True,
             batch_size=ROWS_AT_ONCE,
             remove_columns=joined.column_names,
@@ -86,6 +87,19 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
     if not list(folder.glob("rows*.arrow")):  # `map` writes nothing for no rows
         _write_empty(folder / "rows.arrow", features)
     write_json(folder / "info.json", _counts(rows))
+
+
+@dataclass(frozen=True)
+class _Named:
+    """Gives `encoder` the rows with the names of their files, which it needs where a row cannot be encoded."""
+
+    encoder: Any
+    names: list[list[str]]
+
+    def __call__(self, batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        places = zip(batch["source"], batch["file"], batch["where"], strict=True)
+        where = [f"{self.names[source][file]}, {inside}" for source, file, inside in places]
+        return self.encoder({**batch, "where": where})
 
 
 class _Guard:

@@ -26,6 +26,24 @@ from rlhf.errors import ConfigError
 LOCK_NAME = ".rlhf.lock"
 
 
+def is_text(value: str) -> bool:
+    """Whether a string holds characters alone, so that it can be written as UTF-8. JSON may spell half of a surrogate
+    pair (`"\\ud83d"`), and Python so holds the bytes of a file's name that are not UTF-8."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def expand_user(path: Path) -> Path:
+    """The path with a leading `~` replaced by the home. Raises ValueError for the home of a user that there is not."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path.parts[0]} is the home of no user of this machine") from None
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text` in one step; a reader sees the old file or the new one, never half of it.
 
@@ -135,6 +153,8 @@ _held: dict[Path, IO[str]] = {}  # kept open: closing a lock file releases the l
 
 def folder_problems(folder: Path) -> list[str]:
     """Why `folder` cannot be the folder of a run; nothing is written."""
+    if not is_text(str(folder)):
+        return [f"{folder} is not UTF-8 text, which model files need of their names; choose another output folder"]
     if not folder.exists():
         parent = next(p for p in folder.absolute().parents if p.exists())
         if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
@@ -148,6 +168,16 @@ def folder_problems(folder: Path) -> list[str]:
         return [f"{folder} is not a folder that you may write in; choose another output folder"]
     if any(folder.iterdir()) and not (folder / LOCK_NAME).exists():
         return [f"{folder} is not empty and was not written by a run; choose another output folder"]
+    return []
+
+
+def file_problems(path: Path, *, flag: str) -> list[str]:
+    """Why a file cannot be written at `path`; nothing is written."""
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if path.is_dir():
+        return [f"{flag} {path} is a folder; name a file"]
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        return [f"{flag} {path} cannot be written: {parent} is not a folder that you may write in; name another file"]
     return []
 
 

@@ -26,6 +26,16 @@ class LineError(ValueError):
     the line's number."""
 
 
+def no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(…, object_pairs_hook=no_key_twice)`, which would take the last value of a repeated key. Raises
+    LineError."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise LineError(f"has the key {next(key for key in found if keys.count(key) > 1)!r} twice in an object")
+    return found
+
+
 @dataclass(frozen=True)
 class JSONLine:
     """A line as it stands in its file: its number, counted from 1, and its bytes without their end.
@@ -48,7 +58,9 @@ class JSONLine:
         if b"\0" in self.content:
             raise LineError("contains a NUL byte")
         try:
-            return json.loads(self.content.decode("utf-8"))
+            return json.loads(self.content.decode("utf-8"), object_pairs_hook=no_key_twice)
+        except LineError:
+            raise
         except UnicodeDecodeError as error:
             raise LineError(f"is not UTF-8 text (byte {error.start + 1} of it)") from None
         except json.JSONDecodeError as error:

@@ -50,6 +50,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
         (b'{"a": "\0"}', "contains a NUL byte"),
         (b"[" * 100_000, "is not usable JSON: it is nested too deeply"),
         (b"1" * 5000, "is not usable JSON: it has a number of more than 4,300 digits"),
+        (b'{"a": 1, "b": {"c": 1, "d": 2, "c": 3}}', "has the key 'c' twice in an object"),
         (b'"' + b"x" * 9000 + b'"', "is longer than 8,000 bytes"),
         (b" " * 9000, "is longer than 8,000 bytes"),
     ],
