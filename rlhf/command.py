@@ -11,12 +11,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from rlhf import process
+from rlhf.console.text import clean
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, error_lines
+from rlhf.files import expand_user
 
 WIDEST_HELP = 110  # columns; a wider terminal does not make the lines of a help longer
 
@@ -25,12 +28,15 @@ class Command(click.Command):
     """A click command whose callback returns an exit code. Every error is shown as lines that start with `error: `.
 
     `groups` maps a heading of the help to the names of its parameters. Parameters of no group come last, under "Other".
+    `is_rank`: a launcher may start it as a rank; other commands ignore a launcher's variables.
     """
 
-    def __init__(self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, groups: Mapping[str, Sequence[str]] | None = None, is_rank: bool = False, **kwargs: Any
+    ) -> None:
         kwargs["context_settings"] = {"max_content_width": WIDEST_HELP, **(kwargs.get("context_settings") or {})}
         super().__init__(*args, **kwargs)
-        self.groups = groups or {}
+        self.groups, self.is_rank = groups or {}, is_rank
         self.params.append(
             click.Option(
                 ["--debug"], is_flag=True, expose_value=False, callback=_debug, help="a traceback with each error"
@@ -38,6 +44,7 @@ class Command(click.Command):
         )
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
+        process.set_is_rank(self.is_rank)
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **kwargs)
         try:
@@ -70,6 +77,19 @@ class Command(click.Command):
             if rows:
                 with formatter.section(heading):
                     formatter.write_dl(rows, col_max=34)
+
+
+class UserPath(click.Path):
+    """A path on this machine. A leading `~` is the user's home, also where no shell replaces it (`--output=~/x`)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        try:
+            return expand_user(Path(os.fsdecode(super().convert(value, param, ctx))))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def _debug(context: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -121,5 +141,5 @@ def terminable() -> Iterator[None]:
 def _show(lines: Sequence[str]) -> None:
     tag = "" if process.is_main() else f"rank {process.rank()}: "
     for line in lines:
-        print(f"error: {tag}{line}", file=sys.stderr)
+        print(f"error: {tag}{clean(line)}", file=sys.stderr)
     sys.stderr.flush()

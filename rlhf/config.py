@@ -13,10 +13,12 @@ from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
 import click
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
+from rlhf.command import UserPath
 from rlhf.errors import ConfigError, DataError, nearest
+from rlhf.files import expand_user
 from rlhf.hardware import Machine
 
 
@@ -24,6 +26,13 @@ class Config(BaseModel):
     """Base of every config: unknown keys are errors, defaults are validated, values are fixed once built."""
 
     model_config = ConfigDict(extra="forbid", validate_default=True, frozen=True, protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        """`~` means the home in a file of settings and in --set as it does in a shell."""
+        return expand_user(value) if isinstance(value, Path) else value
+
     # Headings of the help → names of fields. A heading without names fixes the place of a base class's heading.
     help_groups: ClassVar[Mapping[str, Sequence[str]]] = {}
 
@@ -106,18 +115,34 @@ def _problem(config_class: type[Config], item: Any, where: str) -> str:
     return f"{prefix}={item['input']!r} is not valid: {message[:1].lower()}{message[1:]}"
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping with the same key twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            mark = next(key.start_mark for key, _ in reversed(node.value) if key.value == twice)
+            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is given twice", mark)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; errors name the file and the line."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
         raise DataError(f"{path} is not UTF-8 text") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    except (ValueError, RecursionError) as error:  # a date that there is not, a number of 5,000 digits, [[[[…
+        raise ConfigError(f"{path} holds a value that cannot be read: {error}") from None
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -147,7 +172,7 @@ def parse_sets(
         else:
             try:
                 value = _yaml_value(text, known.model_fields[name].annotation if known else None)
-            except yaml.YAMLError:
+            except (yaml.YAMLError, ValueError, RecursionError):
                 problems.append(f"--set {item}: '{text}' is not a YAML value; quote it")
                 continue
             given = values.setdefault(section, {})
@@ -250,7 +275,7 @@ def _click_type(annotation: Any) -> tuple[Any, bool]:
     if annotation in (bool, int, float, str):
         return annotation, False
     if annotation is Path:
-        return click.Path(path_type=Path), False
+        return UserPath(), False
     return str, False
 
 

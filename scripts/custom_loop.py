@@ -61,6 +61,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     settings = PPOConfig(actor_model=sys.argv[1], critic_from="actor", iterations=100, actor_learning_rate=1e-5)
-    actor = train(settings, Path(sys.argv[2]).read_text(encoding="utf-8").splitlines(), reward).actor
+    actor = train(settings, Path(sys.argv[2]).read_text(encoding="utf-8").strip("\n").split("\n"), reward).actor
     export(actor.engine.module.lm, Path(sys.argv[3]), tokenizer=actor.tokenizer)
     distributed.shutdown(0)

@@ -20,7 +20,7 @@ import click
 
 from data.demo.gold import gold_score
 from rlhf import console
-from rlhf.command import Command
+from rlhf.command import Command, UserPath
 from rlhf.errors import EXIT_DONE, EXIT_USER, RLHFError
 from rlhf.json_lines import read_json_lines, write_json_lines
 from rlhf.metrics import read_metrics
@@ -34,7 +34,7 @@ class NotAsPlanned(RLHFError):
 @click.command("python -m scripts.learning", cls=Command)
 @click.option(
     "--output-dir",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("output-learning"),
     show_default=True,
     help="folder of all runs; finished ones are not run again",

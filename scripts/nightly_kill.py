@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 from rlhf import console
-from rlhf.command import Command
+from rlhf.command import Command, UserPath
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, ConfigError, RLHFError
 from rlhf.files import claim_folder, empty_folder
 from rlhf.json_lines import read_json_lines
@@ -138,7 +138,7 @@ def _files(stage: Path) -> dict[str, Path]:
 @click.option("--seed", default=0, show_default=True, help="seed of the random moments")
 @click.option(
     "--output-dir",
-    type=click.Path(path_type=Path),
+    type=UserPath(),
     default=Path("output-nightly"),
     show_default=True,
     help="folder of all runs; it is emptied first",

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from rlhf.command import Command
+from rlhf.command import Command, UserPath
 from rlhf.console import table
 from rlhf.console.screen import interactive, screen
 from rlhf.console.text import figure
@@ -52,7 +52,7 @@ class View:
 
 
 @click.command("python -m step3_ppo.show", cls=Command)
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=UserPath())
 @click.option("--iteration", type=click.IntRange(1), help="number of the iteration; default: the last one kept")
 @click.option("--compare", type=click.IntRange(1), help="number of a second iteration, shown beside the first")
 @click.option(

@@ -6,8 +6,11 @@ import importlib
 import re
 from typing import Any
 
+import click
 import pytest
 from click.testing import CliRunner
+
+from rlhf.command import UserPath
 
 # Module with a command `main` → the first heading of its help; "Options" where a command has too few for headings.
 FIRST_HEADINGS = {
@@ -83,6 +86,25 @@ def test_every_option_is_explained(module: str) -> None:
         if parameter.param_type_name == "option" and not parameter.hidden:
             assert parameter.help, parameter.name
             assert not re.match(r"(of|to|from|where|which|also) ", parameter.help), parameter.help
+
+
+@pytest.mark.parametrize("module", FIRST_HEADINGS)
+def test_no_line_is_shown_twice(module: str) -> None:
+    """--price-per-gpu-hour stood twice in the help of train.py, once with each of two texts."""
+    command: Any = importlib.import_module(module).main
+    spelled = [word for p in command.params for word in (*p.opts, *p.secondary_opts)]
+    assert len(spelled) == len(set(spelled))
+    lines = [re.sub(r"\s+", " ", line).strip() for line in help_of(module, 110).splitlines() if line.startswith("  --")]
+    assert len(lines) == len(set(lines))
+    helps = [p.help.partition("  [")[0] for p in command.params if getattr(p, "help", None) and not p.hidden]
+    assert [text for text in helps if helps.count(text) > 1] == []
+
+
+@pytest.mark.parametrize("module", FIRST_HEADINGS)
+def test_every_path_knows_the_home(module: str) -> None:
+    """click's own path takes `--output-dir=~/x` for a folder that is called ~."""
+    command: Any = importlib.import_module(module).main
+    assert [p.name for p in command.params if isinstance(p.type, click.Path) and not isinstance(p.type, UserPath)] == []
 
 
 def test_the_options_of_the_same_name_are_explained_alike() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,6 +63,20 @@ def test_three_stages_run_and_what_came_out_is_said(pipeline: Invoke) -> None:
     assert record[one]["model"] == "model"
     assert "output_dir" not in record[one]
     assert record["run"]["versions"]["python"]
+
+
+def test_a_home_with_a_blank_in_its_name(pipeline: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The chat command broke at the blank; `--output-dir=~/…` made a folder named ~. RANK=1, set by a cluster, must not
+    make train.py silent."""
+    monkeypatch.setenv("HOME", str(tmp_path / "it's home"))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = pipeline("--output-dir=~/my runs")
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "it's home" / "my runs"
+    assert not Path("~").exists()
+    last = done.stdout.rstrip().splitlines()[-1].removeprefix("chat:   ")
+    assert shlex.split(last) == ["python", "-m", "rlhf.chat", str(folder / pipeline.packages[2] / "actor")]  # type: ignore[attr-defined]
 
 
 def test_a_failure_names_its_cause_and_the_command_that_continues(

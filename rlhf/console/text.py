@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 
@@ -22,5 +23,9 @@ def duration(seconds: float) -> str:
 
 
 def clean(text: Any) -> str:
-    """Text without control characters, which could move the cursor or recolour the terminal; newline and tab stay."""
-    return "".join(c for c in str(text) if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+    """Text without control characters, which could move the cursor or recolour the terminal; newline and tab stay.
+
+    A byte of a file's name that is not UTF-8, which Python holds as half of a surrogate pair, becomes `\\xe9`.
+    """
+    kept = "".join(c for c in str(text) if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+    return kept if kept.isascii() else re.sub("[\udc80-\udcff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", kept)

@@ -21,7 +21,8 @@ from rlhf.config import Config, build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, nearest
 from rlhf.evaluate import comparison
 from rlhf.evaluate.judges import Asked, Judge, Response, reward_model_judge, scorer_judge, scorer_problems
-from rlhf.files import write_json
+from rlhf.file_signs import what_it_is
+from rlhf.files import file_problems, is_text, write_json
 from rlhf.generation.speaker import Speaker, load_speaker
 from rlhf.generation.speaker import problems as speaker_problems
 from rlhf.generation.streaming import cut_at
@@ -48,7 +49,7 @@ class EvaluateConfig(Config):
     model: list[str] = setting(
         [], "LABEL=MODEL, a folder, a hub name or an alias; the others are compared with the first; repeatable"
     )
-    prompts: str = setting("", ".jsonl file of prompts, each a text or a list of {role, content}")
+    prompts: Path | None = setting(None, ".jsonl file of prompts, each a text or a list of {role, content}")
     prompt_column: str = setting("prompt", "column of the file that holds the prompts")
     max_prompts: int | None = setting(None, "largest number of prompts; default: all of the file", ge=1)
     scorer: str = setting("", "function that scores (prompt, response) with a number, as package.module:function")
@@ -80,13 +81,15 @@ class EvaluateConfig(Config):
             found.append("--model: two models have the same label; write --model LABEL=MODEL with a label for each")
         for label, name in self.named_models().items():
             found += speaker_problems(name, flag=f"--model {label}:")
-        if not self.prompts:
+        if self.prompts is None:
             found.append("--prompts is needed: a .jsonl file")
         else:
             try:
-                read_prompts(Path(self.prompts), column=self.prompt_column, limit=self.max_prompts)
+                read_prompts(self.prompts, column=self.prompt_column, limit=self.max_prompts)
             except DataError as error:
                 found += error.problems
+        if self.output is not None:
+            found += file_problems(self.output, flag="--output")
         if self.scorer:
             found += scorer_problems(self.scorer)
         if self.reward_model:
@@ -97,14 +100,18 @@ class EvaluateConfig(Config):
 def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None) -> list[Asked]:
     """The prompts of a JSONL file; the first `limit`. Raises DataError naming file and row."""
     asked: list[Asked] = []
+    if other := what_it_is(path):
+        raise DataError(f"{path} {other}")
     try:
         for line in read_json_lines(path):
             if len(asked) == limit:
                 break
             if not line.blank:
                 asked.append(Asked(line.number, _prompt(line, path, column)))
-    except (FileNotFoundError, IsADirectoryError):
+    except FileNotFoundError:
         raise DataError(f"prompts={path}: no such file") from None
+    except OSError as error:
+        raise DataError(f"prompts={path} cannot be read: {error.strerror or error}") from None
     if not asked:
         raise DataError(f"{path} has no prompts")
     return asked
@@ -125,6 +132,11 @@ def _prompt(line: JSONLine, path: Path, column: str) -> Any:
         value = [{"role": "user", "content": value}]
     if not _is_conversation(value):
         raise DataError(f"{path}, row {line.number}: '{column}' is neither text nor messages that end with the user's")
+    for message in value:
+        if not is_text(message["content"]):
+            raise DataError(
+                f"{path}, row {line.number}: '{column}' holds half of a surrogate pair, which is no character"
+            )
     return value
 
 
@@ -145,7 +157,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     problems = config.problems()
     if problems:
         raise ConfigError(*problems)
-    asked = read_prompts(Path(config.prompts), column=config.prompt_column, limit=config.max_prompts)
+    assert config.prompts is not None
+    asked = read_prompts(config.prompts, column=config.prompt_column, limit=config.max_prompts)
     responses: dict[str, list[Response]] = {}
     seconds: dict[str, float] = {}
     for label, name in config.named_models().items():
@@ -159,7 +172,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         kind: {label: judge(asked, r) for label, r in responses.items()} for kind, judge in _judges(config).items()
     }
     return {
-        "prompts": {"file": config.prompts, "count": len(asked), "sha256": _fingerprint(asked)},
+        "prompts": {"file": str(config.prompts), "count": len(asked), "sha256": _fingerprint(asked)},
         "settings": config.model_dump(mode="json", exclude={"model", "output"}),
         "models": [
             {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rlhf.console.text import duration
 from rlhf.errors import RLHFError, error_lines
 from rlhf.pipeline import preparation
 from rlhf.pipeline.evaluation import run_evaluation
+from rlhf.pipeline.launch import shown
 from rlhf.pipeline.plan import Plan
 from rlhf.stages.result import StageResult
 
@@ -26,7 +28,7 @@ def close_run(plan: Plan, results: Sequence[StageResult]) -> None:
     outputs = [output for stage in reversed(plan.stages) for output in stage.spec.outputs]
     chat = next((models[o.label] for o in outputs if o.kind == "language" and o.label in models), None)
     if chat:
-        say(f"chat:   python -m rlhf.chat {chat}")
+        say(f"chat:   {shown([sys.executable, '-m', 'rlhf.chat', chat])}")
 
 
 def _show_times(plan: Plan, results: Sequence[StageResult], evaluation_seconds: float) -> None:

@@ -73,12 +73,15 @@ def run_evaluation(plan: Plan, models: Mapping[str, str]) -> float:
 
 def _evaluated_before(path: Path, settings: Mapping[str, Any], compared: Mapping[str, str]) -> dict[str, Any] | None:
     """The earlier evaluation, if it has the same settings and models and is newer than the models; else None."""
+    from rlhf.evaluate.evaluation import EvaluateConfig
+
     newest = max((f.stat().st_mtime for folder in compared.values() for f in Path(folder).glob("*")), default=0.0)
     if not path.exists() or path.stat().st_mtime < newest:
         return None
+    known = build_leniently(EvaluateConfig, settings, where="evaluate")[0].model_dump(mode="json")  # "~" is the home
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        same = all(result["settings"][name] == value for name, value in settings.items() if value is not None)
+        same = all(result["settings"][name] == known[name] for name, value in settings.items() if value is not None)
         same = same and [(model["label"], model["model"]) for model in result["models"]] == list(compared.items())
     except (ValueError, KeyError, TypeError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,8 +33,8 @@ def run_job(
     """
     lines: list[str] = []
     log_path = folder / log_name
-    with log_path.open("a", encoding="utf-8") as log:
-        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {module} {' '.join(arguments)}", file=log, flush=True)
+    with log_path.open("a", encoding="utf-8", errors="backslashreplace") as log:
+        print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {module} {shlex.join(arguments)}", file=log, flush=True)
         replay = Replay(log)
 
         def line(text: str) -> None:

@@ -55,7 +55,7 @@ def read_recipe(name: str | None, specs: Iterable[StageSpec], problems: list[str
         return {}
     path = RECIPES / f"{name}.yaml"
     if not path.exists():
-        path = Path(name)
+        path = Path(name).expanduser()
     if not path.exists():
         names = recipe_names()
         problems.append(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.console import say
-from rlhf.console.text import duration
+from rlhf.console.text import clean, duration
 from rlhf.errors import EXIT_DONE, ConfigError, Terminated, error_lines
 from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_yaml
 from rlhf.pipeline import preparation
@@ -145,9 +145,9 @@ def _await(path: Path, *, minutes: float) -> None:
 
 
 def _error(text: str) -> None:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+    print(f"error: {clean(text)}", file=sys.stderr, flush=True)
 
 
 def _hint(*lines: str) -> None:
     for line in lines:
-        print(f"  {line}", file=sys.stderr, flush=True)
+        print(f"  {clean(line)}", file=sys.stderr, flush=True)

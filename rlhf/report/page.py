@@ -16,7 +16,7 @@ from typing import Any
 import click
 from markupsafe import Markup
 
-from rlhf.command import Command
+from rlhf.command import Command, UserPath
 from rlhf.config import read_yaml
 from rlhf.console import say
 from rlhf.console.text import duration, figure
@@ -250,7 +250,7 @@ def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 @click.command("python -m rlhf.report", cls=Command)
-@click.argument("output_dir", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("output_dir", metavar="RUN", type=UserPath())
 def main(output_dir: Path) -> int:
     """Write report.html into RUN, the output folder of a run, finished or not."""
     say(f"report: {write_report(output_dir)}")

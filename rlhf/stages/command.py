@@ -22,7 +22,7 @@ from typing import Any
 import click
 
 from rlhf import process
-from rlhf.command import Command, leave_through
+from rlhf.command import Command, UserPath, leave_through
 from rlhf.config import build, given, groups_of, options, read_yaml
 from rlhf.console import say, warn
 from rlhf.console.text import duration
@@ -43,9 +43,9 @@ def stage_command(spec: StageSpec) -> click.Command:
 
     groups = groups_of(spec.config_class, Run=("config", "overwrite"))
 
-    @click.command(package, cls=Command, groups=groups, help=f"{package}: {about}")
+    @click.command(package, cls=Command, groups=groups, is_rank=True, help=f"{package}: {about}")
     @options(spec.config_class)
-    @click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings; flags take precedence")
+    @click.option("--config", type=UserPath(), help="YAML file of settings; flags take precedence")
     @click.option("--overwrite", is_flag=True, help="new start in an output folder that already holds a run")
     @click.option("--events", is_flag=True, hidden=True)  # RLHF_EVENTS=1 where a launcher does not pass it on
     @click.option("--local_rank", "--local-rank", type=int, hidden=True)  # launchers add it; LOCAL_RANK is what counts
@@ -53,6 +53,8 @@ def stage_command(spec: StageSpec) -> click.Command:
         if events:
             os.environ["RLHF_EVENTS"] = "1"
         _die_with_owner()
+        if wrong := process.launcher_problems():
+            raise ConfigError(*wrong)
         values = {**(read_yaml(config) if config else {}), **given(flags)}
         settings = build(spec.config_class, values, where=package)
         if not process.is_main():
@@ -87,7 +89,7 @@ def _run(spec: StageSpec, config: RunSettings) -> None:
         if process.is_main():
             _note_spent(config.output_dir, before + time.monotonic() - began)
         if not process.sends_events() and not isinstance(error, UserError):
-            with (config.output_dir / LOG_NAME).open("a", encoding="utf-8") as log:
+            with (config.output_dir / LOG_NAME).open("a", encoding="utf-8", errors="backslashreplace") as log:
                 traceback.print_exception(error, file=log)
         raise
     if process.is_main():

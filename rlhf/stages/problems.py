@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-from rlhf import hardware
+from rlhf import hardware, process
 from rlhf.errors import ModelError
 from rlhf.hardware import Machine
 from rlhf.metrics import tracker_problems
@@ -64,7 +64,6 @@ def input_problems(spec: StageSpec, config: RunSettings, models: Models, machine
 
 def this_machine() -> Machine:
     """The hardware of this run, from the launcher's environment variables."""
-    ranks = int(os.environ.get("WORLD_SIZE") or 1)
-    local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or ranks)
+    ranks, local = process.world_size(), process.local_world_size()
     gpus = hardware.accelerators() > 0 and os.environ.get("DS_ACCELERATOR") != "cpu"
     return Machine(ranks=local, nodes=max(1, ranks // local), gpus=gpus, bf16=gpus and hardware.bf16_gpus())

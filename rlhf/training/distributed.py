@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rlhf import hardware
+from rlhf import hardware, process
 from rlhf.training.zero_internals import turn_off_shared_memory_reduce
 
 # How long a rank waits for the others before it ends with an error. The launcher does not wait: it sees a dead rank.
@@ -23,10 +23,12 @@ TIMEOUT = timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS", "600"))
 
 def init(seed: int = 0) -> None:
     """Join the process group and seed this rank. A process that no launcher started becomes rank 0 of 1."""
+    process.set_is_rank(True)
     if not dist.is_initialized():
-        os.environ.setdefault("RANK", "0")
+        if not process.launched():  # what is left over from another launcher would make it wait for others
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+            os.environ["MASTER_PORT"] = str(hardware.free_port())
         os.environ.setdefault("LOCAL_RANK", "0")
-        os.environ.setdefault("WORLD_SIZE", "1")
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(hardware.free_port()))
         if not torch.cuda.is_available():

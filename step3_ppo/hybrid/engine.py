@@ -7,7 +7,6 @@ training and inference, there is no copy and nothing to refresh.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from rlhf import console
+from rlhf import console, process
 from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Generation, Sampler
@@ -151,12 +150,8 @@ def cache_budget() -> int:
     """Bytes that the KV cache may take on each rank: a share of the free memory, the same on all ranks."""
     free = float(distributed.accelerator().available_memory())
     if not distributed.on_gpu():  # the ranks of a node share its memory
-        free /= _ranks_of_a_node()
+        free /= process.local_world_size()
     return int(-distributed.max_over_ranks(-free) * CACHE_SHARE)
-
-
-def _ranks_of_a_node() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or distributed.world_size())
 
 
 def inference_dtype_of(name: str, training: torch.dtype) -> torch.dtype:
@@ -176,7 +171,7 @@ def tensor_parallel_group(size: int) -> dist.ProcessGroup | None:
     if size == 1:
         return None
     world = distributed.world_size()
-    local = _ranks_of_a_node()
+    local = process.local_world_size()
     if world % size or local % size:
         fitting = [str(n) for n in range(1, local + 1) if world % n == 0 and local % n == 0]
         raise ConfigError(

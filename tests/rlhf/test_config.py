@@ -13,6 +13,11 @@ from rlhf.config import Config, build, build_leniently, differences, given, opti
 from rlhf.errors import ConfigError
 
 
+class Placed(Config):
+    folder: Path = setting(Path("output"), "a place")
+    file: Path | None = setting(None, "another place")
+
+
 class Small(Config):
     learning_rate: float = setting(1e-5, "of the weights", gt=0)
     epochs: int = setting(1, "passes", ge=1)
@@ -69,6 +74,7 @@ def test_sets_are_read_as_the_field_needs_them() -> None:
         ("epochs=2", "write it as package.field=value"),
         ("small.epochs", "write it as package.field=value"),
         ("small.modules=[a", "is not a YAML value; quote it"),
+        ("small.name=2026-02-31", "is not a YAML value; quote it"),
     ],
 )
 def test_a_wrong_set_is_explained(item: str, message: str) -> None:
@@ -110,6 +116,10 @@ def test_differences_leave_out_what_may_change() -> None:
         (b"a: 1\nb: [1, 2\nc: 3\n", "not valid YAML at line 3"),
         (b"- a\n- b\n", "must hold a mapping of settings, not a list"),
         (b"\xff\xfe\x00", "not UTF-8|not valid YAML"),
+        (b"a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "not valid YAML at line 5: 'c' is given twice"),
+        (b"a: 2026-02-31\n", "holds a value that cannot be read: day is out of range"),
+        (b"a: " + b"1" * 5000, "holds a value that cannot be read: Exceeds the limit"),
+        (b"a: " + b"[" * 5000, "holds a value that cannot be read|not valid YAML"),
         (None, "does not exist"),
     ],
 )
@@ -120,3 +130,35 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes |
     with pytest.raises(Exception, match=message) as caught:
         read_yaml(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_folder_is_no_file_of_settings(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        read_yaml(tmp_path)
+
+
+def test_the_tilde_is_the_home_wherever_a_path_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell replaces it in `--folder ~/x` alone: in `--folder=~/x`, in YAML and in --set it made a folder named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen: dict[str, object] = {}
+
+    @click.command()
+    @options(Placed)
+    def command(**flags: object) -> None:
+        seen.update(given(flags))
+
+    assert CliRunner().invoke(command, ["--folder=~/x", "--file", "~"]).exit_code == 0
+    assert seen == {"folder": tmp_path / "x", "file": tmp_path}
+    (tmp_path / "a.yaml").write_text("folder: ~/x\nfile: a/~/b\n")
+    config = build(Placed, read_yaml(tmp_path / "a.yaml"), where="")
+    assert (config.folder, config.file) == (tmp_path / "x", Path("a/~/b"))
+    values, _ = parse_sets(["placed.folder=~/x"], {"placed": Placed})
+    config = build(Placed, values["placed"], where="")
+    assert config.folder == tmp_path / "x"
+    assert differences({"folder": "~/x", "file": None}, config) == []  # a run that an earlier version began
+    refused = CliRunner().invoke(command, ["--folder=~no-such-user/x"])
+    assert "~no-such-user is the home of no user of this machine" in refused.output
+    _, problems = build_leniently(Placed, {"folder": "~no-such-user"}, where="placed")
+    assert problems == [
+        "placed.folder='~no-such-user' is not valid: ~no-such-user is the home of no user of this machine"
+    ]

@@ -28,7 +28,9 @@ def test_long_lines_are_not_broken_in_a_pipe(capsys: pytest.CaptureFixture[str])
 
 
 def test_other_ranks_are_silent(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.process._Program.is_rank", True)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     console.say("a")
     console.warn("b")
     console.table("c", ["d"], [["e"]])

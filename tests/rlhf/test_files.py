@@ -20,6 +20,7 @@ from rlhf.files import (
     LOCK_NAME,
     claim_folder,
     empty_folder,
+    file_problems,
     folder_problems,
     lock,
     lock_folder,
@@ -104,6 +105,19 @@ def test_a_foreign_folder_is_neither_written_nor_emptied(tmp_path: Path) -> None
         empty_folder(tmp_path)
     assert folder_problems(tmp_path / "thesis.tex" / "output")[0].endswith("choose another output folder")
     assert "is a file" in folder_problems(tmp_path / "thesis.tex")[0]
+
+
+def test_a_folder_whose_name_is_not_text_is_refused(tmp_path: Path) -> None:
+    """The libraries that write tokenizers and weights cannot open it, which came out when a stage had trained."""
+    (found,) = folder_problems(tmp_path / os.fsdecode(b"caf\xe9"))
+    assert "is not UTF-8 text" in found
+
+
+def test_a_file_that_cannot_be_written_is_known_before(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert file_problems(tmp_path / "new" / "a.json", flag="--output") == []
+    assert file_problems(tmp_path, flag="--output") == [f"--output {tmp_path} is a folder; name a file"]
+    assert "file is not a folder that you may write in" in file_problems(tmp_path / "file" / "a", flag="--output")[0]
 
 
 def test_a_claimed_folder_is_emptied_but_for_its_lock(tmp_path: Path) -> None:

@@ -59,7 +59,9 @@ def test_a_run_from_the_start_begins_an_empty_file(tmp_path: Path) -> None:
 
 
 def test_only_rank_0_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.process._Program.is_rank", True)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with MetricsLog(tmp_path) as log:
         log.log(1, {"sft/loss": 1})
     assert list(tmp_path.iterdir()) == []

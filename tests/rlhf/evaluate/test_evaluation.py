@@ -46,6 +46,12 @@ def test_prompts_are_text_or_messages(tmp_path: Path):
         ({"promt": "x"}, r"row 2 has no column 'prompt'; did you mean 'promt'\?"),
         ('{"prompt": "x"', "line 2 is not valid JSON: expecting"),
         ([1], "row 2 has no column 'prompt'; --prompt-column names another"),
+        ({"prompt": "half \ud83d"}, "row 2: 'prompt' holds half of a surrogate pair"),
+        (
+            '{"prompt": "x", "n": ' + "1" * 5000 + "}",
+            "line 2 is not usable JSON: it has a number of more than",
+        ),
+        ('{"prompt": "x", "prompt": "y"}', "line 2 has the key 'prompt' twice"),
         ({"prompt": 3}, "row 2: 'prompt' is neither text nor messages"),
         ({"prompt": [{"role": "assistant", "content": "x"}]}, "row 2: 'prompt' is neither text nor messages that end"),
     ],
@@ -60,6 +66,36 @@ def test_files_without_prompts(tmp_path: Path):
         read_prompts(tmp_path / "none.jsonl")
     with pytest.raises(DataError, match="has no prompts"):
         read_prompts(prompts_file(tmp_path, ""))
+
+
+def test_a_file_of_something_else_is_named(tmp_path: Path):
+    """A pointer that Git LFS left was "not valid JSON: expecting value"."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 1\n")
+    with pytest.raises(DataError, match="is a Git LFS pointer, not the file itself"):
+        read_prompts(path)
+    path.write_text(json.dumps({"prompt": "x"}), encoding="utf-16")
+    with pytest.raises(DataError, match="is UTF-16 text; save it as UTF-8"):
+        read_prompts(path)
+    with pytest.raises(DataError, match="cannot be read: Is a directory"):
+        read_prompts(tmp_path)
+
+
+def test_paths_are_checked_before_models_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`--output` could be a folder, which was said when all answers were there; ~ was a folder of this name. And a
+    cluster's RANK=1 made the program silent."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    prompts_file(tmp_path, {"prompt": "x"})
+    config = EvaluateConfig(prompts="~/prompts.jsonl", output="~/new/result.json")  # type: ignore[arg-type]
+    assert config.problems() == ["--model is needed: LABEL=MODEL, once for each model"]
+    assert config.output == tmp_path / "new" / "result.json"
+    ended = CliRunner().invoke(main, ["--prompts=~/prompts.jsonl", "--output=~", "--model", f"{tmp_path}/none"])
+    assert ended.exit_code == 2
+    assert f"error: --output {tmp_path} is a folder; name a file\n" in ended.stderr
+    assert "rank 1" not in ended.stderr
+    assert "prompts" not in ended.stderr
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path):

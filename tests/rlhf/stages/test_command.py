@@ -190,8 +190,8 @@ def test_another_rank_writes_nothing_and_says_who_it_is(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claim_folder(tmp_path / "out")
-    monkeypatch.setenv("RANK", "1")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}.items():
+        monkeypatch.setenv(name, value)
     assert run().exit_code == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".rlhf.lock"]
     failed = run("--do", "raise RuntimeError('here')")
@@ -207,3 +207,18 @@ def test_bf16_on_a_cpu_without_it_is_said(
     monkeypatch.setattr(distributed, "computes_in_bf16", lambda: hardware)
     command._warn_of_slow_dtype(dtype)
     assert ("does not multiply in bf16" in capsys.readouterr().err) == warned
+
+
+def test_a_lone_stage_says_its_cause_whatever_rank_the_environment_names(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RANK=1, left in a shell or set by a cluster, made the stage one of two: it wrote and said nothing."""
+    monkeypatch.setenv("RANK", "1")
+    assert run("--do", "raise RuntimeError('here')").stderr == "error: RuntimeError: here\n"
+    assert run(output="second").exit_code == 0
+    assert (tmp_path / "second" / "done.json").exists()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    refused = run(output="other")
+    assert refused.exit_code == 2
+    assert "RANK=1 and WORLD_SIZE=1 do not go together" in refused.stderr
+    assert not (tmp_path / "other").exists()
