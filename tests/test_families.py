@@ -117,7 +117,7 @@ def test_adapters_are_merged_and_kept(family: str, tmp_path: Path, pairs: str) -
     torch.testing.assert_close(stages.outputs(adapted), seen["model"], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt_projected"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt_projected", "mixtral", "deepseek_v3"])
 def test_adapters_go_through_all_stages(family: str, tmp_path: Path, pairs: str) -> None:
     """Under LoRA the reference is the actor with its adapters off: KL is 0 on the first rollout and not on the second.
 

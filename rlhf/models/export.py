@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlhf.errors import ModelError
 from rlhf.files import new_folder
 from rlhf.models.loading import unwrap
-from rlhf.models.lora import base_of, factors, is_adapted, is_adapter, is_inside_adapter, merged_weight
+from rlhf.models.lora import is_adapted
+from rlhf.models.merging import FullValue, base_of, factors, in_fp32, merged, own_factors, plain_modules, plain_weights
 from rlhf.training import distributed
 from rlhf.training.engine import gathered
-from rlhf.training.zero_internals import has_master, is_sharded
-
-# Gives the whole value of a parameter, on every rank; None means that the module holds it.
-FullValue = Callable[[nn.Parameter], Tensor | None]
+from rlhf.training.zero_internals import has_master
 
 
 def export(
@@ -32,10 +31,12 @@ def export(
 
     All ranks call it, because ZeRO-3 gathers weights from all. Rank 0 holds the whole model in CPU memory and writes
     it; the folder appears when it is complete. `full_value` gives weights that are not those of the module (the moving
-    average). `config_changes` go into the model's config.json.
+    average). `config_changes` go into the model's config.json. Raises ModelError, before anything is written, if a
+    weight of the model would be missing.
     """
     lm = unwrap(model)
-    weights = {name: tensor for name, tensor in _merged_weights(lm, full_value) if tensor is not None}
+    weights = dict(_merged_weights(lm, full_value))
+    _check_names(lm, weights, folder)
     adapters = dict(_adapter_weights(model, full_value)) if is_adapted(model) else {}
     if distributed.is_main():
         lm.config.use_cache = True
@@ -52,52 +53,38 @@ def export(
 def _merged_weights(lm: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor | None]]:
     """(name, tensor on rank 0) of every weight and saved buffer, with adapters added in. Only one module at a time is
     gathered."""
-    persistent = set(lm.state_dict(keep_vars=True)) if not _is_sharded(lm) else None
     seen: set[int] = set()
-    for name, module in lm.named_modules():
-        if is_inside_adapter(name):
-            continue
-        source = base_of(module)
+    for name, module in plain_modules(lm):
+        source, low_rank = base_of(module), own_factors(module)
         own = [(key, p) for key, p in source.named_parameters(recurse=False) if id(p) not in seen]
         seen.update(id(p) for _, p in own)
-        low_rank = list(factors(module).values()) if is_adapter(module) else []
-        # the delta is computed from the module's own factors, so other values are put in their place for that time
-        with gathered([p for _, p in own] + low_rank), _in_place(low_rank, full_value):
+        # the deltas are computed from the module's own factors, so other values are put in their place for that time
+        with gathered([p for _, p in own] + low_rank), in_fp32(low_rank, full_value):
             for key, parameter in own:
                 value = full_value(parameter)
                 tensor = parameter.detach() if value is None else value.to(parameter.dtype)
-                if key == "weight":
-                    tensor = merged_weight(module, tensor).to(parameter.dtype)
+                tensor = merged(module, key, tensor).to(parameter.dtype)
                 # a copy, because what was gathered is sharded again when the block ends
                 copy = tensor.to("cpu", copy=True).contiguous() if distributed.is_main() else None
                 yield f"{name}.{key}" if name else key, copy
         for key, buffer in source.named_buffers(recurse=False):
-            full = f"{name}.{key}" if name else key
-            if key not in source._non_persistent_buffers_set and (persistent is None or full in persistent):
-                yield full, buffer.detach().cpu() if distributed.is_main() else None
+            if key not in source._non_persistent_buffers_set:
+                yield f"{name}.{key}" if name else key, buffer.detach().cpu() if distributed.is_main() else None
 
 
-def _is_sharded(lm: Any) -> bool:
-    return any(is_sharded(p) for p in lm.parameters())
-
-
-class _in_place:
-    """While inside, parameters hold their `full_value`."""
-
-    def __init__(self, parameters: list[Any], full_value: FullValue) -> None:
-        self.parameters, self.full_value = parameters, full_value
-
-    def __enter__(self) -> None:
-        self.saved = []
-        for parameter in self.parameters:
-            value = self.full_value(parameter)
-            if value is not None:
-                self.saved.append((parameter, parameter.data.clone()))
-                parameter.data.copy_(value)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter, data in self.saved:
-            parameter.data.copy_(data)
+def _check_names(lm: Any, names: Collection[str], folder: Path) -> None:
+    """Refuse to write a folder with other weights than those of the model. Tied weights are written once."""
+    wanted = plain_weights(lm)
+    written = {id(wanted[name]) for name in names if name in wanted}
+    ignored = getattr(lm, "_keys_to_ignore_on_save", None) or ()
+    lost = [name for name, tensor in wanted.items() if id(tensor) not in written and name not in ignored]
+    for what, found in (("lack", lost), ("hold, beside those of the model,", [n for n in names if n not in wanted])):
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise ModelError(
+                f"{folder} is not written: it would {what} {', '.join(found[:3])}{more}; the checkpoints hold what was "
+                "trained"
+            )
 
 
 def _adapter_weights(model: Any, full_value: FullValue) -> Iterator[tuple[str, Tensor]]:

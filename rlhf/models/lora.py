@@ -1,16 +1,16 @@
-"""Low-rank adapters (Hu et al. 2021) through peft: attach them, count them, switch them off, merge them."""
+"""Low-rank adapters (Hu et al. 2021) through peft: attach them, count them, switch them off."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rlhf import console
 from rlhf.errors import ConfigError, nearest
+from rlhf.models.merging import adapted_key, base_of, is_adapter, plain_modules, plain_weights, wrappers
 from rlhf.stage_config import LoraSettings
 
 
@@ -18,7 +18,8 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
     """Wrap `model` with adapters, so that nothing else is trained. With `lora_rank` 0 the model comes back as it is.
 
     `dropout` takes the place of `lora_dropout`. `keep_head` names a module that is trained whole, without an adapter:
-    the scalar head. Raises ConfigError when `lora_target_modules` match no module.
+    the scalar head. Raises ConfigError when `lora_target_modules` match no module, or one whose adapter could not be
+    merged into its weight.
     """
     if settings.lora_rank == 0:
         return model
@@ -32,22 +33,70 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
         lora_alpha=int(settings.lora_alpha) if float(settings.lora_alpha).is_integer() else settings.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=settings.lora_dropout if dropout is None else dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
-        exclude_modules=[keep_head] if keep_head else None,
+        exclude_modules=([keep_head] if keep_head else []) + _not_plain(model) or None,
         fan_in_fan_out=any(kind is Conv1D for kind in names.values()),
         modules_to_save=None,
     )
+    weights, head = set(model.state_dict()), model.get_output_embeddings()
     try:
         # Adapters keep the model's dtype. peft would make them fp32, and ZeRO-3 cannot hold two dtypes. The masters
         # are in fp32 anyway.
         wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=False)
-    except ValueError:
-        hints = nearest(targets[0], names)
-        raise ConfigError(f"lora_target_modules={','.join(targets)} matches no module of the model{hints}") from None
+    except ValueError as error:
+        raise ConfigError(_why_not(str(error), settings, names)) from None
+    if problem := _merging_problem(model, weights=weights, head=head):
+        raise ConfigError(f"lora_target_modules={','.join(targets)}: {problem}")
     count = count_adapters(wrapped)
     console.say(f"LoRA: rank {settings.lora_rank} adapters on {count} modules")
     if keep_head:
         model.get_submodule(keep_head).requires_grad_(True)
     return wrapped
+
+
+def _not_plain(model: nn.Module) -> list[str]:
+    """The last names of modules that inherit from a linear layer but take or give something else: an adapter does not
+    fit them."""
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear) and any(kind in type(module).__name__ for kind in ("Router", "Grouped"))
+        }
+    )
+
+
+def _why_not(text: str, settings: LoraSettings, names: Collection[str]) -> str:
+    """peft's refusal in one line that names the setting."""
+    targets = settings.lora_target_modules
+    if "lora_dropout" in text:
+        return (
+            f"lora_dropout={settings.lora_dropout:g}: this model keeps its experts in stacked weights, and adapters of "
+            "these have no dropout; leave it out, or name other modules in lora_target_modules"
+        )
+    if any(words in text for words in ("not found in the base model", "No modules were targeted", "were excluded")):
+        return f"lora_target_modules={','.join(targets)} matches no module of the model{nearest(targets[0], names)}"
+    return f"lora_target_modules={','.join(targets)}: {text.strip().partition(chr(10))[0]}"
+
+
+def _merging_problem(model: Any, *, weights: set[str], head: Any) -> str | None:
+    """Why the adapters in `model` could not be merged into its weights after the training, or None.
+
+    `weights` are the names of its state dict without adapters; `head` was its output embedding.
+    """
+    users: dict[int, list[str]] = {}
+    for name, module in plain_modules(model):
+        for parameter in base_of(module).parameters(recurse=False):
+            users.setdefault(id(parameter), []).append(name)
+    for name, module in plain_modules(model):
+        for wrapper in wrappers(module):
+            if base_of(module) is head:
+                return f"the output embedding {name} cannot have an adapter; leave it out"
+            others = [other for other in users[id(getattr(base_of(module), adapted_key(wrapper)))] if other != name]
+            if others:
+                return f"{name} shares its weight with {others[0]}, so its adapter cannot be merged; leave it out"
+    if changed := weights ^ set(plain_weights(model)):
+        return f"peft changes the names of weights, such as {min(changed)}; name other modules"
+    return None
 
 
 def is_adapted(model: Any) -> bool:
@@ -56,7 +105,7 @@ def is_adapted(model: Any) -> bool:
 
 
 def count_adapters(model: Any) -> int:
-    """The number of modules in a model that got an adapter."""
+    """The number of modules in a model that got an adapter; a stacked weight of experts counts as one."""
     return sum(1 for module in model.modules() if is_adapter(module))
 
 
@@ -65,38 +114,3 @@ def adapters_off(model: Any) -> Iterator[None]:
     """While inside, adapters contribute nothing: the model is what it was before training."""
     with model.disable_adapter():
         yield
-
-
-# --- one module ------------------------------------------------------------------------------------------------------
-
-
-def is_adapter(module: Any) -> bool:
-    """Whether a module is peft's wrapper around one layer: the layer itself and its low-rank factors."""
-    return hasattr(module, "lora_A") and hasattr(module, "base_layer")
-
-
-def base_of(module: Any) -> Any:
-    """The layer inside an adapter; any other module is its own."""
-    return module.base_layer if is_adapter(module) else module
-
-
-def factors(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The low-rank factors in a module, or in a whole model, by their names; empty without adapters."""
-    return {name: p for name, p in module.named_parameters() if "lora_" in name}
-
-
-def is_inside_adapter(name: str) -> bool:
-    """Whether a module's dotted name is that of an adapter's part: its factors, or the layer that it wraps."""
-    return ".lora_" in f".{name}" or name.endswith(".base_layer")
-
-
-@torch.no_grad()
-def merged_weight(module: Any, weight: Tensor) -> Tensor:
-    """`weight` (of `base_of(module)`, whole) with the deltas of the module's adapters added: W + scale · B A.
-
-    The sum is in fp32, for the caller to round once; a delta comes from peft in the dtype of its factors. Without an
-    adapter the weight comes back as it is.
-    """
-    for adapter in module.active_adapters if is_adapter(module) else ():
-        weight = weight.float() + module.get_delta_weight(adapter).float()
-    return weight

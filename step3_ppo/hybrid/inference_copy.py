@@ -7,7 +7,7 @@ rollouts. At every ZeRO stage, at most one module of the training weights is who
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rlhf.models.loading import unwrap
-from rlhf.models.lora import base_of, factors, is_adapter, merged_weight
+from rlhf.models.merging import base_of, merged, own_factors, plain_modules
 from rlhf.training.engine import gathered
 from step3_ppo.hybrid.packed_linear import PackedLinear, can_pack, pack_layers
 from step3_ppo.hybrid.tensor_parallel import ShardedLinear, shard
@@ -36,6 +36,7 @@ class InferenceCopy:
         packed: bool = True,
     ) -> None:
         self.trained, self.device = unwrap(trained), device
+        self._sources = dict(plain_modules(self.trained))
         config = copy.deepcopy(self.trained.config)
         with torch.device("meta"):
             self.lm = type(self.trained)(config).to(dtype)
@@ -52,12 +53,12 @@ class InferenceCopy:
 
     def _copy_buffers(self) -> None:
         """Copy rotary frequencies, masks and the like: they are not in a checkpoint and never trained."""
-        own = {name: (module, key) for name, module, key in _buffers(self.lm)}
-        for name, module, key in _buffers(self.trained):
+        own = {name: (module, key) for name, module, key in _buffers(self.lm.named_modules())}
+        for name, module, key in _buffers(self._sources.items()):
             if name in own:
                 target, target_key = own[name]
                 target._buffers[target_key] = module._buffers[key].detach().to(self.device, copy=True)
-        left = [name for name, module, key in _buffers(self.lm) if module._buffers[key].is_meta]
+        left = [name for name, module, key in _buffers(self.lm.named_modules()) if module._buffers[key].is_meta]
         assert not left, f"buffers of the copy without a value: {left}"
         for module in self.lm.modules():  # rotary layers keep the frequencies a second time, as a plain attribute
             for key, value in list(vars(module).items()):
@@ -87,9 +88,9 @@ class InferenceCopy:
                 own = [(key, p) for key, p in module.named_parameters(recurse=False) if id(p) not in done]
                 done.update(id(p) for _, p in own)
                 if isinstance(module, PackedLinear):
-                    _pack([self.trained.get_submodule(source) for source in module.sources], module)
+                    _pack([self._sources[source] for source in module.sources], module)
                 elif own:
-                    _copy_module(self.trained.get_submodule(name), module, own)
+                    _copy_module(self._sources[name], module, own)
 
     def release(self) -> None:
         """Free the memory of the weights."""
@@ -111,11 +112,9 @@ class InferenceCopy:
 def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Parameter]]) -> None:
     """One module's parameters: gathered, adapters added in fp32, cut, rounded once."""
     base = base_of(source)
-    with gathered([getattr(base, key) for key, _ in own] + _low_rank(source)):
+    with gathered([getattr(base, key) for key, _ in own] + own_factors(source)):
         for key, parameter in own:
-            value = getattr(base, key).detach()
-            if key == "weight":
-                value = merged_weight(source, value)
+            value = merged(source, key, getattr(base, key).detach())
             if isinstance(target, ShardedLinear):
                 value = target.take_weight(value) if key == "weight" else target.take_bias(value)
             assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
@@ -126,17 +125,12 @@ def _pack(sources: list[Any], target: PackedLinear) -> None:
     """The same for the layers that one packed layer holds."""
     bases = [base_of(source) for source in sources]
     keys = ("weight", "bias") if target.has_bias else ("weight",)
-    low_rank = [factor for source in sources for factor in _low_rank(source)]
+    low_rank = [factor for source in sources for factor in own_factors(source)]
     with gathered([getattr(base, key) for base in bases for key in keys] + low_rank):
         target.pack(
-            [merged_weight(source, base.weight.detach()) for source, base in zip(sources, bases, strict=True)],
+            [merged(source, "weight", base.weight.detach()) for source, base in zip(sources, bases, strict=True)],
             [base.bias.detach() for base in bases] if target.has_bias else [],
         )
-
-
-def _low_rank(source: Any) -> list[nn.Parameter]:
-    """The factors of the module's own adapters; not those of the modules inside it."""
-    return list(factors(source).values()) if is_adapter(source) else []
 
 
 def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]:
@@ -149,9 +143,10 @@ def _places(model: nn.Module) -> dict[nn.Parameter, list[tuple[nn.Module, str]]]
     return found
 
 
-def _buffers(model: nn.Module) -> Iterator[tuple[str, Any, str]]:
-    """(full name, module, key) of every buffer."""
-    for name, module in model.named_modules():
-        for key, buffer in module._buffers.items():
+def _buffers(modules: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any, str]]:
+    """(full name, module, key) of every buffer of named modules."""
+    for name, module in modules:
+        layer = base_of(module)
+        for key, buffer in layer._buffers.items():
             if buffer is not None:
-                yield (f"{name}.{key}" if name else key), module, key
+                yield (f"{name}.{key}" if name else key), layer, key

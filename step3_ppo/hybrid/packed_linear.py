@@ -38,6 +38,11 @@ class PackedLinear(nn.Module):
         self.bias: Tensor | None = None
         self.has_bias = getattr(originals[0], "bias", None) is not None
 
+    @property
+    def weight(self) -> Tensor:
+        """Some families ask a layer's weight for its dtype. This one has no values."""
+        return torch.empty(0, dtype=self.dtype)
+
     def pack(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
         """Take the weights, in the layout of the originals, and the biases."""
         weight = torch.cat([(w.t() if self.transposed else w).to(self.dtype) for w in weights])

@@ -10,6 +10,8 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from tokenizers import decoders as token_decoders
 
+from tests.helpers.families import config_of
+
 VOCABULARY = 320
 _SMALL: dict[str, Any] = dict(vocab_size=VOCABULARY, bos_token_id=1, eos_token_id=2, pad_token_id=0)
 
@@ -52,13 +54,21 @@ FAMILIES: dict[str, Any] = {
 
 
 def tiny_lm(family: str = "llama", seed: int = 0) -> hf.PreTrainedModel:
-    """A random causal model of a family, biases and norms moved off their zeros and ones so that mistakes show."""
+    """A random causal model of one of these families, or of those of `families.py`."""
+    return random_lm(FAMILIES[family]() if family in FAMILIES else config_of(family), seed)
+
+
+def random_lm(config: hf.PreTrainedConfig, seed: int = 0) -> hf.PreTrainedModel:
+    """A random causal model, biases and norms moved off their zeros and ones so that mistakes show."""
     torch.manual_seed(seed)
-    model = hf.AutoModelForCausalLM.from_config(FAMILIES[family]())
+    model = hf.AutoModelForCausalLM.from_config(config)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):  # saved with the weights: it decides on the experts
+                buffer.add_(torch.randn(buffer.shape, generator=generator))
     return model.eval()
 
 
