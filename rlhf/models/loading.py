@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as hf_logging
 
 from rlhf.errors import ConfigError, ModelError
@@ -27,11 +34,8 @@ hf_logging.disable_progress_bar()
 hf_logging.set_verbosity_error()
 
 VOCABULARY_MULTIPLE = 64
-# The names of the dropouts in the configs of the families.
-_DROPOUTS = (
-    "dropout", "attention_dropout", "activation_dropout", "layerdrop", "resid_pdrop", "embd_pdrop", "attn_pdrop",
-    "hidden_dropout", "classifier_dropout", "summary_first_dropout",
-)  # fmt: skip
+# Parts of the names of whatever is random in training mode: dropout, layers left out, the noise of routers.
+_RANDOM = ("drop", "jitter")
 
 
 @dataclass(frozen=True)
@@ -163,15 +167,35 @@ def load_strict(
             raise ModelError(f"{name}: the checkpoint {what} {', '.join(sorted(keys)[:3])}{more}")
     if info.get("mismatched_keys"):
         raise ModelError(f"{name}: weights of another shape than the config says: {sorted(info['mismatched_keys'])[0]}")
+    if loading.no_dropout:
+        remove_dropout(model)
     serve_on_cpu(model)
     return model.eval()
 
 
-def remove_dropout(config: Any) -> None:
-    """Set every dropout of a config to 0."""
-    for field in _DROPOUTS:
-        if isinstance(getattr(config, field, None), (int, float)):
-            setattr(config, field, 0.0)
+def remove_dropout(held: Any) -> None:
+    """Set every dropout to 0, and the noise of routers: in a config and the configs inside it, or in a model's modules.
+
+    Families name them in many ways, so every number counts whose name says so. A model is asked as well, because some
+    keep the number that they were built with.
+    """
+    if isinstance(held, nn.Module):
+        for module in held.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+            _zero_random(vars(module))
+        return
+    fields = held if isinstance(held, dict) else vars(held)
+    _zero_random(fields)
+    for name, value in fields.items():
+        if isinstance(value, (dict, PreTrainedConfig)) and name not in ("id2label", "label2id"):
+            remove_dropout(value)
+
+
+def _zero_random(fields: dict[str, Any]) -> None:
+    for name, value in fields.items():
+        if type(value) in (int, float) and any(part in name for part in _RANDOM):
+            fields[name] = type(value)(0)
 
 
 def fit_to_tokenizer(model: PreTrainedModel, loading: Loading) -> None:

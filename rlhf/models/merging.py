@@ -52,7 +52,7 @@ def plain_modules(model: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def plain_weights(model: Any) -> dict[str, Tensor]:
-    """The state dict that the model would have without adapters; its tensors are the parameters and buffers themselves."""
+    """The state dict that the model would have without adapters; its tensors are parameters and buffers themselves."""
     found = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         parts = name.split(".")

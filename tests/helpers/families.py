@@ -14,6 +14,7 @@ _COMMON: dict[str, Any] = {
     "max_position_embeddings": 128, "sliding_window": WINDOW,
 }  # fmt: skip
 _EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+_GROUPS = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1}
 _LATENT: dict[str, Any] = {
     "num_key_value_heads": 4, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
     "v_head_dim": 8, "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "first_k_dense_replace": 1,
@@ -34,18 +35,18 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gpt_oss": {**_EXPERTS, "num_local_experts": 4, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "deepseek_v2": {**_EXPERTS, **_LATENT},
     "deepseek_v3": {**_EXPERTS, **_LATENT},
-    "glm4_moe": {**_EXPERTS, "n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "glm4_moe": {**_EXPERTS, **_GROUPS},
     "granitemoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
     "ernie4_5_moe": {**_EXPERTS, "moe_num_experts": 4, "moe_k": 2},
     "phimoe": {**_EXPERTS, "num_local_experts": 4},
-    "dots1": {**_EXPERTS, "n_routed_experts": 4, "n_shared_experts": 1, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, **_MIXED},
+    "dots1": {**_EXPERTS, **_GROUPS, "n_shared_experts": 1, **_MIXED},
     "flex_olmo": {**_EXPERTS, "num_experts": 4},
     "minimax_m2": {**_EXPERTS, "num_local_experts": 4},
     "hunyuan_v1_moe": {**_EXPERTS, "num_experts": 4},
     # windows in some layers or in all
     "gemma2": _MIXED,
     "gemma3_text": _MIXED,
-    "gemma4_text": {**_MIXED, "global_head_dim": 8, "vocab_size_per_layer_input": 320, "hidden_size_per_layer_input": 8},
+    "gemma4_text": {**_MIXED, "global_head_dim": 8, "vocab_size_per_layer_input": 320},
     "cohere2": _MIXED,
     "olmo3": _MIXED,
     "exaone4": {**_MIXED, "sliding_window_pattern": "LG"},

@@ -1,8 +1,7 @@
-"""Loading: strict about weights, pad ≠ end, dropout off, embeddings that fit the tokenizer."""
+"""Loading: strict about weights, pad ≠ end, embeddings that fit the tokenizer."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import ConfigError, ModelError
-from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer, remove_dropout, unwrap
+from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer, unwrap
 from rlhf.models.scalar_model import ScalarModel, draw_head, load_scalar_model, score_affine, values_at
 from rlhf.training.engine import gathered
 from tests.helpers.ppo import save_reward_model
@@ -164,39 +163,7 @@ def test_embeddings_with_room_do_not_change(folder: Path) -> None:
     assert model.get_input_embeddings().weight.shape[0] == 320
 
 
-# --- dropout, dtype ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("family", list(FAMILIES))
-def test_no_dropout_leaves_none(family: str, tmp_path: Path) -> None:
-    """Two forwards in training mode agree, for language and scalar models, though the folder asks for dropout."""
-    save_tiny(tmp_path, family)
-    path = tmp_path / "config.json"
-    config = json.loads(path.read_text())
-    for name in config:
-        if ("drop" in name or name.endswith("pdrop")) and isinstance(config[name], float):
-            config[name] = 0.5
-    path.write_text(json.dumps(config))
-    ids = torch.tensor([[5, 6, 7, 8, 9, 10]])
-    lm: Any = load_causal_lm(Loading(str(tmp_path), no_dropout=True)).train()
-    assert torch.equal(lm(input_ids=ids).logits, lm(input_ids=ids).logits)
-    loaded = load_scalar_model(Loading(str(tmp_path), tiny_tokenizer(), no_dropout=True), new_head=True)
-    scalar = ScalarModel(loaded).train()
-    assert torch.equal(scalar(ids), scalar(ids))
-
-
-def test_remove_dropout_touches_numbers_alone() -> None:
-    class Config:
-        dropout, attention_dropout, hidden_dropout, layerdrop = 0.1, None, "yes", 1
-
-    config: Any = Config()
-    remove_dropout(config)
-    assert (config.dropout, config.attention_dropout, config.hidden_dropout, config.layerdrop) == (
-        0.0,
-        None,
-        "yes",
-        0.0,
-    )
+# --- dtype ------------------------------------------------------------------------------------------------------------
 
 
 def test_dtypes() -> None:
