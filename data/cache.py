@@ -50,20 +50,29 @@ def build_once(root: Path, kind: str, key: str, build: Callable[[Path], None], *
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"data_cache_dir {root} cannot be created: {error.strerror}") from error
-    with _locked(root / f"{kind}-{key}.lock", doing=doing):
+    with _locked(root / f"{kind}-{key}.lock", doing=doing) as alone:
         if not folder.exists():
-            for left in root.glob(f".{folder.name}.*.part"):
+            for left in root.glob(f".{folder.name}.*.part") if alone else ():
                 shutil.rmtree(left, ignore_errors=True)
-            with new_folder(folder) as temporary:
+            with new_folder(folder, replaces=alone) as temporary:
                 build(temporary)
     return folder
 
 
 @contextmanager
-def _locked(path: Path, *, doing: str) -> Iterator[None]:
-    """Hold the lock of a folder while it is built; print a line while another process has the lock."""
+def _locked(path: Path, *, doing: str) -> Iterator[bool]:
+    """Hold the lock of a folder while it is built; print a line while another process has the lock.
+
+    Yields False on a file system without locks (Lustre, often). Then several processes may build the same folder, each
+    in a temporary one of its own, and the first that is ready stays.
+    """
     with path.open("a") as file:
-        if not lock(file):
+        try:
+            alone = lock(file)
+        except OSError:
+            yield False
+            return
+        if not alone:
             say(f"waiting for another process that is {doing}")
             lock(file, wait=math.inf)
-        yield
+        yield True

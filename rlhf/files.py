@@ -83,10 +83,13 @@ def write_yaml(path: Path, value: Any) -> None:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; on success it replaces `path`, on an error it is removed."""
+def new_folder(path: Path, *, replaces: bool = True) -> Iterator[Path]:
+    """Yield a temporary folder beside `path`; on success it replaces `path`, on an error it is removed.
+
+    With `replaces` False a `path` that somebody else has made meanwhile stays, and the temporary folder is removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -96,9 +99,14 @@ def new_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
-        if path.exists():
+        if path.exists() and replaces:
             shutil.rmtree(path)
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if replaces or not path.is_dir():
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -130,7 +130,10 @@ def environment(placement: Placement, *, rank: int | None, port: int) -> dict[st
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
     variables.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // placement.ranks)))
-    if not placement.gpus:
+    if placement.gpus:
+        # inference copy and cache come and go in each iteration, in other sizes
+        variables.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    else:
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
     if rank is not None:
         variables |= {

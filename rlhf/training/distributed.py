@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from rlhf import hardware, process
+from rlhf.errors import ConfigError
 from rlhf.training.zero_internals import turn_off_shared_memory_reduce
 
 # How long a rank waits for the others before it ends with an error. The launcher does not wait: it sees a dead rank.
@@ -32,17 +33,35 @@ def init(seed: int = 0) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(hardware.free_port()))
         if not torch.cuda.is_available():
+            _refuse_unusable_gpus()
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
         import deepspeed
 
         turn_off_shared_memory_reduce()
-        accelerator().set_device(int(os.environ["LOCAL_RANK"]))
+        # a scheduler may show each rank its own GPU alone
+        accelerator().set_device(int(os.environ["LOCAL_RANK"]) % max(1, accelerator().device_count()))
         deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))
     set_seed(seed)
+
+
+def _refuse_unusable_gpus() -> None:
+    """Raise ConfigError where the machine has GPUs that torch was built for but cannot use: a driver that is too old,
+    say. Without this a rank would compute on the CPU, and nobody would be told."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not hardware.accelerators():
+        return
+    try:
+        torch.cuda.init()
+        reason = "torch.cuda.is_available() is False"
+    except Exception as error:  # each cause has its own class
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    raise ConfigError(
+        f"{hardware.accelerators()} GPU(s) are visible, but torch {torch.__version__} cannot use them: {reason}; "
+        "install a driver or a torch that fit, or set CUDA_VISIBLE_DEVICES= to compute on the CPU"
+    )
 
 
 def set_seed(seed: int) -> None:
@@ -89,6 +108,15 @@ def accelerator() -> Any:
 def on_gpu() -> bool:
     """Whether this process computes on a GPU."""
     return accelerator().device_name() != "cpu"
+
+
+def free_memory() -> int:
+    """Bytes that this process can still take on its device: what the driver has, and what torch's allocator holds
+    without using it. The driver alone would count that as used."""
+    if accelerator().device_name() == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int(accelerator().available_memory())
 
 
 def gpu_has_bf16() -> bool:

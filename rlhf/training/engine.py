@@ -25,6 +25,9 @@ from rlhf.training.zero_internals import Fragment, full_numel, full_shape, is_sh
 # The dtypes that settings name.
 DTYPES: dict[NamedDtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+# Elements of a bucket in which gradients are reduced. DeepSpeed's own 5e8 hold 1 GB in each engine for ever.
+REDUCE_BUCKET = 200_000_000
+
 
 @dataclass(frozen=True)
 class Step:
@@ -41,11 +44,11 @@ def train_config(
 ) -> dict[str, Any]:
     """The DeepSpeed config of a trained model. `micro_batch_size`: rows of one forward; `gradient_clipping`: the
     largest norm, 0 for none; `offload`: keep masters and optimiser state in CPU memory."""
-    zero: dict[str, Any] = {"stage": zero_stage}
+    zero: dict[str, Any] = {"stage": zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
     if zero_stage == 3:
         zero |= {"stage3_gather_16bit_weights_on_model_save": False, "reduce_scatter": True}
-    if zero_stage in (1, 2):
-        zero |= {"overlap_comm": False}
+    if zero_stage in (1, 2):  # at ZeRO-1 gradients are reduced once a step, after all backwards
+        zero |= {"overlap_comm": zero_stage == 2 and distributed.on_gpu()}
     if offload:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     return {
@@ -81,7 +84,11 @@ def zero3_config(zero_stage: int, dtype: torch.dtype) -> dict[str, Any] | None:
 
 
 def _precision(dtype: torch.dtype) -> dict[str, Any]:
-    return {} if dtype == torch.float32 else {_name_of(dtype): {"enabled": True}}
+    if dtype == torch.float32:
+        return {}
+    # From 2^16 the loss scale takes several skipped steps to fall to where most models train.
+    scale = {"initial_scale_power": 12, "hysteresis": 1} if dtype == torch.float16 else {}
+    return {_name_of(dtype): {"enabled": True, **scale}}
 
 
 def _gradient_sums(zero_stage: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def read_engine(engine: TrainEngine, reader: Reader, state: Mapping[str, Any], e
             if not reader.has(f.name, f"optimizer.{key}"):
                 continue
             values = optimizer.state[flat]
-            values.setdefault("step", torch.tensor(float(state["optimizer_step"])))
+            values.setdefault("step", _step_count(optimizer, flat, float(state["optimizer_step"])))
             if engine.zero_stage == 0 and len(whole := reader.whole(f.name, f"optimizer.{key}")) != flat.numel():
                 values[key] = whole.reshape(_factored_shape(key, flat.shape)).to(flat.device)
                 continue
@@ -131,6 +131,13 @@ def read_engine(engine: TrainEngine, reader: Reader, state: Mapping[str, Any], e
         if "step" in values:
             values["step"].fill_(float(state["optimizer_step"]))
     _weights_from_masters(engine, reader)
+
+
+def _step_count(optimizer: torch.optim.Optimizer, flat: Tensor, steps: float) -> Tensor:
+    """The optimiser's count of steps for one tensor. A fused optimiser reads it on the tensor's device, any other on
+    the CPU."""
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    return torch.tensor(steps, device=flat.device if fused else "cpu")
 
 
 def _slice(flat: Tensor, f: Fragment) -> Tensor:

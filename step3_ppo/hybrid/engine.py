@@ -148,7 +148,7 @@ class GroupSampler:
 
 def cache_budget() -> int:
     """Bytes that the KV cache may take on each rank: a share of the free memory, the same on all ranks."""
-    free = float(distributed.accelerator().available_memory())
+    free = float(distributed.free_memory())
     if not distributed.on_gpu():  # the ranks of a node share its memory
         free /= process.local_world_size()
     return int(-distributed.max_over_ranks(-free) * CACHE_SHARE)

@@ -40,6 +40,26 @@ def test_a_folder_is_built_once_and_whole(tmp_path: Path) -> None:
     assert len(calls) == 1
 
 
+def test_without_locks_the_first_whole_folder_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a file system without locks the raw OSError was shown. Now each process builds, and disturbs no other."""
+
+    def no_locks(*args: Any, **kwargs: Any) -> bool:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(cache, "lock", no_locks)
+    unfinished = tmp_path / ".rows-a.other.1.part"
+    unfinished.mkdir()
+
+    def slow(folder: Path) -> None:
+        (folder / "mine").write_text("late")
+        (tmp_path / "rows-a").mkdir()  # another process is ready first
+        (tmp_path / "rows-a" / "theirs").write_text("first")
+
+    found = cache.build_once(tmp_path, "rows", "a", slow, doing="testing")
+    assert [file.name for file in found.iterdir()] == ["theirs"]
+    assert [path.name for path in tmp_path.glob(".*.part")] == [unfinished.name]
+
+
 def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     def build(folder: Path) -> None:
         (folder / "half").write_text("1")

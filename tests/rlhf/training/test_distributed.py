@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 
+from rlhf import hardware
+from rlhf.errors import ConfigError
 from rlhf.training import distributed
 
 
@@ -99,3 +101,40 @@ def test_the_instructions_that_multiply_in_bf16(instruction: str, monkeypatch: p
         assert distributed.computes_in_bf16() == (instruction != "avx512_f")
     finally:
         distributed.computes_in_bf16.cache_clear()
+
+
+def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a driver that was too old for torch, eight processes loaded a 13B model on CPUs without a word."""
+
+    def too_old() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too old (found version 12020).\nMore lines.")
+
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    monkeypatch.setattr(hardware, "accelerators", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", too_old)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    with pytest.raises(
+        ConfigError, match=r"8 GPU\(s\) are visible, .* too old \(found version 12020\)\.; install"
+    ) as told:
+        distributed.init()
+    assert "More lines" not in str(told.value)
+    monkeypatch.setattr(hardware, "accelerators", lambda: 0)
+    distributed._refuse_unusable_gpus()
+    monkeypatch.setattr(hardware, "accelerators", lambda: 8)
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    distributed._refuse_unusable_gpus()
+
+
+def test_free_memory_counts_what_torch_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver counts the allocator's cached blocks as used: the room for the KV cache shrank after the first step."""
+
+    class Cuda:
+        def device_name(self) -> str:
+            return "cuda"
+
+    monkeypatch.setattr(distributed, "accelerator", Cuda)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5_000, 80_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 70_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 40_000)
+    assert distributed.free_memory() == 35_000

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
+from rlhf.training import engine_state
 from rlhf.training.checkpoint import Checkpoint, Checkpoints
 from rlhf.training.engine import TrainEngine
 from rlhf.training.zero_internals import Fragment
@@ -228,3 +229,13 @@ def test_fragments_are_the_parameters_and_cover_each_once(world_size: int, run_r
             edges = [edge for piece in pieces for edge in piece]
             assert edges[0] == 0 and edges[-1] == size, f"ZeRO-{zero_stage}: {name} {pieces}"
             assert edges[1:-1:2] == edges[2::2], f"ZeRO-{zero_stage}: {name} {pieces}"
+
+
+def test_a_fused_optimisers_step_count_is_on_the_device_of_its_tensor() -> None:
+    """Every resume on a GPU ended at its first step: torch's fused AdamW refused a count on the CPU."""
+    flat = torch.nn.Parameter(torch.empty(4, device="meta"))
+    fused = torch.optim.AdamW([{"params": [torch.nn.Parameter(torch.zeros(2))]}], fused=True)
+    plain = torch.optim.Adafactor([torch.nn.Parameter(torch.zeros(2, 2))])
+    assert engine_state._step_count(fused, flat, 3.0).device.type == "meta"
+    counted = engine_state._step_count(plain, flat, 3.0)
+    assert (counted.device.type, float(counted)) == ("cpu", 3.0)
