@@ -12,7 +12,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from rlhf.files import open_to_others, sync_folder, write_json
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
 from rlhf.training.engine_state import Extra, Reader, read_engine, write_engine
+from rlhf.training.fragment_file import new_digest
 from rlhf.training.interrupt import Interrupts
 
 STATE_NAME = "state.json"
@@ -84,8 +85,7 @@ class Checkpoints:
         def write() -> None:
             for name, engine in engines.items():
                 path = temporary / f"{name}-{rank:05}.safetensors"
-                told[name] = write_engine(engine, path, (extras or {}).get(name, {}))
-                digests[path.name] = _digest(path, sync=True)
+                told[name], digests[path.name] = write_engine(engine, path, (extras or {}).get(name, {}))
 
         self._agree(final, temporary, write)
         files = {name: digest for part in distributed.gather_objects(digests) for name, digest in part.items()}
@@ -127,11 +127,9 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, the same on every rank; None without one. Damaged ones get a warning and are
         skipped. Raises DataError when the run was begun on other data."""
-        chosen = self._newest_sound() if distributed.is_main() else None
-        name = distributed.gather_objects(chosen)[0]
-        if name is None:
+        folder = self._newest_sound()
+        if folder is None:
             return None
-        folder = self.folder / name
         value = _read_state(folder)
         if value.get("format", 1) > FORMAT:
             raise DataError(
@@ -145,11 +143,14 @@ class Checkpoints:
             )
         return Checkpoint(folder, int(value["step"]), value["state"], value["engines"])
 
-    def _newest_sound(self) -> str | None:
-        for folder in self._folders():
-            problem = _damage(folder)
+    def _newest_sound(self) -> Path | None:
+        """All ranks call it: each reads a part of the files, because a large model's take minutes to read."""
+        rank, ranks = distributed.rank(), distributed.world_size()
+        names = distributed.gather_objects([f.name for f in self._folders()])[0]
+        for folder in (self.folder / name for name in names):
+            problem = next(filter(None, distributed.gather_objects(_damage(folder, part=rank, of=ranks))), None)
             if problem is None:
-                return folder.name
+                return folder
             console.warn(f"checkpoint {folder} is damaged ({problem}) and is skipped")
         return None
 
@@ -200,10 +201,10 @@ def _score(folder: Path) -> float | None:
         return None
 
 
-def _damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+def _damage(folder: Path, *, part: int, of: int) -> str | None:
+    """What is wrong with every `of`-th of a checkpoint's files, or None."""
     try:
-        for name, digest in _read_state(folder)["files"].items():
+        for name, digest in list(_read_state(folder)["files"].items())[part::of]:
             if _digest(folder / name) != digest:
                 return f"{name} has other content than was written"
     except FileNotFoundError as error:
@@ -227,16 +228,9 @@ def _digest_of(value: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(value).encode(), digest_size=16).hexdigest()
 
 
-def _digest(path: Path, *, sync: bool = False) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+def _digest(path: Path) -> str:
+    digest = new_digest()
     with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        for block in _blocks(file):
+        while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _blocks(file: Any) -> Iterator[bytes]:
-    while block := file.read(1 << 22):
-        yield block

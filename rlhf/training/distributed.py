@@ -18,12 +18,22 @@ from rlhf import hardware, process
 from rlhf.errors import ConfigError
 from rlhf.training.zero_internals import turn_off_shared_memory_reduce
 
-# How long a rank waits for the others before it ends with an error. The launcher does not wait: it sees a dead rank.
-TIMEOUT = timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS", "600")))
+# How long a rank waits where another may be reading or writing files alone: a model, a checkpoint, a data cache.
+PATIENCE = timedelta(hours=24)
+
+# Over gloo, also on GPUs, where a watchdog would end a rank that waits for files.
+_patient: dist.ProcessGroup | None = None
+
+
+def timeout() -> timedelta:
+    """How long a rank waits in a collective of tensors, in which all ranks take part at once, before it ends with an
+    error. The launcher does not wait: it sees a dead rank."""
+    return timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS") or 1800))
 
 
 def init(seed: int = 0) -> None:
     """Join the process group and seed this rank. A process that no launcher started becomes rank 0 of 1."""
+    global _patient
     process.set_is_rank(True)
     if not dist.is_initialized():
         if not process.launched():  # what is left over from another launcher would make it wait for others
@@ -41,7 +51,8 @@ def init(seed: int = 0) -> None:
         turn_off_shared_memory_reduce()
         # a scheduler may show each rank its own GPU alone
         accelerator().set_device(int(os.environ["LOCAL_RANK"]) % max(1, accelerator().device_count()))
-        deepspeed.init_distributed(verbose=False, timeout=TIMEOUT)
+        deepspeed.init_distributed(verbose=False, timeout=timeout())
+        _patient = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None  # type: ignore[assignment]
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))
@@ -141,17 +152,16 @@ def computes_in_bf16() -> bool:
 
 
 def barrier() -> None:
-    """Wait until every rank has come here."""
+    """Wait until every rank has come here, however long one of them reads or writes files."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_patient)
 
 
 def sum_over_ranks(*values: float | int | torch.Tensor) -> list[float]:
     """Each value summed over all ranks, in one all-reduce. All ranks call it. Counts are exact up to 2^53."""
     packed = torch.tensor([float(v) for v in values], dtype=torch.float64)
     if world_size() > 1:
-        packed = packed.to(device())
-        dist.all_reduce(packed)
+        dist.all_reduce(packed, group=_patient)
     return packed.tolist()
 
 
@@ -159,17 +169,17 @@ def max_over_ranks(value: float | int) -> float:
     """The largest of the ranks' values, on every rank. All ranks call it."""
     packed = torch.tensor(float(value), dtype=torch.float64)
     if world_size() > 1:
-        packed = packed.to(device())
-        dist.all_reduce(packed, op=dist.ReduceOp.MAX)
+        dist.all_reduce(packed, op=dist.ReduceOp.MAX, group=_patient)
     return float(packed)
 
 
 def gather_objects(value: object) -> list:
-    """The `value` of every rank in the order of the ranks, on every rank. All ranks call it; values are pickled."""
+    """The `value` of every rank in the order of the ranks, on every rank. All ranks call it; values are pickled. A rank
+    waits here as in `barrier`."""
     if world_size() == 1:
         return [value]
     gathered: list = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=_patient)
     return gathered
 
 
@@ -177,7 +187,7 @@ def shutdown(code: int) -> None:
     """End this process with exit code `code`. After a failure (not 0) it does not wait for the other ranks, which may
     never answer."""
     if dist.is_initialized() and code == 0:
-        dist.barrier()
+        barrier()
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()

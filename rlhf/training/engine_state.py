@@ -16,6 +16,7 @@ from torch import Tensor
 from rlhf.errors import TrainingError
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
+from rlhf.training.fragment_file import write_tensors
 from rlhf.training.zero_internals import Fragment, own_part
 
 MASTER = "master"
@@ -32,11 +33,10 @@ def _tables(engine: TrainEngine, extra: Extra) -> dict[str, list[Tensor | None]]
     return tables | {f"optimizer.{key}": [state.get(key) for state in states] for key in keys}
 
 
-def write_engine(engine: TrainEngine, path: Path, extra: Extra) -> dict[str, Any]:
-    """Write this rank's fragments to `path`. What is not a tensor is returned; it is the same on every rank."""
-    from safetensors.torch import save_file
-
-    tensors: dict[str, Tensor] = {}
+def write_engine(engine: TrainEngine, path: Path, extra: Extra) -> tuple[dict[str, Any], str]:
+    """Write this rank's fragments to `path`: returns what is not a tensor, which is the same on every rank, and the
+    file's digest. Only one fragment at a time is in CPU memory beside the engine."""
+    pieces: dict[str, Tensor] = {}
     world, rank = distributed.world_size(), distributed.rank()
     tables, masters = _tables(engine, extra), engine.masters()
     for index, f in enumerate(engine.fragments()):
@@ -50,10 +50,10 @@ def write_engine(engine: TrainEngine, path: Path, extra: Extra) -> dict[str, Any
                 piece = flat.detach().reshape(-1)[f.offset : f.offset + f.count]
             else:  # factored state at ZeRO-0 has a shape of its own
                 piece = flat.detach().reshape(-1)
-            tensors[f"{f.name}|{key}|{f.start}"] = piece.contiguous().cpu()
-    save_file(tensors, path)
+            pieces[f"{f.name}|{key}|{f.start}"] = piece
+    digest = write_tensors(path, pieces)
     steps = [float(s["step"]) for s in engine.torch_optimizer().state.values() if "step" in s]
-    return {**engine.counts(), "optimizer_step": max(steps, default=0.0)}
+    return {**engine.counts(), "optimizer_step": max(steps, default=0.0)}, digest
 
 
 class Reader:

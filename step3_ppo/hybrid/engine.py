@@ -179,7 +179,7 @@ def tensor_parallel_group(size: int) -> dist.ProcessGroup | None:
         )
     if size not in _groups:
         for first in range(0, world, size):
-            group = dist.new_group(list(range(first, first + size)))
+            group = dist.new_group(list(range(first, first + size)), timeout=distributed.timeout())
             if first <= distributed.rank() < first + size:
                 _groups[size] = group  # type: ignore[assignment]
     return _groups[size]

@@ -16,6 +16,7 @@ from unittest import mock
 import pytest
 
 from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, error_lines
+from rlhf.training import checkpoint as module
 from rlhf.training import distributed
 from rlhf.training.checkpoint import STATE_NAME, Checkpoint, Checkpoints
 from rlhf.training.engine import TrainEngine
@@ -189,12 +190,12 @@ def _read_only(*_: object, **__: object) -> None:
 @pytest.mark.parametrize(
     "where, fails, said",
     [
-        ("safetensors.torch.save_file", _full, "the disk is full"),
-        ("safetensors.torch.save_file", _full_as_safetensors_says_it, "the disk is full"),
+        ("rlhf.training.engine_state.write_tensors", _full, "the disk is full"),
+        ("rlhf.training.engine_state.write_tensors", _full_as_safetensors_says_it, "the disk is full"),
         ("rlhf.training.checkpoint.write_json", _full, "the disk is full"),
         ("rlhf.training.checkpoint.os.replace", _full, "the disk is full"),
         ("pathlib.Path.mkdir", _read_only, "no permission to use checkpoints"),
-        ("safetensors.torch.save_file", _read_only, "no permission to use checkpoints"),
+        ("rlhf.training.engine_state.write_tensors", _read_only, "no permission to use checkpoints"),
     ],
     ids=["full", "full, by safetensors", "full at the state", "full at the end", "read-only folder", "read-only file"],
 )
@@ -228,7 +229,11 @@ def test_a_checkpoint_written_again_replaces_the_old_one_only_when_it_is_whole(
 def _one_rank_cannot_write(folder: str) -> tuple[list[str], int, list[str]]:
     train = engines.engine(1)
     save(Path(folder), train, 1)
-    broken = mock.patch("safetensors.torch.save_file", _full) if distributed.rank() == 1 else contextlib.nullcontext()
+    broken = (
+        mock.patch("rlhf.training.engine_state.write_tensors", _full)
+        if distributed.rank() == 1
+        else contextlib.nullcontext()
+    )
     try:
         with broken:
             save(Path(folder), train, 2)
@@ -269,3 +274,25 @@ def test_a_checkpoint_of_a_newer_format_is_refused_in_one_line(
         DataError, match=r"step-00000001 has checkpoint format 7, and this version reads formats up to 6"
     ):
         checkpoints.latest()
+
+
+def _files_that_this_rank_reads(folder: str) -> tuple[int, list[str]]:
+    train = engines.engine(2)
+    save(Path(folder), train, 1)
+    read: list[str] = []
+    digest = module._digest
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return digest(path)
+
+    with mock.patch.object(module, "_digest", noted):
+        return latest(Path(folder)).step, read
+
+
+def test_the_ranks_share_the_reading_of_a_checkpoint(run_ranks: Callable[..., list[Any]], tmp_path: Path) -> None:
+    """Rank 0 hashed the files of all ranks, for minutes, while the others waited."""
+    (step, first), (same, second) = run_ranks(_files_that_this_rank_reads, str(tmp_path))
+    assert step == same == 1
+    assert sorted(first + second) == ["model-00000.safetensors", "model-00001.safetensors"]
+    assert len(first) == len(second) == 1

@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -83,6 +84,22 @@ def test_three_ranks(run_ranks: Callable[..., list[Any]]) -> None:
     assert len({r["draw"] for r in results}) == 3
 
 
+def _wait_for_one_that_writes() -> list[Any]:
+    if distributed.rank() == 0:
+        time.sleep(7)
+    distributed.barrier()
+    if distributed.rank() == 1:
+        time.sleep(7)
+    return [distributed.gather_objects(distributed.rank()), distributed.sum_over_ranks(1)]
+
+
+@pytest.mark.slow
+def test_ranks_wait_for_one_that_reads_or_writes_alone(run_ranks: Callable[..., list[Any]]) -> None:
+    """Hashing 200 GB of a checkpoint took longer than the watchdog: every resume of a large model ended there."""
+    results = run_ranks(_wait_for_one_that_writes, environment={"RLHF_TIMEOUT_SECONDS": "5"})
+    assert results == [[[0, 1], [2.0]]] * 2
+
+
 @pytest.mark.process
 def test_bf16_is_for_cpus_that_multiply_in_it_and_may() -> None:
     """With the instructions forbidden, a product in bf16 took 40 times as long as one in fp32."""
@@ -127,7 +144,7 @@ def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch
 
 
 def test_free_memory_counts_what_torch_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The driver counts the allocator's cached blocks as used: the room for the KV cache shrank after the first step."""
+    """The driver counts cached blocks as used, so the room for the KV cache shrank after the first step."""
 
     class Cuda:
         def device_name(self) -> str:

@@ -239,6 +239,7 @@ def test_bf16_gradients_are_summed_in_fp32(zero_stage: int) -> None:
     found = [safe_get_full_grad(p) for p in train.module.parameters()]
     scale = max(float(w.abs().max()) for w in wanted)
     for total, gradient in zip(wanted, found, strict=True):
+        assert gradient is not None
         assert float((total - gradient.float()).abs().max()) < 1e-5 * scale
 
 
