@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlhf.json_lines import SAVE_AS_UTF8
 from rlhf.template import Message
 
 Row = Mapping[str, Any]  # of a source, before it is an Example
@@ -83,7 +84,8 @@ def check_text(value: Any, name: str) -> None:
     if len(value) > LARGEST_TEXT:
         raise RowError(f"{name} has {len(value):,} characters, more than {LARGEST_TEXT:,}")
     if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
-        raise RowError(f"{name} is not Unicode text (broken UTF-8, or half of a surrogate pair)")
+        broken = any("\udc80" <= character <= "\udcff" for character in value)  # how a byte that is not UTF-8 is read
+        raise RowError(f"{name} is not Unicode text: {SAVE_AS_UTF8 if broken else 'it holds half of a surrogate pair'}")
 
 
 def check_roles(prompt: Sequence[Message]) -> None:

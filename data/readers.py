@@ -212,7 +212,7 @@ def _csv(path: Path) -> Iterator[Placed]:
 def _open_quote(lines: _Lines, error: str) -> str:
     """What is wrong with a record that is not CSV. One that takes in more lines has a quote without its end."""
     if len(lines.record) == 1:
-        return f"is not valid CSV: {error}"
+        return f'is not valid CSV: {error}; write a quote in a cell as ""'
     end = "the end of the file" if error == "unexpected end of data" else f"line {lines.number}"
     return f'opens a quote that is not closed in this row (it would reach to {end}); write a quote in a cell as ""'
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from data.readers import READERS
 from rlhf.errors import DataError
+from rlhf.file_signs import what_it_is
 from rlhf.files import expand_user
 
 HUB_NAME = re.compile(
@@ -52,6 +53,8 @@ def parse(spec: str) -> Source:
     if path.is_dir():
         return _folder(name, path, weight)
     if path.exists():
+        if path.suffix.lower() not in READERS and (other := what_it_is(path)):
+            raise DataError(f"{name} {other}")
         if path.suffix.lower() not in READERS:
             raise DataError(f"{name}: {path.suffix or 'a file without a suffix'} is not one of {', '.join(READERS)}")
         return Source(name, weight, files=(path,))

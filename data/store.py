@@ -100,12 +100,13 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
     disable_progress_bars()
     content = fingerprint(source, held_out=held_out)
     adapter = Path(settings.data_adapter.rpartition(":")[0]).expanduser()
+    code = adapter.read_text(encoding="utf-8", errors="surrogateescape") if adapter.is_file() else ""
     values = {
         "content": content,
         "files": len(names(source, held_out=held_out)),
         "hub": source.hub.name if source.hub else "",
         "columns": settings.columns,
-        "adapter": [settings.data_adapter, adapter.read_text(encoding="utf-8") if adapter.is_file() else ""],
+        "adapter": [settings.data_adapter, code],
     }
     key = key_of(values, format=FORMAT)
     folder = build_once(

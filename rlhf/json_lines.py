@@ -18,6 +18,7 @@ from typing import Any
 
 from rlhf.files import write_text
 
+SAVE_AS_UTF8 = "the file may be in another encoding, such as Latin-1; save it as UTF-8"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -62,7 +63,7 @@ class JSONLine:
         except LineError:
             raise
         except UnicodeDecodeError as error:
-            raise LineError(f"is not UTF-8 text (byte {error.start + 1} of it)") from None
+            raise LineError(f"is not UTF-8 text (byte {error.start + 1} of it); {SAVE_AS_UTF8}") from None
         except json.JSONDecodeError as error:
             reason = f"{error.msg[:1].lower()}{error.msg[1:]} at column {error.colno}"
             raise LineError(f"is not valid JSON: {reason}") from None

@@ -21,7 +21,7 @@ from rlhf.chat.screen import Pipe, Terminal, open_screen
 from rlhf.command import Command
 from rlhf.config import Config, build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, EXIT_USER, ConfigError, DataError, ModelError, UserError, nearest
-from rlhf.files import write_json
+from rlhf.files import expand_user, write_json
 from rlhf.generation.speaker import Speaker, labels, load_speaker, problems
 from rlhf.stage_config import Dtype
 
@@ -177,7 +177,10 @@ class Session:
         return question
 
     def do_save(self, name: str) -> None:
-        path = Path(name or time.strftime("chat-%Y%m%d-%H%M%S.json")).expanduser()
+        try:
+            path = expand_user(Path(name or time.strftime("chat-%Y%m%d-%H%M%S.json")))
+        except ValueError as error:
+            raise DataError(str(error)) from None
         if path.exists():
             raise DataError(f"{path} exists; give another name")
         if not path.parent.is_dir():

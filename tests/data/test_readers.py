@@ -157,6 +157,16 @@ def test_an_open_quote_costs_its_own_row(tmp_path: Path) -> None:
     assert len(read(tmp_path / "b.csv")) == 3
 
 
+def test_a_quote_inside_a_cell_costs_its_row(tmp_path: Path) -> None:
+    """`"He said "hi" to me"` was read as `He said hi" to me"`."""
+    (tmp_path / "a.csv").write_text('prompt,chosen\nq,"He said "hi" to me"\nq,a "quoted" word\n\nq,b\n')
+    assert read(tmp_path / "a.csv") == [
+        ("line 2", "is not valid CSV: ',' expected after '\"'; write a quote in a cell as \"\""),
+        ("line 3", {"prompt": "q", "chosen": 'a "quoted" word'}),
+        ("line 5", {"prompt": "q", "chosen": "b"}),
+    ]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -18,6 +19,7 @@ from data.example import RowError
 from data.sources import HubName, parse
 from data.store import Reader
 from rlhf.errors import DataError
+from rlhf.json_lines import SAVE_AS_UTF8
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
@@ -86,6 +88,9 @@ def test_folders_and_globs(tmp_path: Path, write) -> None:
     assert [p.name for p in parse(str(tmp_path / "f" / "*.jsonl")).files] == [
         "contest.jsonl", "test.jsonl", "train-1.jsonl",
     ]  # fmt: skip
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError, match=r"a\.jsonl\.gz is compressed with gzip; unpack it first"):
+        parse(str(tmp_path / "a.jsonl.gz"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="a folder without training files"):
         parse(str(tmp_path / "empty"))
@@ -181,7 +186,7 @@ def test_a_list_is_decoded_piece_by_piece(tmp_path: Path) -> None:
         ("[1, 2]", "line 3: is not a JSON object but list"),
         ('{"prompt": "a\0b"}', "line 3: contains a NUL byte"),
         (json.dumps(GOOD | {"chosen": "a\0"}), "line 3: chosen contains a NUL byte"),
-        (json.dumps(GOOD | {"chosen": "a\ud83d"}), "line 3: chosen is not Unicode text"),
+        (json.dumps(GOOD | {"chosen": "a\ud83d"}), "line 3: chosen is not Unicode text: it holds half of a surrogate"),
         ("[" * 100_000, "line 3: is not usable JSON"),
         ('{"prompt": "q", "chosen": "a"}', "line 3: has no column 'rejected'"),
         ('{"prompt": "q", "chosen": "a", "rejectd": "b"}', "has no column 'rejected'; did you mean 'rejectd'"),
@@ -202,10 +207,12 @@ def test_text_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(text + b"\n" + broken + b"\n")
     (tmp_path / "a.json").write_bytes(b"[" + text + b",\n" + broken + b"]")
     (tmp_path / "a.csv").write_bytes(b"prompt,chosen,rejected\nq,a,b\nq,caf\xe9,b\n")
-    assert problems(tmp_path / "a.jsonl") == [f"{tmp_path}/a.jsonl, line 2: is not UTF-8 text (byte 31 of it)"]
+    assert problems(tmp_path / "a.jsonl") == [
+        f"{tmp_path}/a.jsonl, line 2: is not UTF-8 text (byte 31 of it); {SAVE_AS_UTF8}"
+    ]
     for name, row in (("a.json", "row 2"), ("a.csv", "line 3")):
         (found,) = problems(tmp_path / name)
-        assert found.startswith(f"{tmp_path}/{name}, {row}: chosen is not Unicode text")
+        assert found.startswith(f"{tmp_path}/{name}, {row}: chosen is not Unicode text: {SAVE_AS_UTF8}")
 
 
 def test_a_gigantic_row_is_passed_over_without_reading_it_whole(write, monkeypatch) -> None:
