@@ -18,11 +18,10 @@ HUB_NAME = re.compile(
 # Two hub datasets are commonly called by a name without a "/".
 SHORT_NAMES = {"wikitext": "Salesforce/wikitext", "squad_v2": "rajpurkar/squad_v2"}
 # Words in the names of files and folders that say what their rows are for.
-HELD_OUT_NAME = re.compile(
-    r"(^|[^a-z])(test|tests|testing|eval|evaluation|valid|validation|val|dev|held[-_ ]?out|hold[-_ ]?out)([^a-z]|$)",
-    re.IGNORECASE,
-)
-TRAIN_NAME = re.compile(r"(^|[^a-z])(train|training)([^a-z]|$)", re.IGNORECASE)
+_HELD_OUT = "tests?|testing|evals?|evaluation|valid|validation|val|dev|held[-_ ]?out|hold[-_ ]?out"
+_WORD = "(^|[^a-z])({})(set|data|split)?([^a-z]|$)"
+HELD_OUT_NAME = re.compile(_WORD.format(_HELD_OUT), re.IGNORECASE)
+TRAIN_NAME = re.compile(_WORD.format("train|training"), re.IGNORECASE)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 
 from rlhf.command import UserPath
 from rlhf.errors import ConfigError, DataError, nearest
+from rlhf.file_signs import what_it_is
 from rlhf.files import expand_user
 from rlhf.hardware import Machine
 
@@ -129,6 +130,8 @@ class _Loader(yaml.SafeLoader):
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file; errors name the file and the line."""
+    if other := what_it_is(path):
+        raise DataError(f"{path} {other}")
     try:
         value = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:

@@ -121,7 +121,12 @@ def flops(setting: Setting, tokens: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("bench/generation"), help="folder of the results")
+    parser.add_argument(
+        "--output",
+        type=lambda text: Path(text).expanduser(),
+        default=Path("bench/generation"),
+        help="folder of the results",
+    )
     parser.add_argument("--real-model", help="folder of a real model: 16 rows, 64 + 64 tokens")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count, after one of warming up")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")

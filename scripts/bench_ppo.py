@@ -77,7 +77,9 @@ def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("bench/ppo"), help="folder of the results")
+    parser.add_argument(
+        "--output", type=lambda text: Path(text).expanduser(), default=Path("bench/ppo"), help="folder of the results"
+    )
     parser.add_argument("--trl-python", help="Python of an environment with TRL 1.12.0; default: no TRL")
     parser.add_argument("--rounds", type=int, default=3, help="rounds that count, after one of warming up")
     parser.add_argument("--threads", type=int, default=1, help="threads of each process")

@@ -115,7 +115,9 @@ def test_differences_leave_out_what_may_change() -> None:
     [
         (b"a: 1\nb: [1, 2\nc: 3\n", "not valid YAML at line 3"),
         (b"- a\n- b\n", "must hold a mapping of settings, not a list"),
-        (b"\xff\xfe\x00", "not UTF-8|not valid YAML"),
+        (b"a: \xe9", "is not UTF-8 text"),
+        (b"\xff\xfea\0:\0 \x001\0", "is UTF-16 text; save it as UTF-8"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer, not the file itself"),
         (b"a: 1\nb:\n  c: 1\n  d: 2\n  c: 3\n", "not valid YAML at line 5: 'c' is given twice"),
         (b"a: 2026-02-31\n", "holds a value that cannot be read: day is out of range"),
         (b"a: " + b"1" * 5000, "holds a value that cannot be read: Exceeds the limit"),
