@@ -71,9 +71,9 @@ def _values(file: TextIO) -> Values:
     return Values(file, longest=LARGEST_ROW)
 
 
-def _open(path: Path, **options: Any) -> TextIO:
+def _open(path: Path, *, newline: str | None = None) -> TextIO:
     # Bytes that are not UTF-8 become lone surrogates, which the check of each row finds.
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", **options)
+    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def _list(path: Path, *, within: str) -> Iterator[Placed]:
@@ -98,11 +98,15 @@ def _list(path: Path, *, within: str) -> Iterator[Placed]:
             yield f"row {number + 1}", RowError(f"{error}; what follows cannot be read")
 
 
-def _pass(values: Values) -> Any:
-    """Go past a value; a list is not held in memory. Gives the value, or the first item of a list in a list."""
+def _pass(values: Values, found: Callable[[Any], None] = lambda value: None) -> None:
+    """Go past a value; a list is not held in memory. `found` gets the value, or the first item of a list in a list."""
     if values.peek() != "[":
-        return values.value()
-    return [item for number, item in enumerate(values.items()) if number == 0]
+        found(values.value())
+        return
+    found([])
+    for number, item in enumerate(values.items()):
+        if number == 0:
+            found([item])
 
 
 def _wrapper(path: Path) -> str | None:
@@ -118,10 +122,13 @@ def _wrapper(path: Path) -> str | None:
         return None
     with _open(path) as file:
         values = _values(file)
+        members: dict[str, Any] = {}
         try:
-            members = dict(_members(values))
-        except BrokenJSON:
-            return None  # the broken line is then named
+            _scan(values, members)
+        except BrokenJSON:  # the rows are read as far as they can be, or else the first line is named
+            last = list(members)[-1:]
+            inside = bool(last) and _holds_rows(members[last[0]]) and not ROW_NAMES & members.keys()
+            return last[0] if inside and (alone or values.line > first.number) else None
         ended = values.line
         if (following := values.peek()) and (ended == first.number or following != "{"):
             return None
@@ -140,17 +147,17 @@ def _wrapper(path: Path) -> str | None:
     )
 
 
-def _members(values: Values) -> Iterator[tuple[str, Any]]:
+def _scan(values: Values, members: dict[str, Any]) -> None:
+    """Go through an object and put what it holds into `members`; of a list its first item, in a list."""
     values.need("{")
-    if values.take("}"):
-        return
-    while True:
-        name = values.value()
+    more = not values.take("}")
+    while more:
+        name = str(values.value())
         values.need(":")
-        yield str(name), _pass(values)
-        if values.take("}"):
-            return
-        values.need(",")
+        _pass(values, lambda value, name=name: members.update({name: value}))
+        more = not values.take("}")
+        if more:
+            values.need(",")
 
 
 def _holds_rows(value: Any) -> bool:

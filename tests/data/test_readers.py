@@ -87,12 +87,25 @@ def test_one_row_alone_is_no_wrapped_list(row: dict[str, Any], tmp_path: Path) -
     [
         (json.dumps({"train": [GOOD], "test": [GOOD]}, indent=1), "several lists of objects (train, test), not rows"),
         (json.dumps({"prompt": ["q"], "chosen": ["a"]}, indent=1), "one JSON object that holds prompt, chosen, not"),
+        ('{"data": {"train": [1]},\n"n": []}', "one JSON object that holds data, n, not rows"),
         (f"{json.dumps(GOOD, indent=1)}\n" * 2, "holds objects of several lines each; write each on a line of its own"),
     ],
 )
 def test_other_forms_are_named(content: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(content)
     assert message in refusal(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_broken_row_of_a_wrapped_list_is_named(indent: int | None, tmp_path: Path) -> None:
+    text = json.dumps({"version": "1.0", "data": [GOOD] * 3}, indent=indent)
+    cut = text[: text.rindex('"chosen"') + 9]
+    (tmp_path / "a.json").write_text(cut)
+    found = read(tmp_path / "a.json")
+    assert found[:2] == [("row 1", GOOD), ("row 2", GOOD)]
+    assert found[2][0] == "row 3"
+    assert found[2][1].startswith(f"is not valid JSON (line {cut.count(chr(10)) + 1}): ")
+    assert len(found) == 3
 
 
 DEEP = "[" * 100_000 + "]" * 100_000
