@@ -16,7 +16,7 @@ from data.example import LARGEST_TEXT, Placed, Row, RowError
 from data.json_values import BLANKS, BrokenJSON, Values
 from rlhf.errors import DataError
 from rlhf.file_signs import what_it_is
-from rlhf.json_lines import BYTE_ORDER_MARK, JSONLine, LineError, read_json_lines
+from rlhf.json_lines import JSONLine, LineError, read_json_lines
 
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
 # Columns of a row: an object that has one of them is a row, although it also holds a list of objects.
@@ -44,16 +44,28 @@ def file_rows(path: Path) -> Iterator[Placed]:
 
 def _json(path: Path) -> Iterator[Placed]:
     """JSON lines, or one list of objects, or one object around such a list; either suffix is used for all of them."""
-    with path.open("rb") as file:
-        start = file.read(4096).removeprefix(BYTE_ORDER_MARK).lstrip()[:1]
-    if start == b"[":
-        yield from _list(path, within="")
-    elif start == b"{" and (name := _wrapper(path)) is not None:
-        yield from _list(path, within=name)
-    else:
-        for line in read_json_lines(path, longest=LARGEST_ROW):
-            if not line.blank:
-                yield f"line {line.number}", _row_of(line)
+    lines = (line for line in read_json_lines(path, longest=LARGEST_ROW) if not line.blank)
+    first, second = next(lines, None), next(lines, None)
+    if first is None:
+        return
+    within = None
+    if second is None or not _is_json(first):  # else the first line is a value of its own, as in JSON lines
+        start = first.content.lstrip()[:1]
+        within = "" if start == b"[" else _wrapper(path, first, alone=second is None) if start == b"{" else None
+    if within is not None:
+        yield from _list(path, within=within)
+        return
+    for line in read_json_lines(path, longest=LARGEST_ROW):
+        if not line.blank:
+            yield f"line {line.number}", _row_of(line)
+
+
+def _is_json(line: JSONLine) -> bool:
+    try:
+        line.value()
+    except LineError:
+        return False
+    return True
 
 
 def _row_of(line: JSONLine) -> Row | RowError:
@@ -109,17 +121,12 @@ def _pass(values: Values, found: Callable[[Any], None] = lambda value: None) -> 
             found([item])
 
 
-def _wrapper(path: Path) -> str | None:
-    """The key of the only list of objects, where a file is one object around it; None for JSON lines.
+def _wrapper(path: Path, first: JSONLine, *, alone: bool) -> str | None:
+    """The key of the only list of objects, where a file is one object around it; None for JSON lines. `first` is the
+    first line, `alone` says that there is no other.
 
     Raises DataError for an object that holds something else and is no row, since it spans several lines.
     """
-    lines = (line for line in read_json_lines(path, longest=LARGEST_ROW) if not line.blank)
-    first = next(lines)
-    whole = not isinstance(_row_of(first), RowError)
-    alone = next(lines, None) is None
-    if whole and not alone:
-        return None
     with _open(path) as file:
         values = _values(file)
         members: dict[str, Any] = {}

@@ -108,6 +108,12 @@ def test_a_broken_row_of_a_wrapped_list_is_named(indent: int | None, tmp_path: P
     assert len(found) == 3
 
 
+def test_a_list_in_the_first_line_is_a_line_like_others(tmp_path: Path) -> None:
+    """It is a row that cannot be used, not the file's only value; the rows after it are read."""
+    (tmp_path / "a.jsonl").write_text(f"[{TEXT}, {TEXT}]\n{TEXT}\n")
+    assert read(tmp_path / "a.jsonl") == [("line 1", "is not a JSON object but list"), ("line 2", GOOD)]
+
+
 DEEP = "[" * 100_000 + "]" * 100_000
 ODD = {
     "a number of 5,000 digits": (f'"n": {"1" * 5000}', "is not usable JSON: it has a number of more than 4,300 digits"),
