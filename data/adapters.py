@@ -9,33 +9,23 @@ from __future__ import annotations
 
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from data.example import Example, Placed, Row, RowError, ask
-from data.shapes import (
-    Shape,
-    conversation,
-    implicit_prompt,
-    instruction,
-    is_transcript,
-    pairs,
-    parse_columns,
-    plain_text,
-    ranked_pairs,
-    recognise,
-    transcript,
-)
+from data.recognise import parse_columns, recognise
+from data.shapes import Found, Shape, conversation, instruction, pairs, plain_text, ranked_pairs
 from data.sources import Source
+from data.turns import implicit_prompt, is_transcript, transcript
 from rlhf.errors import DataError, nearest
 from rlhf.template import Message
 
 # --- preferences -----------------------------------------------------------------------------------------------------
 
 
-def rm_static(row: Row) -> Iterator[Example]:
+def rm_static(row: Row) -> Iterator[Found]:
     """Dahoas/rm-static and Dahoas/full-hh-rlhf: prompt (a transcript), response (which is chosen), chosen, rejected."""
     yield from pairs({name: row[name] for name in ("prompt", "chosen", "rejected")})
 
@@ -45,7 +35,7 @@ def synthetic_instruct(row: Row) -> Iterator[Example]:
     yield Example(ask(row["prompt"]), row["chosen"].strip(), row["rejected"].strip())
 
 
-def reward_datasets(row: Row) -> Iterator[Example]:
+def reward_datasets(row: Row) -> Iterator[Found]:
     """yitingxie/rlhf-reward-datasets: prompt (a transcript up to the last "Human:" turn), and chosen and rejected that
     begin with "Assistant:"."""
     texts = [row[name].strip().removeprefix("Assistant:").strip() for name in ("chosen", "rejected")]
@@ -87,7 +77,7 @@ def summarize_comparisons(row: Row) -> Iterator[Example]:
     yield Example(prompt, chosen.strip(), rejected.strip())
 
 
-def ultrafeedback_binarized(row: Row) -> Iterator[Example]:
+def ultrafeedback_binarized(row: Row) -> Iterator[Found]:
     """HuggingFaceH4/ultrafeedback_binarized: prompt, chosen and rejected (lists of messages), score_chosen,
     score_rejected; pairs with equal scores give nothing."""
     if row["score_chosen"] > row["score_rejected"]:
@@ -141,13 +131,13 @@ def oasst1(row: Row) -> Iterator[Example]:
 # --- demonstrations --------------------------------------------------------------------------------------------------
 
 
-def alpaca(row: Row) -> Iterator[Example]:
+def alpaca(row: Row) -> Iterator[Found]:
     """tatsu-lab/alpaca: instruction, input (often empty), output; `text` repeats them in a fixed wording."""
     if row["output"].strip():
-        yield from instruction({name: row[name] for name in ("instruction", "input", "output")})
+        yield from instruction({name: row.get(name) for name in ("instruction", "input", "output")})
 
 
-def no_robots(row: Row) -> Iterator[Example]:
+def no_robots(row: Row) -> Iterator[Found]:
     """HuggingFaceH4/no_robots: messages, of which a system turn may come first; prompt repeats the first question."""
     yield from conversation({"messages": row["messages"]})
 
@@ -173,7 +163,7 @@ def wikitext_articles(rows: Iterable[Placed]) -> Iterator[Placed]:
         yield start, {"text": "".join(lines)}
 
 
-def squad_v2(row: Row) -> Iterator[Example]:
+def squad_v2(row: Row) -> Iterator[Found]:
     """squad_v2: context (repeated for each question about it; repeats are left out later), question, answers."""
     yield from plain_text({"text": row["context"]})
 
@@ -200,18 +190,19 @@ KNOWN: dict[str, Shape] = {
 }
 
 
-def adapter_for(source: Source, first: Row, *, columns: str, data_adapter: str) -> Shape:
-    """How to read a source: by `data_adapter`, else by `columns` if it has them, else as the known dataset that it
-    is, else by its shape. Raises RowError when the row fits no shape, DataError when the settings cannot be used.
+def adapter_for(source: Source, rows: Sequence[Row], *, columns: str, data_adapter: str) -> Shape:
+    """How to read a source, of which `rows` are the first: by `data_adapter`, else by `columns` if it has them, else as
+    the known dataset that it is, else by its shape. Raises RowError when the rows fit no shape, DataError when the
+    settings cannot be used.
     """
     if data_adapter:
         return KNOWN.get(data_adapter) or Shape(f"read by {data_adapter}", load_adapter(data_adapter))
     mapping = parse_columns(columns)
-    if any(column in first for column in mapping.values()):
-        return recognise(first, mapping)
+    if any(column in row for row in rows for column in mapping.values()):
+        return recognise(rows, mapping)
     if source.hub and source.hub.name in KNOWN:
         return KNOWN[source.hub.name]
-    return recognise(first, {})
+    return recognise(rows, {})
 
 
 def load_adapter(spec: str) -> Any:

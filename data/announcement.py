@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.remarks import announce_remarks
 from rlhf.console import say, table, warn
 
 LOSS_THAT_WARNS = 0.10  # share of a stage's rows
@@ -31,12 +32,8 @@ def announce(report: Mapping[str, Any]) -> None:
         ],
     )
     for source in report["sources"]:
-        if source["bad_rows"]:
-            reasons = "; ".join(f"{n} × {why}" for why, n in list(source["bad"].items())[:3])
-            warn(f"{source['source']}: {source['bad_rows']:,} bad rows were left out ({reasons})")
+        announce_remarks(source["source"], source)
         say_empty(source["source"], source["empty"])
-        if source["silent_rows"]:
-            say(f"{source['source']}: {source['silent_rows']:,} rows gave nothing to learn from (ties, blanks, …)")
     for what, count in report["duplicates"].items():
         if count:
             say(f"{what.replace('_', ' ')}: {count:,}")
@@ -65,4 +62,5 @@ def announce_pretraining(report: Mapping[str, Any]) -> None:
     for source in report["sources"]:
         say(f"{source['source']}: {source['shape']} ({source['texts']:,} texts in the pretraining mix)")
         say_empty(source["source"], source["empty"])
+        announce_remarks(source["source"], source)
     say(f"pretraining mix: {report['rows']:,} rows, {report['tokens']:,} tokens")

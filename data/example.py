@@ -16,10 +16,25 @@ Row = Mapping[str, Any]  # of a source, before it is an Example
 LARGEST_NUMBER = 3.4e38  # what is stored as fp32
 LARGEST_TEXT = 4_000_000  # characters of one text; beyond it a row is a broken file rather than a text
 SPEAKERS = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "model": "assistant"}
+TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+CALLS = ("tool_calls", "function_call")  # fields of a turn that ends in the call of a tool
+LEARN = ("weight", "train", "training", "loss")  # fields of a turn that say whether it is to be learned
 
 
 class RowError(ValueError):
     """A row that cannot be used, in one clause; the reader adds the file and the row."""
+
+
+class Unlearned(RowError):
+    """A response that must not be learned; its prompt can be used."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What a user should know of a row that is used, such as "column 'tools' is not used". A function that reads rows
+    may yield it beside the Examples; equal remarks of a source are counted and become one warning."""
+
+    text: str
 
 
 Placed = tuple[str, Row | RowError]  # ("train.jsonl, line 7", the row or what is wrong with it)
@@ -43,8 +58,8 @@ class Example:
     """One row in the project's own terms. Raises RowError when a text or the order of roles is not usable.
 
     prompt        messages that end with a user turn; a system message may come first
-    chosen        the better response, or the only one; None where a source has prompts alone
-    rejected      the worse response, or None
+    chosen        the better response, or the only one; None where a source has no good response
+    rejected      the worse response, or None; without `chosen` a bad response, which no stage learns
     margin        how much better `chosen` is, in units of the reward model's score
     text          plain text for the pretraining mix, with an empty prompt
     demonstrates  False where `chosen` only beats `rejected` and a better response exists: not for stage 1
@@ -78,7 +93,7 @@ def ask(question: str, *, system: str | None = None) -> tuple[Message, ...]:
 
 def check_text(value: Any, name: str) -> None:
     if not isinstance(value, str):
-        raise RowError(f"{name} is {_kind(value)}, not text")
+        raise RowError(f"{name} is {kind_of(value)}, not text")
     if "\0" in value:
         raise RowError(f"{name} contains a NUL byte")
     if len(value) > LARGEST_TEXT:
@@ -109,18 +124,38 @@ def check_roles(prompt: Sequence[Message]) -> None:
 def messages(value: Any, name: str) -> list[Message]:
     """A list of {role, content}, or {from, value} as in ShareGPT, with the roles' names changed to ours."""
     if not isinstance(value, (list, tuple)):
-        raise RowError(f"{name} is {_kind(value)}, not a list of messages")
+        raise RowError(f"{name} is {kind_of(value)}, not a list of messages")
     turns: list[Message] = []
     for number, item in enumerate(value):
         if not isinstance(item, Mapping):
-            raise RowError(f"{name} (message {number + 1}) is {_kind(item)}, not a {{role, content}} mapping")
-        role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+            raise RowError(f"{name} (message {number + 1}) is {kind_of(item)}, not a {{role, content}} mapping")
+        role: Any = item.get("role", item.get("from"))
+        content: Any = item.get("content", item.get("value"))
         role = SPEAKERS.get(str(role), role)
         if role not in ("system", "user", "assistant"):
-            raise RowError(f"{name} (message {number + 1}) has the role {role!r}, not system, user or assistant")
+            tools = "; calls and results of tools are not read" if role in TOOL_ROLES else ""
+            raise RowError(f"{name} (message {number + 1}) has the role {role!r}, not system, user or assistant{tools}")
+        if content is None and calls_a_tool(item):
+            if number + 1 < len(value):
+                raise RowError(f"{name} (message {number + 1}) has a tool call and no text, which no prompt can hold")
+            content = ""
         check_text(content, f"{name} (message {number + 1})")
-        turns.append({"role": role, "content": content})
+        turns.append({"role": role, "content": str(content)})
     return turns
+
+
+def calls_a_tool(message: Mapping[str, Any]) -> bool:
+    return any(message.get(name) for name in CALLS)
+
+
+def check_learned(message: Mapping[str, Any]) -> None:
+    """Raises Unlearned for an assistant turn that is no answer to learn: a call of a tool, or a turn that says so."""
+    if calls_a_tool(message):
+        raise Unlearned("turn with a tool call (tool_calls) is not learned")
+    for name in LEARN:
+        value = message.get(name)
+        if value in (False, 0) or (isinstance(value, str) and value.strip().lower() in ("false", "0", "0.0")):
+            raise Unlearned(f"turn with {name}={value} is not learned")
 
 
 def prompt_json(prompt: Iterable[Message]) -> str:
@@ -142,6 +177,6 @@ def prompt_hash(prompt: Iterable[Message]) -> int:
     return content_hash(*[part for message in prompt for part in (message["role"], message["content"])])
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     names = {str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "a mapping"}
     return "empty (null)" if value is None else names.get(type(value), type(value).__name__)

@@ -14,6 +14,7 @@ import numpy as np
 from data.blend import is_held_out, stage_of
 from data.config import DataSettings
 from data.example import content_hash
+from data.remarks import counted
 from data.store import Store
 
 Level = Literal["error", "warning", "note"]
@@ -41,6 +42,7 @@ def of_source(store: Store) -> list[Finding]:
         Finding(level, f"{name}: {count:,} × {what}", tuple(p for p in info["first_bad"] if what[:60] in p))
         for what, count in info["bad"].items()
     ]
+    found += [Finding("warning", f"{name}: {line}") for line in counted(info["remarks"])]
     if info["silent_rows"]:
         found.append(Finding("note", f"{name}: {info['silent_rows']:,} rows give nothing to learn from (ties, …)"))
     empty: list[str] = []

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
 from data.example import Example
 from data.hub import unreachable
-from data.shapes import Shape, parse_columns
+from data.reading import Reader
+from data.recognise import parse_columns
+from data.remarks import counted
 from data.sources import parse
-from data.store import Reader, unmapped
+from data.store import unmapped
 from rlhf.errors import UserError
 from rlhf.files import is_text
 
@@ -45,7 +47,7 @@ def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None
     """The problems of sources that their first rows show."""
     usable = False
     found: list[str] = []
-    shapes: list[Shape] = []
+    readers: list[Reader] = []
     weights: list[float] = []
     try:
         parse_columns(settings.columns)
@@ -61,16 +63,17 @@ def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None
             reader = Reader(source, settings, limit=LOOK_AT)
             for _, example in reader:
                 usable = usable or _serves(example, stage)
-            shapes.append(reader.shape)
+            readers.append(reader)
             if source.held_out_files:
                 list(Reader(source, settings, held_out=True, limit=LOOK_AT))
         except UserError as error:
             found += error.problems
-    if stage is not None and specs and len(shapes) == len(specs) and not usable:
-        found.append(f"stage {stage} needs rows with {NEEDS[stage]}; the sources have none")
+    if stage is not None and specs and len(readers) == len(specs) and not usable:
+        why = "; ".join(line for reader in readers for line in counted(reader.remarks))
+        found.append(f"stage {stage} needs rows with {NEEDS[stage]}; the sources have none{why and f' ({why})'}")
     if weights and len(weights) == len(specs) and not sum(weights):
         found.append("the weights of all sources are 0; one must be above 0")
-    if settings.columns and shapes and len(shapes) == len(specs) and not any(s.mapped for s in shapes):
+    if settings.columns and readers and len(readers) == len(specs) and not any(r.mapped for r in readers):
         found.append(unmapped(settings.columns))
     return found
 
@@ -79,5 +82,5 @@ def _serves(example: Example, stage: int | None) -> bool:
     if stage == 1:
         return example.chosen is not None
     if stage == 2:
-        return example.rejected is not None
+        return example.chosen is not None and example.rejected is not None
     return bool(example.prompt)

@@ -1,19 +1,19 @@
-"""The shapes that rows come in, recognised by their columns: each is a function row → Iterable[Example]."""
+"""The shapes that rows come in: each is a function row → Iterable[Example], and what columns it needs and uses."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from data.example import Example, Row, RowError, ask, check_text, messages
-from rlhf.errors import DataError, nearest
+from data.example import Example, Placed, Remark, Row, RowError, Unlearned, check_learned, messages
+from data.turns import as_prompt, as_response, implicit_prompt, is_transcript, with_system
 from rlhf.template import Message
 
-Adapter = Callable[[Row], Iterable[Example]]
-SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+Found = Example | Remark
+Adapter = Callable[[Row], Iterable[Found]]
 
 
 @dataclass(frozen=True)
@@ -23,145 +23,125 @@ class Shape:
 
     says: str
     adapt: Adapter
-    prepare: Callable[[Iterable[tuple[str, Any]]], Iterator[tuple[str, Any]]] | None = None
+    prepare: Callable[[Iterable[Placed]], Iterator[Placed]] | None = None
     mapped: bool = False
-
-
-# --- transcripts -----------------------------------------------------------------------------------------------------
-
-
-def transcript(text: str) -> list[Message]:
-    """`"Human: hi\\n\\nAssistant: hello"` as messages; turns of one speaker in a row are joined."""
-    marks = list(SPEAKER.finditer(text.strip()))
-    body = text.strip()
-    if not marks or marks[0].start() != 0:
-        raise RowError("a transcript must begin with 'Human:'")
-    turns: list[Message] = []
-    for mark, following in zip(marks, [*marks[1:], None], strict=True):
-        role = "user" if mark.group(1) == "Human" else "assistant"
-        content = body[mark.end() : following.start() if following else len(body)].strip()
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] = f"{turns[-1]['content']}\n\n{content}".strip()
-        else:
-            turns.append({"role": role, "content": content})
-    return turns
-
-
-def is_transcript(value: Any) -> bool:
-    return isinstance(value, str) and value.lstrip().startswith("Human:")
-
-
-def as_prompt(value: Any, name: str = "prompt", *, system: Any = None) -> tuple[Message, ...]:
-    """A prompt column: a question, a transcript that ends with "Assistant:", or a list of messages."""
-    if isinstance(value, (list, tuple)):
-        turns = messages(value, name)
-    elif is_transcript(value):
-        turns = transcript(value)
-        if turns[-1] == {"role": "assistant", "content": ""}:
-            turns = turns[:-1]
-    else:
-        if not isinstance(value, str) or not value.strip():
-            raise RowError(f"{name} is empty" if value is None or isinstance(value, str) else f"{name} is not text")
-        turns = list(ask(value))
-    if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
-        turns = [{"role": "system", "content": system}, *turns]
-    return tuple(turns)
-
-
-def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
-    """A response column: text, or messages of which the last is the assistant's and the others are the prompt."""
-    if not isinstance(value, (list, tuple)):
-        check_text(value, name)
-        return value
-    turns = messages(value, name)
-    if not turns or turns[-1]["role"] != "assistant":
-        raise RowError(f"{name} does not end with an assistant turn")
-    before = [m for m in turns[:-1] if m["role"] != "system"]
-    if before and before != [m for m in prompt if m["role"] != "system"]:
-        raise RowError(f"{name} does not continue the prompt: its earlier turns differ from it")
-    return turns[-1]["content"]
-
-
-def _answer(row: Row, prompt: Sequence[Message], name: str) -> str:
-    text = as_response(row[name], prompt, name)
-    # After "Assistant:" a transcript's answer begins with a space that is not part of it.
-    return text.strip() if is_transcript(row["prompt"]) else text
 
 
 # --- one function per shape ------------------------------------------------------------------------------------------
 
 
-def pairs(row: Row) -> Iterator[Example]:
-    """prompt, chosen, rejected; the prompt may be missing where chosen and rejected are whole conversations."""
-    if row.get("prompt") is not None:
-        prompt = as_prompt(row["prompt"], system=row.get("system"))
-        chosen, rejected = (_answer(row, prompt, name) for name in ("chosen", "rejected"))
+def pairs(row: Row) -> Iterator[Found]:
+    """chosen, rejected and a prompt: prompt, or instruction and input, or messages that end with a user turn. Without
+    any, chosen and rejected are whole conversations."""
+    margin = number(row.get("margin"), "margin")
+    prompt = asked(row)
+    try:
+        if prompt is None:
+            prompt, chosen, rejected = implicit_prompt(row["chosen"], row["rejected"])
+            prompt = tuple(with_system(prompt, row.get("system")))
+        else:
+            chosen, rejected = (_answer(row, prompt, name) for name in ("chosen", "rejected"))
+    except Unlearned as error:
+        yield from _without_response(prompt, error)
     else:
-        prompt, chosen, rejected = implicit_prompt(row["chosen"], row["rejected"])
-    yield Example(prompt, chosen, rejected, margin=number(row.get("margin"), "margin"))
+        yield Example(prompt, chosen, rejected, margin=margin)
 
 
-def implicit_prompt(chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], str, str]:
-    """Two conversations that differ in their last assistant turn, as prompt and two responses."""
-    both = []
-    for name, value in (("chosen", chosen), ("rejected", rejected)):
-        if isinstance(value, str) and not is_transcript(value):
-            raise RowError(f"{name} is not a transcript (Human: … Assistant: …) and there is no prompt column")
-        turns = transcript(value) if isinstance(value, str) else messages(value, name)
-        if not turns or turns[-1]["role"] != "assistant":
-            raise RowError(f"{name} does not end with an assistant turn")
-        both.append(turns)
-    if both[0][:-1] != both[1][:-1]:
-        raise RowError("chosen and rejected differ before their last assistant turn, so they have no common prompt")
-    return tuple(both[0][:-1]), both[0][-1]["content"], both[1][-1]["content"]
+def pairs_of_instruction(row: Row) -> Iterator[Found]:
+    """instruction, input, output and the worse output."""
+    yield from pairs({**row, "chosen": row["output"]})
 
 
-def demonstration(row: Row) -> Iterator[Example]:
-    """prompt and chosen (or completion, response)."""
-    prompt = as_prompt(row["prompt"], system=row.get("system"))
-    yield Example(prompt, _answer(row, prompt, "chosen"))
+def pairs_of_conversation(row: Row) -> Iterator[Found]:
+    """messages, of which the last assistant turn is chosen, and the rejected turn in its place."""
+    turns = messages(row["messages"], "messages")
+    if not turns or turns[-1]["role"] != "assistant":
+        raise RowError("messages does not end with an assistant turn, the chosen one")
+    prompt = tuple(with_system(turns[:-1], row.get("system")))
+    rest = {"prompt": prompt, "chosen": row["messages"][-1], "rejected": row["rejected"]}
+    yield from pairs({"margin": row.get("margin"), **rest})
 
 
-def conversation(row: Row) -> Iterator[Example]:
+def pairs_of_conversations(row: Row) -> Iterator[Found]:
+    """messages and rejected_messages, two conversations that differ in their last assistant turn."""
+    rest = {name: row.get(name) for name in ("system", "margin")}
+    yield from pairs({"chosen": row["messages"], "rejected": row["rejected_messages"], **rest})
+
+
+def demonstration(row: Row) -> Iterator[Found]:
+    """A prompt, or an instruction with its input, and chosen (or completion, response)."""
+    prompt = asked(row)
+    assert prompt is not None
+    try:
+        yield Example(prompt, _answer(row, prompt, "chosen"))
+    except Unlearned as error:
+        yield from _without_response(prompt, error)
+
+
+def conversation(row: Row) -> Iterator[Found]:
     """messages: the last assistant turn is the response, all before it the prompt."""
     turns = messages(row["messages"], "messages")
+    count = len(turns)
     while turns and turns[-1]["role"] != "assistant":
         turns.pop()
     if not turns:
         raise RowError("messages has no assistant turn")
-    system = row.get("system")
-    if isinstance(system, str) and system.strip() and turns[0]["role"] != "system":
-        turns.insert(0, {"role": "system", "content": system})
-    yield Example(tuple(turns[:-1]), turns[-1]["content"])
+    if len(turns) < count:
+        yield Remark("turn after the last assistant turn is not used")
+    prompt = tuple(with_system(turns[:-1], row.get("system"))) if len(turns) > 1 else ()
+    try:
+        check_learned(row["messages"][len(turns) - 1])
+    except Unlearned as error:
+        yield from _without_response(prompt, error)
+    else:
+        yield Example(prompt, turns[-1]["content"])
 
 
-def instruction(row: Row) -> Iterator[Example]:
+def instruction(row: Row) -> Iterator[Found]:
     """instruction, input (may be empty), output."""
-    task, extra = row["instruction"], row.get("input")
-    if not isinstance(task, str):
+    if not isinstance(row["instruction"], str):
         raise RowError("instruction is not text")
-    question = f"{task}\n\n{extra}" if isinstance(extra, str) and extra.strip() else task
-    yield Example(as_prompt(question, "instruction", system=row.get("system")), row["output"])
+    prompt = asked(row)
+    assert prompt is not None
+    yield Example(prompt, row["output"])
 
 
-def ranked(row: Row) -> Iterator[Example]:
-    """prompt and several answers: best first, or with scores (more is better) or ranks (less is better)."""
-    prompt = as_prompt(row["prompt"], system=row.get("system"))
+def ranked(row: Row) -> Iterator[Found]:
+    """prompt and several answers: best first, or with scores (more is better) or ranks (less is better). Answers
+    without a score or a rank are left out, where others have one."""
+    prompt = asked(row)
+    assert prompt is not None
+    if row.get("labels") is not None:
+        raise RowError(STEPS)
     answers = row["answers"]
     if not isinstance(answers, (list, tuple)) or not answers:
         raise RowError("answers is not a list of texts")
-    texts = [as_response(a, prompt, f"answers ({i + 1})") for i, a in enumerate(answers)]
-    scores = row.get("scores")
-    if scores is None:
-        ranks = row.get("ranks")
-        scores = [-number(r, "ranks") for r in ranks] if ranks is not None else [-i for i in range(len(texts))]
-    yield from ranked_pairs(prompt, texts, [number(s, "scores") for s in scores])
+    name = next((n for n in ("scores", "ranks") if row.get(n) is not None), "scores" if "scores" in row else "ranks")
+    values = row.get(name)
+    if values is None and name not in row:
+        values = [-i for i in range(len(answers))]
+    elif values is None:
+        values = [None] * len(answers)
+    elif not isinstance(values, (list, tuple)):
+        raise RowError(f"{name} is not a list of numbers")
+    _as_many(answers, values)
+    texts, scores = [], []
+    for i, (answer, value) in enumerate(zip(answers, values, strict=True)):
+        score = None if value is None or value == "" else number(value, name)
+        if score is None or math.isnan(score):
+            yield Remark(f"answer without a {name.removesuffix('s')} is left out")
+            continue
+        try:
+            texts.append(as_response(answer, prompt, f"answers ({i + 1})"))
+            scores.append(-score if name == "ranks" and name in row else score)
+        except Unlearned as error:
+            yield Remark(str(error))
+    yield from ranked_pairs(prompt, texts, scores)
 
 
 def ranked_pairs(prompt: tuple[Message, ...], texts: Sequence[str], scores: Sequence[float]) -> Iterator[Example]:
     """Every pair of answers with different scores; only the best answers are demonstrations."""
-    if len(texts) != len(scores):
-        raise RowError(f"there are {len(texts)} answers but {len(scores)} scores or ranks")
+    _as_many(texts, scores)
     order = sorted(range(len(texts)), key=lambda i: -scores[i])
     for better, worse in combinations(order, 2):
         if scores[better] > scores[worse]:
@@ -169,16 +149,55 @@ def ranked_pairs(prompt: tuple[Message, ...], texts: Sequence[str], scores: Sequ
             yield Example(prompt, texts[better], texts[worse], demonstrates=best)
 
 
-def prompt_only(row: Row) -> Iterator[Example]:
-    yield Example(as_prompt(row["prompt"], system=row.get("system")))
+def prompt_only(row: Row) -> Iterator[Found]:
+    prompt = asked(row)
+    assert prompt is not None
+    yield Example(prompt)
 
 
-def plain_text(row: Row) -> Iterator[Example]:
+def plain_text(row: Row) -> Iterator[Found]:
     """text, for the pretraining mix; blank rows give nothing."""
     if not isinstance(row["text"], str):
         raise RowError("text is not text")
     if row["text"].strip():
         yield Example(text=row["text"])
+
+
+# --- pieces of them --------------------------------------------------------------------------------------------------
+
+STEPS = (
+    "has labels for the steps of one answer (stepwise supervision), which cannot be ranked; if each text is an answer "
+    "of its own, give --columns prompt=prompt,answers=completions,scores=labels"
+)
+
+
+def asked(row: Row) -> tuple[Message, ...] | None:
+    """The prompt of a row, with system, history and input; None if no column is for it."""
+    before = {name: row.get(name) for name in ("system", "history")}
+    for name in ("prompt", "instruction"):
+        if row.get(name) is not None:
+            return as_prompt(row[name], name, extra=row.get("input"), **before)
+    turns = row.get("messages")
+    if isinstance(turns, (list, tuple)) and turns and messages(turns, "messages")[-1]["role"] == "user":
+        return as_prompt(turns, "messages", **before)
+    return None
+
+
+def _answer(row: Row, prompt: Sequence[Message], name: str) -> str:
+    text = as_response(row[name], prompt, name)
+    # After "Assistant:" a transcript's answer begins with a space that is not part of it.
+    return text.strip() if is_transcript(row.get("prompt")) else text
+
+
+def _without_response(prompt: tuple[Message, ...] | None, why: Unlearned) -> Iterator[Found]:
+    yield Remark(str(why))
+    if prompt:
+        yield Example(prompt)
+
+
+def _as_many(answers: Sequence[Any], values: Sequence[Any]) -> None:
+    if len(answers) != len(values):
+        raise RowError(f"there are {len(answers)} answers but {len(values)} scores or ranks")
 
 
 def number(value: Any, name: str) -> float:
@@ -191,88 +210,37 @@ def number(value: Any, name: str) -> float:
         raise RowError(f"{name} is {value!r}, not a number") from None
 
 
-# --- recognition -----------------------------------------------------------------------------------------------------
+# --- the table -------------------------------------------------------------------------------------------------------
 
-# What a shape needs → its function and its name; the first whose columns are all there is taken.
-SHAPES: tuple[tuple[tuple[str, ...], Adapter, str], ...] = (
-    (("prompt", "answers"), ranked, "ranked answers, expanded to pairs"),
-    (("chosen", "rejected"), pairs, "preference pairs"),
-    (("prompt", "chosen"), demonstration, "prompts with a response"),
-    (("messages",), conversation, "conversations, of which the last assistant turn is learned"),
-    (("instruction", "output"), instruction, "instructions with an output"),
-    (("prompt",), prompt_only, "prompts only"),
-    (("text",), plain_text, "plain text"),
+
+@dataclass(frozen=True)
+class Form:
+    """A shape by its columns: those that it needs, those that it also uses, its function and its name."""
+
+    needs: tuple[str, ...]
+    uses: tuple[str, ...]
+    adapt: Adapter
+    says: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.needs, *self.uses)
+
+
+BEFORE = ("system", "history")
+TASK = ("input", *BEFORE)
+PAIRS, TALKS = "preference pairs", "conversations, of which the last assistant turn is learned"
+# The first whose needed columns are all there is taken.
+FORMS = (
+    Form(("prompt", "answers"), (*TASK, "scores", "ranks", "labels"), ranked, "ranked answers, expanded to pairs"),
+    Form(("chosen", "rejected"), ("prompt", "instruction", *TASK, "messages", "margin"), pairs, PAIRS),
+    Form(("instruction", "output", "rejected"), (*TASK, "margin"), pairs_of_instruction, PAIRS),
+    Form(("messages", "rejected"), ("system", "margin"), pairs_of_conversation, PAIRS),
+    Form(("messages", "rejected_messages"), ("system", "margin"), pairs_of_conversations, PAIRS),
+    Form(("prompt", "chosen"), (*TASK, "label"), demonstration, "prompts with a response"),
+    Form(("messages",), ("system", "label"), conversation, TALKS),
+    Form(("instruction", "output"), (*TASK, "label"), instruction, "instructions with an output"),
+    Form(("instruction", "chosen"), (*TASK, "label"), demonstration, "instructions with a response"),
+    Form(("prompt",), TASK, prompt_only, "prompts only"),
+    Form(("text",), (), plain_text, "plain text"),
 )
-OPTIONAL = ("prompt", "input", "system", "margin", "scores", "ranks")
-# Other names that columns commonly have; used where the first name is missing.
-SYNONYMS = {
-    "completion": "chosen",
-    "response": "chosen",
-    "responses": "answers",
-    "completions": "answers",
-    "conversations": "messages",
-    "system_prompt": "system",
-}
-TARGETS = sorted({name for needed, _, _ in SHAPES for name in needed} | set(OPTIONAL))
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """`"prompt=question,chosen=best"` → `{"prompt": "question", "chosen": "best"}`."""
-    mapping: dict[str, str] = {}
-    for item in filter(None, (part.strip() for part in text.split(","))):
-        target, equals, column = (part.strip() for part in item.partition("="))
-        target = SYNONYMS.get(target, target)
-        if not equals or not column:
-            raise DataError(f"--columns {item}: write it as name=column, for example prompt=question")
-        if target not in TARGETS:
-            raise DataError(
-                f"--columns {item}: '{target}' is not one of {', '.join(TARGETS)}{nearest(target, TARGETS)}"
-            )
-        mapping[target] = column
-    return mapping
-
-
-def recognise(row: Row, columns: Mapping[str, str]) -> Shape:
-    """The shape of a source from its first row; `columns` (our name → its name) forces it. Raises RowError."""
-    if columns:
-        if missing := [column for column in columns.values() if column not in row]:
-            raise RowError(f"has no column '{missing[0]}'{nearest(missing[0], row)} (it has {', '.join(row)})")
-        names = dict(columns)
-    else:
-        names = {name: name for name in row if name in TARGETS}
-        for other, name in SYNONYMS.items():
-            if other in row and name not in names:
-                names[name] = other
-    for needed, function, says in SHAPES:
-        if all(name in names for name in needed):
-            used = {n: names[n] for n in (*needed, *OPTIONAL) if n in names}
-            kind = "conversational " if any(isinstance(row.get(c), (list, tuple)) for c in used.values()) else ""
-            if kind and needed in (("messages",), ("prompt", "answers")):
-                kind = ""
-            ordered = sorted(used, key=lambda n: (n != "prompt", n != "system", list(used).index(n)))
-            shown = ", ".join(n if n == used[n] else f"{n} from {used[n]}" for n in ordered)
-            return Shape(f"{kind}{says}: {shown}", _renaming(function, used, needed), mapped=bool(columns))
-    raise RowError(
-        f"has the columns {', '.join(map(repr, row)) or 'none'}, which fit no known shape{_nearest_target(row)}; name "
-        "them with --columns prompt=…,chosen=…,rejected=… or give --data-adapter file.py:function"
-    )
-
-
-def _renaming(function: Adapter, names: Mapping[str, str], needed: Sequence[str]) -> Adapter:
-    required = [names[n] for n in needed]
-
-    def adapt(row: Row) -> Iterable[Example]:
-        for column in required:
-            if column not in row:
-                raise RowError(f"has no column '{column}'{nearest(column, row)}")
-        return function({name: row.get(column) for name, column in names.items()})
-
-    return adapt
-
-
-def _nearest_target(row: Row) -> str:
-    for name in row:
-        hint = nearest(name, [*TARGETS, *SYNONYMS])
-        if hint:
-            return f" ('{name}'{hint.rstrip('?')})"
-    return ""

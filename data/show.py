@@ -16,6 +16,7 @@ from data.announcement import say_empty
 from data.config import DataSettings
 from data.divide import KINDS, divide, open_all
 from data.preflight import problems
+from data.remarks import announce_remarks
 from data.stage_data import limits
 from data.store import Store
 from rlhf.command import Command
@@ -67,6 +68,8 @@ def main(model: str, stages: tuple[int, ...], rows: int, **flags: Any) -> int:
     stores, evaluation = open_all(settings)
     divisions = {stage: divide(stores, evaluation, settings, stage=stage) for stage in KINDS}
     show_blend([*stores, *evaluation], divisions, settings)
+    for store in [*stores, *evaluation]:
+        announce_remarks(store.source.name, store.info)
 
     from rlhf.models.loading import load_tokenizer  # torch, transformers
     from rlhf.template import Template

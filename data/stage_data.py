@@ -134,6 +134,7 @@ def _of_source(store: Store) -> dict[str, Any]:
         "bad": store.info["bad"],
         "silent_rows": store.info["silent_rows"],
         "empty": store.info["empty"],
+        "remarks": store.info["remarks"],
     }
 
 

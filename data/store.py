@@ -7,21 +7,18 @@ and later runs share it.
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from data.adapters import KNOWN, adapter_for
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
-from data.contents import fingerprint, names, rows
-from data.example import Example, Place, Placed, Row, RowError, content_hash, prompt_hash, prompt_json
-from data.shapes import Shape
+from data.contents import fingerprint, names
+from data.example import Example, Place, content_hash, prompt_hash, prompt_json
+from data.reading import Reader, correct_or_skip
 from data.sources import Source
 from rlhf.errors import DataError
 from rlhf.files import write_json
@@ -29,7 +26,6 @@ from rlhf.files import write_json
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SHOWN = 5  # problems of one source that are listed
 ROWS_AT_ONCE = 1000
 # The format of the stores on disk, part of their key. Raise it when the same source, read with the same settings, would
 # give other rows or another info.json, whichever module changes: this one, or one that reads, recognises or adapts
@@ -45,8 +41,8 @@ class Store:
     the content, so its files may have been moved, or be those of another source.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
-    their places), silent_rows (that gave nothing), known (a known hub dataset), mapped (by the user's `columns`), empty
-    (files without a row).
+    their places), silent_rows (that gave nothing), remarks (what is not used, or probably a mistake → rows), known (a
+    known hub dataset), mapped (by the user's `columns`), empty (files without a row).
 
     fingerprint: of the source's content. key: of the content and of how it was read, so it names exactly these rows.
     names: of the files, by their numbers.
@@ -125,10 +121,6 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
     return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info, called)
 
 
-def correct_or_skip(source: Source, count: str) -> str:
-    return f"{source.name}: rows that cannot be used: {count}; correct them, or leave them out with --skip-bad-rows"
-
-
 def open_stores(sources: Sequence[Source], settings: SourceSettings, *, held_out: bool = False) -> list[Store]:
     """The stores of several sources; raises DataError when `columns` names columns that none of them has."""
     stores = [open_store(source, settings, held_out=held_out) for source in sources]
@@ -165,13 +157,14 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
     write_json(
         folder / "info.json",
         {
-            "says": reader.shape.says,
-            "mapped": reader.shape.mapped,
+            "says": reader.says,
+            "mapped": reader.mapped,
             "known": reader.known,
             "rows": reader.read,
             "bad": dict(reader.bad.most_common(20)),
             "bad_rows": reader.bad.total(),
             "silent_rows": reader.silent,
+            "remarks": dict(reader.remarks.most_common(20)),
             "first_bad": [[place.file, place.inside, what] for place, what in reader.noted],
             "empty": sorted(set(range(len(names(source, held_out=held_out)))) - reader.files),
         },
@@ -196,93 +189,3 @@ def _record(place: Place, example: Example) -> dict[str, Any]:
         "rejected_key": rejected_key,
         "row_key": (chosen_key * 0x9E3779B97F4A7C15 + rejected_key) % 2**64,  # odd, so both of them count
     }
-
-
-class Reader:
-    """The Examples of a source, one after another, with the place of each.
-
-    `bad` counts what could not be used, `silent` the rows that gave no Example. Raises DataError with the first few bad
-    rows unless bad rows are skipped, and always when no row can be used. At most `limit` rows are read (for a look at
-    the source before a run).
-    """
-
-    def __init__(
-        self, source: Source, settings: SourceSettings, *, held_out: bool = False, limit: int | None = None
-    ) -> None:
-        self.source, self.settings, self.held_out, self.limit = source, settings, held_out, limit
-        self.shape = Shape("", lambda row: ())
-        self.read = self.kept = self.silent = 0
-        self.bad: Counter[str] = Counter()
-        self.noted: list[tuple[Place, str]] = []
-        self.files: set[int] = set()  # that have rows
-
-    @property
-    def problems(self) -> list[str]:
-        """The first few rows that cannot be used, each with what is wrong with it."""
-        return [f"{place}: {what}" for place, what in self.noted]
-
-    def __iter__(self) -> Iterator[tuple[Place, Example]]:
-        source_rows = self._recognise(rows(self.source, held_out=self.held_out))
-        if self.shape.prepare:
-            source_rows = self.shape.prepare(source_rows)
-        for where, row in islice(source_rows, self.limit):
-            assert isinstance(where, Place), where
-            self.read += 1
-            self.files.add(where.file)
-            try:
-                examples = self._examples(row)
-            except RowError as error:
-                self.note(where, str(error))
-            except Exception as error:  # an adapter, perhaps the user's, met an unexpected row
-                self.note(where, f"cannot be read ({type(error).__name__}: {error})")
-            else:
-                self.kept += len(examples)
-                self.silent += not examples
-                yield from ((where, example) for example in examples)
-            if len(self.noted) >= SHOWN and not self.lenient:
-                break
-        if self.noted and not self.lenient:
-            count = f"{len(self.noted)}{' or more' if len(self.noted) >= SHOWN else ''}"
-            raise DataError(*self.problems, correct_or_skip(self.source, count))
-        if not self.kept:
-            raise DataError(f"{self.source.name} has no row that can be used", *self.problems)
-
-    @property
-    def known(self) -> bool:
-        return self.source.hub is not None and self.shape in KNOWN.values()
-
-    @property
-    def lenient(self) -> bool:
-        """Bad rows are left out on request, and always in a known hub dataset, which the user cannot correct."""
-        return self.settings.skip_bad_rows or self.known
-
-    def _recognise(self, source_rows: Iterator[Placed]) -> Iterable[Placed]:
-        """Sets `shape` by the first row that can be read; that row is yielded again with the others."""
-        seen: list[Placed] = []
-        for where, row in source_rows:
-            seen.append((where, row))
-            if isinstance(row, RowError):
-                continue
-            try:
-                self.shape = adapter_for(
-                    self.source, row, columns=self.settings.columns, data_adapter=self.settings.data_adapter
-                )
-            except RowError as error:
-                raise DataError(f"{where}: {error}") from None
-            return chain(seen, source_rows)
-        raise DataError(*[f"{where}: {row}" for where, row in seen[:SHOWN]])
-
-    def _examples(self, row: Row | RowError) -> list[Example]:
-        if isinstance(row, RowError):
-            raise row
-        found: Any = self.shape.adapt(row)
-        examples: list[Any] = [found] if isinstance(found, Example) else list(found or ())
-        for example in examples:
-            if not isinstance(example, Example):
-                raise RowError(f"the adapter gave {type(example).__name__} instead of data.example.Example")
-        return examples
-
-    def note(self, place: Place, what: str) -> None:
-        self.bad[what[:80]] += 1
-        if len(self.noted) < SHOWN:
-            self.noted.append((place, what))

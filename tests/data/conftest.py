@@ -12,7 +12,7 @@ import pytest
 from data.collate import collate_demonstrations
 from data.config import DataSettings
 from data.encode import Encoder, Limits
-from data.example import Example, prompt_json
+from data.example import Example, Remark, prompt_json
 from rlhf.template import Template, install_template
 from tests.helpers.tiny import tiny_tokenizer
 
@@ -73,12 +73,14 @@ def run(tmp_path: Path, capfd, monkeypatch) -> Any:
 
 
 @pytest.fixture
-def counted(template: Template) -> Callable[[Iterable[Example]], list[tuple[str, ...]]]:
+def counted(template: Template) -> Callable[[Iterable[Example | Remark]], list[tuple[str, ...]]]:
     """Examples → per example the decoded prompt and, of each response, the decoded tokens that count in its loss."""
 
-    def decode(examples: Iterable[Example]) -> list[tuple[str, ...]]:
+    def decode(examples: Iterable[Example | Remark]) -> list[tuple[str, ...]]:
         found = []
         for example in examples:
+            if isinstance(example, Remark):
+                continue
             texts: list[str] = []
             for response in filter(None, (example.chosen, example.rejected)):
                 encoder = Encoder(template, Limits(10_000, 10_000), "demonstrations")

@@ -8,15 +8,17 @@ from typing import Any
 import pytest
 
 from data.adapters import KNOWN, adapter_for, load_adapter
-from data.example import RowError
+from data.example import Placed, RowError
 from data.sources import parse
 from rlhf.errors import DataError
 from tests.helpers.known_datasets import CASES, OASST, TEXTS
 
 
 def examples(name: str, rows: list[dict[str, Any]]) -> list[Any]:
-    shape, placed = KNOWN[name], [(f"row {i}", row) for i, row in enumerate(rows)]
-    return [e for _, row in (shape.prepare(placed) if shape.prepare else placed) for e in shape.adapt(row)]
+    shape = KNOWN[name]
+    placed: list[Placed] = [(f"row {i}", row) for i, row in enumerate(rows)]
+    prepared = shape.prepare(placed) if shape.prepare else placed
+    return [e for _, row in prepared if not isinstance(row, RowError) for e in shape.adapt(row)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,7 +52,7 @@ def test_names_are_exact() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b"}
 
     def says(name: str) -> str:
-        return adapter_for(parse(name), row, columns="", data_adapter="").says
+        return adapter_for(parse(name), [row], columns="", data_adapter="").says
 
     assert says("Dahoas/rm-static") == KNOWN["Dahoas/rm-static"].says
     assert says("someone/Dahoas-rm-static") == "preference pairs: prompt, chosen, rejected"

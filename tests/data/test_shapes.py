@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from data.example import Example, RowError
-from data.shapes import parse_columns, recognise, transcript
+from data.example import Example, RowError, ask
+from data.recognise import parse_columns, recognise
+from data.turns import transcript
 from rlhf.errors import DataError
 
 USER, ANSWER = {"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "Fig"}
@@ -126,13 +127,13 @@ CASES: list[tuple[str, dict[str, Any], str, list[tuple[str, ...]]]] = [
 
 @pytest.mark.parametrize(("says", "row", "columns", "expected"), CASES)
 def test_a_shape_is_recognised_and_its_responses_count(says, row, columns, expected, counted) -> None:
-    shape = recognise(row, parse_columns(columns))
+    shape = recognise([row], parse_columns(columns))
     assert shape.says == says
     assert counted(shape.adapt(row)) == expected
 
 
 def test_plain_text_is_for_the_pretraining_mix() -> None:
-    shape = recognise({"text": "Once."}, {})
+    shape = recognise([{"text": "Once."}], {})
     assert shape.says == "plain text: text"
     assert list(shape.adapt({"text": "Once."})) == [Example(text="Once.")]
     assert list(shape.adapt({"text": " \n"})) == []
@@ -140,20 +141,21 @@ def test_plain_text_is_for_the_pretraining_mix() -> None:
 
 def test_a_margin_is_read_also_as_text() -> None:
     row = {"prompt": "q", "chosen": "a", "rejected": "b", "margin": "0.5"}
-    shape = recognise(row, {})
+    shape = recognise([row], {})
     assert shape.says == "preference pairs: prompt, chosen, rejected, margin"
-    assert [e.margin for e in shape.adapt(row)] == [0.5]
+    assert list(shape.adapt(row)) == [Example(ask("q"), "a", "b", margin=0.5)]
 
 
 def test_only_the_best_of_ranked_answers_is_a_demonstration() -> None:
     """Second-best answers used to end up in stage 1 as answers to learn."""
     row = {"prompt": "q", "answers": ["a", "b", "c"]}
-    assert [(e.chosen, e.demonstrates) for e in recognise(row, {}).adapt(row)] == [("a", 1), ("a", 1), ("b", 0)]
+    examples = [e for e in recognise([row], {}).adapt(row) if isinstance(e, Example)]
+    assert [(e.chosen, e.demonstrates) for e in examples] == [("a", 1), ("a", 1), ("b", 0)]
 
 
 def test_text_without_speakers_is_a_prompt_as_it_stands(counted) -> None:
     row = {"prompt": "Who said 'Human: hello'?", "chosen": "Nobody.", "rejected": "I."}
-    assert counted(recognise(row, {}).adapt(row))[0][0] == "Human: Who said 'Human: hello'?\n\nAssistant:"
+    assert counted(recognise([row], {}).adapt(row))[0][0] == "Human: Who said 'Human: hello'?\n\nAssistant:"
 
 
 def test_turns_of_one_speaker_in_a_row_are_joined() -> None:
@@ -194,23 +196,23 @@ BAD_ROWS = [
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS)
 def test_a_bad_row_is_named_in_one_clause(row: dict[str, Any], message: str) -> None:
     with pytest.raises(RowError, match=message):
-        list(recognise(row, {}).adapt(row))
+        list(recognise([row], {}).adapt(row))
 
 
 def test_a_later_row_without_a_column_names_the_nearest() -> None:
-    shape = recognise(PAIR, {})
+    shape = recognise([PAIR], {})
     with pytest.raises(RowError, match="has no column 'chosen'; did you mean 'choosen'"):
         list(shape.adapt({"prompt": "q", "choosen": "a", "rejected": "b"}))
 
 
 def test_columns_of_no_shape_are_answered_with_a_way_out() -> None:
     with pytest.raises(RowError, match=r"'promt', 'id', which fit no known shape \('promt'; did you mean 'prompt'\)"):
-        recognise({"promt": "q", "id": 3}, {})
+        recognise([{"promt": "q", "id": 3}], {})
 
 
 def test_columns_given_must_exist_and_be_known() -> None:
     with pytest.raises(RowError, match="has no column 'quesion'; did you mean 'question'"):
-        recognise({"question": "q", "best": "a"}, parse_columns("prompt=quesion,chosen=best"))
+        recognise([{"question": "q", "best": "a"}], parse_columns("prompt=quesion,chosen=best"))
     with pytest.raises(DataError, match=r"'chozen' is not one of .*did you mean 'chosen'"):
         parse_columns("chozen=best")
     with pytest.raises(DataError, match="write it as name=column"):

@@ -46,6 +46,21 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     "answers": [{"prompt": "q", "completion": "a"}],
     "prompts": [{"prompt": TALK[:4]}, {"prompt": "q", "system": "Be brief."}],
     "texts": [{"text": "Once."}, {"text": " "}, {"text": "Upon\u2028a time."}],
+    "labelled": [
+        {"prompt": "q", "completion": "a", "label": True},
+        {"prompt": "q", "completion": "b", "label": False},
+        {"prompt": "r", "completion": "c", "label": False},
+    ],
+    "rejected": [
+        {"messages": TALK, "rejected_response": "Stone"},
+        {"messages": TALK, "rejected_response": "Stone", "tools": "f"},
+    ],
+    "calls": [{"messages": [*TALK[:4], {"role": "assistant", "content": "", "tool_calls": [{}]}]}],
+    "mixed": [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"messages": TALK}],
+    "written": [
+        {"prompt": "q", "answers": "['a', 'b', 'c']", "scores": "[nan, 1, 2]"},
+        {"messages": str(TALK)},
+    ],
     "broken": [*PAIRS, {"prompt": "", "chosen": "a", "rejected": "b"}, {"prompt": "q"}],
 }
 
@@ -84,7 +99,7 @@ def test_the_format_of_the_stores(here: Path) -> None:
     stores |= {name: store_of(name) for name in ("list.json", "table.parquet", "table.csv")}
     content = {name: [list(store.dataset), store.info] for name, store in stores.items()}
     assert all(rows for rows, _ in content.values())
-    check_content(content, "ffed0ca937ff9a6f9b247d5d", cache="store", file="data/store.py")
+    check_content(content, "700105ca6d9441b99b795b0a", cache="store", file="data/store.py")
 
 
 @pytest.mark.parametrize(
