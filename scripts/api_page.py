@@ -57,7 +57,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
         "rlhf.metrics": ("MetricsLog", "read_metrics"),
     },
     "Data": {
-        "data.example": ("Example", "ask"),
+        "data.example": ("Example", "Remark", "ask"),
         "data.config": ("DataSettings",),
         "data.stage_data": ("demonstrations", "preferences", "prompts", "pretraining", "StageData"),
         "data.batches": ("StepSampler", "deal"),
