@@ -46,10 +46,10 @@ def main(model: str | None, **flags: Any) -> int:
         from rlhf.models.loading import load_tokenizer  # torch, transformers
         from rlhf.template import Template
 
-        lengths = token_lengths(stores, Template(load_tokenizer(model)))
-        for name, tokens in lengths.items():
+        lengths = token_lengths(stores, Template(load_tokenizer(model)), settings)
+        for name, measured in lengths.items():
             limit = settings.max_prompt_length if name == "prompt" else settings.max_response_length
-            say("\n".join(histogram(name, tokens, limit)))
+            say("\n".join(histogram(name, measured.tokens, limit)))
         findings += of_lengths(stores, lengths, settings)
     else:
         say("lengths in tokens are measured when --model is given")

@@ -9,7 +9,7 @@ of the reasons for which a row is dropped (then its lists are empty).
 
 A response that is kept always ends with the end token. A prompt that is too long loses its oldest turns first and then
 the beginning (keep_end) or the end (keep_start) of its first remaining user turn, so what the template writes around
-the turns stays whole.
+the turns stays whole. Every cut is at the edge of a character.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from data.cutting import whole_characters, without_tokens
 from data.example import prompt_json
 from rlhf.errors import DataError, ModelError
+from rlhf.rendering import DATE, is_dated
 from rlhf.template import Message, Template
 
 Kind = Literal["demonstrations", "preferences", "prompts"]
@@ -76,12 +78,7 @@ class Encoder:
         return {"length": "int32", "outcome": "uint8", "source": "int32", **COLUMNS[self.kind]}
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
-        prompts: list[list[Message]] = [json.loads(p) for p in batch["prompt"]]
-        outcomes = [0] * len(prompts)
-        prompt_ids = self.tokenise(self._rendered(prompts, batch["where"], outcomes))
-        for i, ids in enumerate(prompt_ids):
-            if len(ids) > self.limits.max_prompt_length:
-                prompts[i], prompt_ids[i], outcomes[i] = self.shorten(prompts[i])
+        prompts, prompt_ids, outcomes, _ = self.prompts(batch)
         rows: Batch = {"length": [], "outcome": outcomes, "source": list(batch["source"])}
         if self.kind == "prompts":
             rows |= {"prompt_ids": prompt_ids, "messages": [prompt_json(p) for p in prompts]}
@@ -102,12 +99,25 @@ class Encoder:
         rows["length"] = [len(p) + max(len(c), len(r)) for p, c, r in zip(prompt_ids, chosen, rejected, strict=True)]
         return self._emptied(rows)
 
+    def prompts(
+        self, batch: Mapping[str, Sequence[Any]]
+    ) -> tuple[list[list[Message]], list[list[int]], list[int], list[int]]:
+        """Prompts within the limit: their messages, ids, outcomes, and the tokens that they had before a cut."""
+        prompts: list[list[Message]] = [json.loads(p) for p in batch["prompt"]]
+        outcomes = [0] * len(prompts)
+        found = self.template.encode(self._rendered(prompts, batch["where"], outcomes))
+        lengths = [len(ids) for ids in found]
+        for i, length in enumerate(lengths):
+            if length > self.limits.max_prompt_length:
+                prompts[i], found[i], outcomes[i] = self.shorten(prompts[i])
+        return prompts, found, outcomes, lengths
+
     def _rendered(self, prompts: Sequence[list[Message]], where: Sequence[str], outcomes: list[int]) -> list[str]:
         """The text of each prompt. Raises DataError for one that the template refuses (many allow no system turn)."""
         texts = []
         for i, prompt in enumerate(prompts):
             try:
-                texts.append(self.template.render(prompt))
+                texts.append(self.template.prompt_text(prompt))
             except ModelError as error:
                 if not self.skip_bad_rows:
                     raise DataError(f"{where[i]}: {error}; --skip-bad-rows leaves such rows out") from None
@@ -115,22 +125,29 @@ class Encoder:
                 texts.append("")
         return texts
 
-    def tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of many texts in one call, which fast tokenizers spread over the cores."""
-        return self.template.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
-
-    def responses(self, texts: Sequence[str], outcomes: list[int], *, may_be_empty: bool = False) -> list[list[int]]:
-        """Ids of responses with their end token; what is cut or must be dropped is noted in `outcomes`."""
+    def responses(
+        self, texts: Sequence[str], outcomes: list[int], *, may_be_empty: bool = False, lengths: list[int] | None = None
+    ) -> list[list[int]]:
+        """Ids of responses with their end token; what is cut or must be dropped is noted in `outcomes`, the tokens
+        that they had before a cut in `lengths`."""
         template, longest = self.template, self.limits.max_response_length
-        found = self.tokenise([template.prefix + (t.strip() if template.strips else t) for t in texts])
+        found = template.encode([template.response_text(text) for text in texts], responses=True)
         for i, ids in enumerate(found):
             if not texts[i].strip() and not may_be_empty:
                 outcomes[i] |= EMPTY_RESPONSE
-            if template.end_token_id in ids:
+            if template.end_token_id in ids or template.end_token in texts[i]:
                 outcomes[i] |= END_INSIDE
+            if lengths is not None:
+                lengths.append(len(ids) + 1)
             if len(ids) + 1 > longest:
-                outcomes[i] |= CUT_RESPONSE if self.limits.response_truncation == "keep_start" else LONG_RESPONSE
-                ids = ids[: longest - 1]
+                cut = longest - 1
+                if self.limits.response_truncation == "keep_start":
+                    cut = whole_characters(template, ids, longest - 1)
+                    fits = bool(template.text(ids[:cut]).strip())
+                else:
+                    fits = False
+                outcomes[i] |= CUT_RESPONSE if fits else LONG_RESPONSE
+                ids = ids[:cut]
             found[i] = [*ids, template.end_token_id]
         return found
 
@@ -145,9 +162,10 @@ class Encoder:
             turns = turns[2:]
             ids = self.template.prompt_ids([*system, *turns])
         text = turns[0]["content"]
+        keep_end = self.limits.prompt_truncation == "keep_end"
         excess = len(ids) - self.limits.max_prompt_length
         while excess > 0 and text:
-            text = self._without(text, excess)
+            text = without_tokens(self.template.tokenizer, text, excess, keep_end=keep_end)
             turns[0] = {"role": "user", "content": text}
             ids = self.template.prompt_ids([*system, *turns])
             # A cut may split a word into more tokens than it had, so look again.
@@ -155,19 +173,6 @@ class Encoder:
         if excess > 0 or not text.strip():
             return list(prompt), [], LONG_PROMPT
         return [*system, *turns], ids, CUT_PROMPT
-
-    def _without(self, text: str, tokens: int) -> str:
-        """`text` without `tokens` tokens at its beginning (keep_end) or end (keep_start)."""
-        tokenizer = self.template.tokenizer
-        keep_end = self.limits.prompt_truncation == "keep_end"
-        if not tokenizer.is_fast:
-            gone = max(1, len(text) * tokens // max(1, len(self.tokenise([text])[0])))
-            return text[gone:] if keep_end else text[:-gone]
-        spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        if tokens >= len(spans):
-            return ""
-        shorter = text[spans[tokens][0] :] if keep_end else text[: spans[-tokens - 1][1]]
-        return shorter if len(shorter) < len(text) else ""
 
     def _emptied(self, rows: Batch) -> Batch:
         for i, outcome in enumerate(rows["outcome"]):
@@ -210,4 +215,6 @@ def tokenizer_key(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [type(tokenizer).__name__, vocabulary, str(tokenizer.chat_template), str(tokenizer.special_tokens_map)]
+    if tokenizer.chat_template and is_dated(tokenizer):
+        parts.append(str(DATE))
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()

@@ -1,8 +1,9 @@
-"""How long prompts and responses are in tokens, against the limits."""
+"""How long prompts and responses are in tokens, and what a run does with those beyond the limits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from data import encode
 from data.config import DataSettings
 from data.findings import Finding, opening
+from data.stage_data import limits
 from data.store import ROWS_AT_ONCE, Store
 
 if TYPE_CHECKING:
@@ -21,22 +23,39 @@ WIDTH = 40  # characters of the longest bar
 MERE_WORD = 20  # characters that prompts may have in common at their beginning by chance
 
 
-def token_lengths(stores: Sequence[Store], template: Template) -> dict[str, np.ndarray]:
-    """Tokens of prompts, chosen and rejected responses (end token included) of a sample of rows."""
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of prompts or responses before any cut, the end token included, and what becomes of them
+    (`encode.SAYS`)."""
+
+    tokens: np.ndarray
+    outcomes: np.ndarray
+
+
+def token_lengths(stores: Sequence[Store], template: Template, settings: DataSettings) -> dict[str, Lengths]:
+    """Prompts, chosen and rejected responses of a sample of rows, as a run encodes them."""
     total = sum(len(s.dataset) for s in stores)
     every = max(1, -(-total // SAMPLED))
-    found: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": []}
-    encoder = encode.Encoder(template, encode.Limits(2**31, 2**31), "prompts")
+    found: dict[str, tuple[list[int], list[int]]] = {"prompt": ([], []), "chosen": ([], []), "rejected": ([], [])}
+    encoder = encode.Encoder(template, limits(settings), "prompts")
     for store in stores:
         sample = store.dataset.select(range(0, len(store.dataset), every))
         for batch in sample.iter(batch_size=ROWS_AT_ONCE):
             rows = [i for i, prompt in enumerate(batch["prompt"]) if prompt]  # type: ignore[call-overload]
             part = {n: [batch[n][i] for i in rows] for n in ("prompt", "where")}  # type: ignore[call-overload]
-            found["prompt"] += encoder({**part, "source": [0] * len(rows)})["length"]
+            _, _, outcomes, tokens = encoder.prompts(part)
+            found["prompt"][0].extend(tokens)
+            found["prompt"][1].extend(outcomes)
             for name in ("chosen", "rejected"):
                 texts = [batch[name][i] for i in rows if batch[name][i] is not None]  # type: ignore[call-overload]
-                found[name] += [len(ids) for ids in encoder.responses(texts, [0] * len(texts))]
-    return {name: np.array(lengths, dtype=np.int64) for name, lengths in found.items() if lengths}
+                outcomes = [0] * len(texts)
+                encoder.responses(texts, outcomes, lengths=found[name][0])
+                found[name][1].extend(outcomes)
+    return {
+        name: Lengths(np.array(tokens, dtype=np.int64), np.array(outcomes, dtype=np.int64))
+        for name, (tokens, outcomes) in found.items()
+        if tokens
+    }
 
 
 def histogram(name: str, lengths: np.ndarray, limit: int) -> list[str]:
@@ -59,21 +78,28 @@ def histogram(name: str, lengths: np.ndarray, limit: int) -> list[str]:
     return lines
 
 
-def of_lengths(stores: Sequence[Store], lengths: dict[str, np.ndarray], settings: DataSettings) -> list[Finding]:
-    """What the limits cut or drop."""
+def of_lengths(stores: Sequence[Store], lengths: dict[str, Lengths], settings: DataSettings) -> list[Finding]:
+    """What the limits cut or drop, and what else a run drops when it encodes."""
     found = []
-    for name, tokens in lengths.items():
+    for name, measured in lengths.items():
         prompt = name == "prompt"
         limit = settings.max_prompt_length if prompt else settings.max_response_length
         policy = settings.prompt_truncation if prompt else settings.response_truncation
-        over = int((tokens > limit).sum())
-        if not over:
-            continue
-        what = f"{over:,} of {len(tokens):,} {name}{'s' if prompt else ' responses'} ({over / len(tokens):.1%})"
-        fate = "left out" if policy == "drop" else f"cut ({policy})"
-        level = "warning" if over > LOSS_THAT_WARNS * len(tokens) else "note"
-        found.append(Finding(level, f"{what} are longer than {limit} tokens and are {fate}"))
-        if prompt and policy == "keep_end":
+        cut, long = (encode.CUT_PROMPT, encode.LONG_PROMPT) if prompt else (encode.CUT_RESPONSE, encode.LONG_RESPONSE)
+        longer = f"are longer than {limit} tokens and are"
+        no_room = "" if policy == "drop" else ": no character of their text fits"
+        fates = {
+            cut: f"{longer} cut ({policy})",
+            long: f"{longer} left out{no_room}",
+            encode.END_INSIDE: "spell the end token inside and are left out",
+            encode.UNRENDERABLE: "cannot be rendered by the chat template and are left out",
+        }
+        total = len(measured.outcomes)
+        for bit, fate in fates.items():
+            if count := int((measured.outcomes & bit > 0).sum()):
+                what = f"{count:,} of {total:,} {name}{'s' if prompt else ' responses'} ({count / total:.1%})"
+                found.append(Finding("warning" if count > LOSS_THAT_WARNS * total else "note", f"{what} {fate}"))
+        if prompt and policy == "keep_end" and bool((measured.outcomes & cut).any()):
             found += [
                 Finding(
                     "warning",

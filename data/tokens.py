@@ -29,8 +29,9 @@ ROWS_AT_ONCE = 1000
 PR_SET_PDEATHSIG = 1
 READ = ["prompt", "chosen", "rejected", "margin", "text", "file", "where"]
 # The format of the tokenised rows on disk, part of their key. Raise it when the same Examples, encoded with the same
-# settings, would give other rows or another info.json: after a change here, in data/encode.py or in rlhf/template.py.
-FORMAT = 1
+# settings, would give other rows or another info.json: after a change here, in data/encode.py, data/cutting.py,
+# rlhf/template.py or rlhf/rendering.py.
+FORMAT = 2
 
 
 def encoded(

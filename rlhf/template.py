@@ -1,18 +1,23 @@
 """Prompts and turns as text and ids. One template renders a prompt in training, rollout, chat and evaluation.
 
-Prompt ids end where the assistant's turn begins; response ids are the turn's text and the end token. The two are
-tokenised separately and concatenated, so the boundary is the same in training and in generation.
+Prompt ids end where the assistant's text begins: a header, or a block in which a model would think, belongs to the
+prompt. Response ids are the turn's text and the end token. The two are tokenised separately and concatenated, so the
+boundary is the same in training and in generation. Control tokens that a content spells are encoded as text.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import ModelError
+from rlhf.rendering import Message, Rendering
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+__all__ = ["HUMAN_ASSISTANT", "Message", "Template", "install_template"]
 
 # The project's template, for tokenizers that have none.
 HUMAN_ASSISTANT = (
@@ -24,45 +29,183 @@ HUMAN_ASSISTANT = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_PROBE = "probe"
+_ASKED, _ANSWER, _OTHER = "zqasked", "zqanswer", "2 zqothers"  # no template writes these on its own
+_WORDS = ("a", " a", "The", "1")
+_SPACES = " \n\t"
+_OPEN_BLOCK = re.compile(r"<([\w:-]+)>(\s*)$")
 
 
-class Message(TypedDict):
-    role: str  # "system", "user" or "assistant"
-    content: str
+class _Marked(str):
+    """A text in which spelled control tokens are marked (`transformers.mark_control_tokens`)."""
 
 
 class Template:
-    """A tokenizer's chat template, split at the assistant's turn.
+    """A tokenizer's chat template, split at the text of the assistant's turn.
 
-    `end_token_id` is what the template writes after an assistant turn, else the tokenizer's EOS. `prefix` is what it
-    writes between the prompt and the turn's text (a space in the project's own). Raises ModelError when the template
-    cannot be rendered, when the prompt is not a prefix of the whole, or when there is no end token.
+    `end_token_id` is what the template writes after an assistant turn, else the tokenizer's EOS. `prefix` is white
+    space that belongs to the response (a space in the project's own template). Raises ModelError when the template
+    cannot be rendered, when the boundary is not defined, or when there is no end token.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        question: list[Message] = [{"role": "user", "content": _PROBE}]
-        prompt = self.render(question)
-        whole = self._apply([*question, {"role": "assistant", "content": _PROBE}], add_generation_prompt=False)
-        if not whole.startswith(prompt):
+        self._rendering = Rendering(tokenizer)
+        asked = self._rendering([{"role": "user", "content": _ASKED}], add_generation_prompt=True)
+        before, after = self._around_an_answer(asked)
+        self._opening, self.prefix = _boundary(asked, before)
+        self.end_token_id = self._end_token(after)
+        self._strips = self._stripped(before, after)
+        self._control = self._control_tokens(before, after)
+        [self._before] = self._ids(["a"])
+        self._anchor = self._found_anchor(asked + self._opening)
+
+    @property
+    def end_token(self) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(self.end_token_id))
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """The text of a prompt, up to the text of the assistant's turn."""
+        return self._rendering(messages, add_generation_prompt=True) + self._opening
+
+    def written(self, text: str) -> str:
+        """The text of an assistant turn as the template writes it: some templates strip it."""
+        left, right = self._strips
+        text = text.lstrip(None if left == _SPACES else left) if left else text
+        return text.rstrip(None if right == _SPACES else right) if right else text
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a prompt; `messages` end with a user turn."""
+        return self.encode([self.prompt_text(messages)])[0]
+
+    def response_ids(self, text: str, *, end: bool = True) -> list[int]:
+        """Ids of an assistant turn and, unless `end` is False, its end token."""
+        ids = self.encode([self.response_text(text)], responses=True)[0]
+        return [*ids, self.end_token_id] if end else ids
+
+    def text(self, response_ids: Sequence[int]) -> str:
+        """The text of generated ids, without special tokens and without the template's first space: of
+        `response_ids(t)` it is `written(t)`."""
+        return self._decoded(response_ids, skip_special_tokens=True).removeprefix(self.prefix)
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """The text of each id on its own, with the space that it begins with."""
+        found = {i: self._decoded([i], skip_special_tokens=False) for i in set(ids)}
+        return [found[i] for i in ids]
+
+    # --- many at once, for `encode` -----------------------------------------------------------------------------------
+
+    def prompt_text(self, messages: Sequence[Message]) -> str:
+        """What `encode` takes for a prompt: as `render`, control tokens in the contents marked."""
+        if not any(self._control.search(m["content"]) for m in messages):
+            return self.render(messages)
+        marked: list[Message] = [{**m, "content": self._mark(m["content"])} for m in messages]  # type: ignore[typeddict-item]
+        return _Marked(self.render(marked))
+
+    def response_text(self, text: str) -> str:
+        """What `encode` takes for a response, control tokens in it marked."""
+        whole = self.prefix + self.written(text)
+        return _Marked(self._mark(whole)) if self._control.search(whole) else whole
+
+    def encode(self, texts: Sequence[str], *, responses: bool = False) -> list[list[int]]:
+        """Ids of many texts of `prompt_text`, or of `response_text`, in few calls, which fast tokenizers spread over
+        the cores.
+
+        A SentencePiece tokenizer puts a space before what it encodes. A response follows the prompt's last words, so it
+        is encoded behind them where that matters; then its ids are those of the whole conversation.
+        """
+        if not (responses and self._anchor):
+            return self._ids(texts)
+        [anchor] = self._ids([self._anchor])
+        found = self._ids([type(text)(self._anchor + text) for text in texts])
+        alone = [i for i, ids in enumerate(found) if ids[: len(anchor)] != anchor]
+        ids = [ids[len(anchor) :] for ids in found]
+        for i, own in zip(alone, self._ids([texts[i] for i in alone]), strict=True):
+            ids[i] = own
+        return ids
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        plain = [i for i, text in enumerate(texts) if not isinstance(text, _Marked)]
+        found: list[list[int]] = [[] for _ in texts]
+        if plain:
+            encoded: Any = self.tokenizer([texts[i] for i in plain], add_special_tokens=False)["input_ids"]
+            for i, ids in zip(plain, encoded, strict=True):
+                found[i] = list(ids) if texts[i] else []
+        for i, text in enumerate(texts):
+            if isinstance(text, _Marked):
+                found[i] = self._ids_of_marked(text)
+        return found
+
+    def _mark(self, text: str, pattern: re.Pattern[str] | None = None) -> str:
+        from transformers.utils.chat_template_utils import mark_control_tokens
+
+        return str(mark_control_tokens(text, pattern or self._control))
+
+    def _ids_of_marked(self, text: str) -> list[int]:
+        from transformers.utils.chat_template_utils import encode_marked_chat
+
+        try:
+            return list(encode_marked_chat(self.tokenizer, text))
+        except ValueError:  # a vocabulary (Unigram's) may make a control token of plain text: then it is broken in two
+            start, end = self._mark("\n", re.compile("\n")).split("\n")
+            broken = re.sub(f"{start}(.)([^{end}]*){end}", f"\\g<1>{start}\\g<2>", text)
+            first, *others = (part.replace(end, "") for part in broken.split(start))
+            ids, [line] = self._ids([first])[0], self._ids(["\n"])
+            for part, alone in zip(self._ids([f"\n{part}" for part in others]), self._ids(others), strict=True):
+                ids += part[len(line) :] if part[: len(line)] == line else alone
+            return ids
+
+    def _decoded(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of ids that follow others: some decoders drop the space in front of the first word."""
+        start, whole = (
+            self.tokenizer.decode(part, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+            for part in (self._before, [*self._before, *ids])
+        )
+        return str(whole)[len(start) :]
+
+    # --- what the template writes -------------------------------------------------------------------------------------
+
+    def _around_an_answer(self, prompt: str) -> tuple[str, str]:
+        """What stands before and after the content of the last assistant turn."""
+        around = []
+        for answer in (_ANSWER, _OTHER):
+            whole = self._with_answer(answer)
+            before, found, after = whole.rpartition(answer)
+            if not found:
+                if not whole.startswith(prompt):
+                    raise ModelError(_NO_BOUNDARY)
+                raise ModelError("the chat template does not write the content of an assistant turn")
+            around.append((before, after))
+        if around[0] != around[1]:
             raise ModelError(
-                "the chat template's prompt is not the beginning of the rendered conversation, so the boundary of a "
-                "response is not defined; fix its add_generation_prompt branch"
+                "what the chat template writes around an assistant turn depends on its content, so the boundary of a "
+                "response is not defined; let it write the same header before each answer"
             )
-        self.prefix, found, suffix = whole[len(prompt) :].rpartition(_PROBE)
-        if not found:
-            raise ModelError("the chat template does not write the content of an assistant turn")
-        self.end_token_id = self._end_token(suffix)
-        self.strips = (
-            self._apply([*question, {"role": "assistant", "content": f" {_PROBE} "}], add_generation_prompt=False)
-            == whole
+        return around[0]
+
+    def _with_answer(self, answer: str) -> str:
+        return self._rendering(
+            [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": answer}], add_generation_prompt=False
         )
 
+    def _stripped(self, before: str, after: str) -> tuple[str, str]:
+        """The white space that the template removes at the beginning and at the end of an assistant's text."""
+        left = right = ""
+        for space in _SPACES:
+            whole = self._with_answer(f"{space}{_ANSWER}{space}")
+            inner = whole.removeprefix(before).removesuffix(after)
+            left += space if inner.startswith(_ANSWER) else ""
+            right += space if inner.endswith(_ANSWER) else ""
+        return left, right
+
+    def _special(self) -> dict[str, int]:
+        """All special tokens; not all of them have a role."""
+        added: Any = self.tokenizer.added_tokens_decoder  # id → AddedToken
+        special = dict(zip(self.tokenizer.all_special_tokens, self.tokenizer.all_special_ids, strict=True))
+        return {**special, **{token.content: index for index, token in added.items() if token.special}}
+
     def _end_token(self, suffix: str) -> int:
-        added: Any = self.tokenizer.added_tokens_decoder  # id → AddedToken; not all special ones have a role
-        special = {*self.tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
-        written = [i for i in self._ids(suffix) if i in special]
+        special = set(self._special().values())
+        written = [i for i in self._ids([suffix])[0] if i in special]
         if written:
             return written[0]
         end: Any = self.tokenizer.eos_token_id
@@ -70,38 +213,67 @@ class Template:
             raise ModelError("the tokenizer has no EOS token and its chat template writes none after a turn")
         return int(end)
 
-    @property
-    def end_token(self) -> str:
-        return str(self.tokenizer.convert_ids_to_tokens(self.end_token_id))
+    def _control_tokens(self, before: str, after: str) -> re.Pattern[str]:
+        """Matches a token that a content must not become: a special one, or an added one that marks a turn.
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """The text of a prompt, up to the start of the assistant's turn."""
-        return self._apply(messages, add_generation_prompt=True)
+        What an answer may open with (`<think>`) is no mark: of the header the first token counts alone.
+        """
+        names = {name for name in self._special() if len(name) > 1}
+        added: Any = self.tokenizer.added_tokens_decoder
+        ordinary = [t.content for t in added.values() if t.content.strip() and len(t.content) > 1]
+        around_question, _, header = before.rpartition(_ASKED)
+        names |= {name for name in ordinary if name in around_question or name in after}
+        in_header = sorted((header.find(name), -len(name), name) for name in ordinary if name in header)
+        names |= {name for _, _, name in in_header[:1]}
+        longest_first = sorted(names, key=lambda name: (-len(name), name))
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a prompt; `messages` end with a user turn."""
-        return self._ids(self.render(messages))
+    def _found_anchor(self, asked: str) -> str:
+        """What responses are encoded behind: the prompt's last words; nothing if their ids are the same alone; a line
+        break where a space is lost behind the prompt, because a special token ends it."""
+        tail = asked.rpartition(_ASKED)[2]
+        marks = [match.start() for match in self._control.finditer(tail)]
+        tail = tail[marks[-1] :] if marks else tail
+        alone = [self._ids_behind("", self.prefix + word) for word in _WORDS]
+        behind = [self._ids_behind(tail, self.prefix + word) for word in _WORDS]
+        for anchor in ("" if alone == behind else tail, "\n"):
+            self._anchor = anchor
+            if all(self.text(self.response_ids(word)) == self.written(word) for word in _WORDS):
+                return anchor
+        return ""
 
-    def response_ids(self, text: str, *, end: bool = True) -> list[int]:
-        """Ids of an assistant turn and, unless `end` is False, its end token."""
-        ids = self._ids(self.prefix + (text.strip() if self.strips else text))
-        return [*ids, self.end_token_id] if end else ids
+    def _ids_behind(self, anchor: str, text: str) -> list[int]:
+        before, whole = self._ids([anchor, anchor + text])
+        return whole[len(before) :] if whole[: len(before)] == before else self._ids([text])[0]
 
-    def text(self, response_ids: Sequence[int]) -> str:
-        """The text of generated ids, without special tokens and without the template's first space."""
-        return str(self.tokenizer.decode(list(response_ids), skip_special_tokens=True)).strip()
 
-    def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"]) if text else []
+_NO_BOUNDARY = (
+    "the chat template's prompt is not the beginning of the rendered conversation, so the boundary of a "
+    "response is not defined; fix its add_generation_prompt branch"
+)
 
-    def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        turns: Any = list(messages)
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-            )
-        except Exception as error:  # jinja raises its own family, templates can raise anything
-            raise ModelError(f"the chat template cannot be rendered: {error}") from error
+
+def _boundary(prompt: str, before: str) -> tuple[str, str]:
+    """What is added to the prompt that the template writes, and white space that begins a response.
+
+    `before` is what stands before an answer in a whole conversation. More than white space that only stands there (a
+    header, an empty block of thoughts) belongs to the prompt. The prompt may also write more, such as the beginning of
+    a block of thoughts, which is then closed.
+    """
+    if before.startswith(prompt):
+        lead = before[len(prompt) :]
+        if not lead.strip():
+            return "", lead
+        opening = lead.rstrip(" ")
+        return opening, lead[len(opening) :]
+    common = next((i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), len(before))
+    if _ASKED not in before[:common] or before[common:].strip():
+        raise ModelError(_NO_BOUNDARY)
+    block = _OPEN_BLOCK.search(prompt[common:])
+    if block is None:
+        return "", ""
+    name, space = block.groups()
+    return f"{space}</{name}>{space * 2}", ""
 
 
 def install_template(tokenizer: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from data import check, show
+from data.stage_data import prompts
 from rlhf.errors import DataError
 
 
@@ -76,3 +77,20 @@ def test_two_sources_in_common_are_counted(run, write, pairs) -> None:
 def test_a_missing_source_is_one_line(module: Any, run) -> None:
     with pytest.raises(DataError, match=r"absent\.jsonl does not exist"):
         run(module, "--data-path", "absent.jsonl", "--model", "MODEL")
+
+
+def test_check_and_run_say_the_same_of_what_is_cut_and_left_out(run, write, settings, template) -> None:
+    """`data.check` compared lengths with the limit and said "are cut" of rows that the run left out."""
+    rows = [{"prompt": f"{'好' if i % 2 else 'x' * 9} {i % 2} {i}" if i % 4 else f"好好{'好' * i}"} for i in range(40)]
+    pairs = [{"prompt": f"{i} q", "chosen": "</s> and more", "rejected": "no"} for i in range(5)]
+    limit = len(template.prompt_ids([{"role": "user", "content": ""}])) + 2  # less than one of these characters
+    paths = [write("a.jsonl", rows), write("b.jsonl", pairs)]
+    flags = [word for path in paths for word in ("--data-path", path)]
+    _, text = run(check, *flags, "--model", "MODEL", "--max-prompt-length", str(limit))
+    assert f"35 of 45 prompts (77.8%) are longer than {limit} tokens and are cut (keep_end)" in text
+    assert f"10 of 45 prompts (22.2%) are longer than {limit} tokens and are left out: no character of their" in text
+    assert "5 of 5 chosen responses (100.0%) spell the end token inside and are left out" in text
+    report = prompts(settings(*paths, max_prompt_length=limit, data_split="0,0,1", eval_ratio=0.5), template).report
+    sums = [{**report[part]["cut"], **report[part]["dropped"]} for part in ("train", "held_out")]
+    assert sum(s.get("prompt cut to max_prompt_length", 0) for s in sums) == 35
+    assert sum(s.get("prompt longer than max_prompt_length", 0) for s in sums) == 10

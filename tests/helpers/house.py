@@ -52,7 +52,7 @@ STAGE_NAMES = re.compile(r"\bstep[0-9]_\w+")
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
-    "rlhf": "process command config console errors files hardware json_lines metrics stage_config template "
+    "rlhf": "process command config console errors files hardware json_lines metrics rendering stage_config template "
     "stages.command stages.problems stages.spec models.names pipeline.command pipeline.run pipeline.placement "
     "pipeline.plan pipeline.launch report.page report.charts chat.__main__ chat.session chat.screen "
     "chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges evaluate.comparison "
@@ -157,10 +157,15 @@ def ground_names_no_torch(root: Path) -> list[str]:
     return wrong
 
 
-# The trackers of accelerate are brought when a run asks for one; template.py names a type of transformers.
+# The trackers of accelerate are brought when a run asks for one; template.py is given a tokenizer, so transformers is
+# loaded by then.
 HEAVY_EXCUSED = {
     "rlhf.metrics": {"accelerate.tracking.TensorBoardTracker", "accelerate.tracking.WandBTracker"},
-    "rlhf.template": {"transformers.PreTrainedTokenizerBase"},
+    "rlhf.template": {
+        "transformers.PreTrainedTokenizerBase",
+        "transformers.utils.chat_template_utils.encode_marked_chat",
+        "transformers.utils.chat_template_utils.mark_control_tokens",
+    },
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers import decoders as token_decoders
 
 from tests.helpers.families import config_of
@@ -86,6 +86,42 @@ def tiny_tokenizer(pad: str | None = "<pad>") -> hf.PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)  # type: ignore[assignment]
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=pad, bos_token="<s>", eos_token="</s>", model_max_length=128
+    )
+
+
+def sentencepiece_tokenizer(kind: str = "first") -> hf.PreTrainedTokenizerFast:
+    """A tokenizer as SentencePiece's: a space is part of the word behind it, bytes stand for what has no token, and a
+    text gets a space at its beginning: at the "first" part of it, "always", by a normalizer ("legacy", as Llama 2), or
+    with a "unigram" model, which may make `<s>` of plain text."""
+    words, letters = ["▁So", "▁it", "▁is", "▁Why", "So"], [chr(i) for i in range(33, 127)]
+    special = ["<unk>", "<s>", "</s>"]
+    pieces = [*special, *(f"<0x{i:02X}>" for i in range(256)), "▁", *letters]
+    merges = []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in pieces:
+                pieces.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    bpe: Any = models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges, unk_token="<unk>", byte_fallback=True
+    )
+    scores = [(piece, 0.0 if piece in special else -1.0 if piece in words else -9.0) for piece in pieces]
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=0, byte_fallback=True) if kind == "unigram" else bpe)
+    if kind == "legacy":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # type: ignore[assignment]
+    else:
+        scheme: Any = "always" if kind == "unigram" else kind
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)  # type: ignore[assignment]
+    tokenizer.decoder = token_decoders.Sequence(  # type: ignore[assignment]
+        [
+            token_decoders.Replace("▁", " "),
+            token_decoders.ByteFallback(),
+            token_decoders.Fuse(),
+            token_decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=128
     )
 
 
