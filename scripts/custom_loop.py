@@ -38,7 +38,7 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
     iterations, size = config.iterations or 1, config.rollout_batch_size
     roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), reward=RewardFunction(reward))
     passes, template, done = ForwardPasses(roles, config), roles.actor.template, 0
-    sampling, gamma, gae_lambda = sampling_of(config, template), config.gamma, config.gae_lambda
+    sampling, gamma, gae_lambda = sampling_of(config, roles.actor), config.gamma, config.gae_lambda
     for iteration in range(iterations):
         texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
         messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]

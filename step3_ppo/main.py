@@ -30,7 +30,7 @@ from step3_ppo.held_out import write_held_out_prompts
 from step3_ppo.optimise import optimise, steps_per_iteration
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.pretraining_mix import load_pretraining_mix
-from step3_ppo.roles import Roles, build_roles
+from step3_ppo.roles import Actor, Roles, build_roles
 from step3_ppo.rollout import generate
 from step3_ppo.rollout_files import RolloutFiles, rollout_rows
 from step3_ppo.start_checks import check_start
@@ -54,7 +54,7 @@ def run(config: PPOConfig) -> StageResult:
     total = min(total, config.max_steps or total)
     roles = build_roles(config, optimizer_steps=total * steps_per_iteration(config), tokenizer=tokenizer)
     template, reward, passes = roles.actor.template, roles.reward, ForwardPasses(roles, config)
-    sampling = sampling_of(config, template)
+    sampling = sampling_of(config, roles.actor)
     calibrate(roles, data.train, sampling, config)
     ptx = load_pretraining_mix(config, tokenizer)
     ema = EMA(roles.actor.engine, decay=config.ema_decay) if config.ema else None
@@ -141,7 +141,7 @@ def run(config: PPOConfig) -> StageResult:
     )
 
 
-def sampling_of(config: PPOConfig, template: Template) -> Sampling:
+def sampling_of(config: PPOConfig, actor: Actor) -> Sampling:
     """The settings of the sampling; warns if the log-probabilities are not those of the sampled distribution."""
     if config.top_p < 1 or config.top_k:
         console.warn(
@@ -153,7 +153,7 @@ def sampling_of(config: PPOConfig, template: Template) -> Sampling:
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
-        stop_token_ids=(template.end_token_id,),
+        stop_token_ids=actor.end_ids,
     )
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from rlhf import console
 from rlhf.errors import ConfigError
 from rlhf.models.causal_model import CausalModel, TokenLogprobs
-from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
+from rlhf.models.end_tokens import listed
+from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer, unwrap
 from rlhf.models.lora import adapters_off, attach, is_adapted
 from rlhf.models.reward_model import load_reward_model
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine
@@ -30,14 +31,15 @@ from step3_ppo.rollout import SequenceBatch
 class Actor:
     """The policy. If it is trained by adapters, it is also the reference, with its adapters off.
 
-    `hybrid` generates with the policy's weights. `temperature` and `min_response_length` (in tokens) are those of the
-    sampling: they are part of every log-probability.
+    `hybrid` generates with the policy's weights. `end_ids` are the tokens that end a response. `temperature` and
+    `min_response_length` (in tokens) are those of the sampling: they are part of every log-probability.
     """
 
     engine: TrainEngine
     hybrid: HybridEngine
     tokenizer: Any
     template: Template
+    end_ids: tuple[int, ...]
     temperature: float
     min_response_length: int
     reference: Any  # None: the actor with its adapters off
@@ -57,11 +59,11 @@ class Actor:
         device = distributed.device()
         extra: dict[str, Any] = {}
         if self.min_response_length:
-            # sampling masks the end token below the minimum, so every log-probability does the same
+            # sampling masks the end tokens below the minimum, so every log-probability does the same
             position = batch.count_BT.int().cumsum(dim=1)
             extra = {
                 "forbidden_BT": (batch.count_BT & (position <= self.min_response_length)).to(device),
-                "forbidden_ids": (self.template.end_token_id,),
+                "forbidden_ids": self.end_ids,
             }
         return model(
             batch.input_ids_BT.to(device),
@@ -175,6 +177,7 @@ def _build_actor(config: PPOConfig, tokenizer: Any, template: Template, steps: i
         ),
         tokenizer=tokenizer,
         template=template,
+        end_ids=tuple(listed(unwrap(engine.module.lm).generation_config)),
         temperature=config.temperature,
         min_response_length=config.min_response_length,
         reference=reference,

@@ -38,6 +38,10 @@ class Rollout:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def said(self, row: int) -> list[int]:
+        """The ids of a response without its stop token."""
+        return self.responses[row][:-1] if self.stopped_B[row] else self.responses[row]
+
     @property
     def lengths(self) -> list[int]:
         """Tokens of each sequence, prompt and response."""

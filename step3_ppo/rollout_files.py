@@ -64,15 +64,14 @@ def iteration_of(path: Path) -> int:
 def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
     """Per sequence: prompt, response, raw and final score, and per counted token its text, KL in nats, value and
     whitened advantage. A number that is not finite is None."""
-    tokenizer = template.tokenizer
     return [
         {
             "prompt": json.loads(e.rollout.messages[row]),
-            "response": template.text(e.rollout.responses[row]),
+            "response": template.text(e.rollout.said(row)),
             "stopped": bool(e.rollout.stopped_B[row]),
             "score": _rounded(float(e.scores_B[row])),
             "final_score": _rounded(float(e.final_scores_B[row])),
-            "tokens": [tokenizer.decode([token]) for token in e.rollout.responses[row]],
+            "tokens": template.token_texts(e.rollout.responses[row]),
             "kl": [_rounded(v) for v in e.counted(e.kl_BR, [row]).tolist()],
             "value": [_rounded(v) for v in e.counted(e.values_BR, [row]).tolist()],
             "advantage": [_rounded(v) for v in e.counted(e.advantages_BR, [row]).tolist()],

@@ -223,7 +223,8 @@ def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig)
                 stopped = bool(ids) and ids[-1] in sampling.stop_token_ids
                 text = speaker.template.text(ids[:-1] if stopped else ids)
                 if config.stop_at_next_turn:
-                    text = cut_at(text, stops.strings).strip()
+                    cut = cut_at(text, stops.strings)
+                    text = cut if cut == text else cut.strip()
                 responses[row] = Response(text, len(ids), ended)
             bar.update(len(responses))
     return [responses[i] for i in range(len(asked))]

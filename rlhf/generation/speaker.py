@@ -62,6 +62,7 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without this DeepSpeed prints a warning
     from rlhf.generation.sampler import Sampler
+    from rlhf.models.end_tokens import listed
     from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
     from rlhf.training.distributed import device
 
@@ -77,7 +78,7 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
         name=resolve(name),
         template=template,
         sampler=Sampler(model, pad_token_id=int(tokenizer.pad_token_id)),  # type: ignore[arg-type]
-        stops=find_stops(template, more_end_ids=_end_ids(model.generation_config)),
+        stops=find_stops(template, more_end_ids=listed(model.generation_config)),
         limit=limit,
         summary=_summary(model, limit),
     )
@@ -88,12 +89,6 @@ def _summary(model: Any, limit: int | None) -> str:
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     parts = [type(model).__name__, f"{millions:,.1f}M parameters", f"{str(model.dtype)[6:]} on {model.device.type}"]
     return ", ".join([*parts, f"context {limit} tokens"] if limit else parts)
-
-
-def _end_ids(generation_config: Any) -> list[int]:
-    """`eos_token_id` of a generation config: a number, a list or nothing."""
-    ids = getattr(generation_config, "eos_token_id", None)
-    return [] if ids is None else [int(i) for i in ids] if isinstance(ids, Sequence) else [int(ids)]
 
 
 def labels(names: Sequence[str]) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from transformers import (
 )
 from transformers.utils import logging as hf_logging
 
+from rlhf import console
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.attention import serve_on_cpu
+from rlhf.models.end_tokens import end_ids, listed_in
 from rlhf.models.names import resolve
+from rlhf.rendering import DATE, is_dated
 from rlhf.stage_config import RunSettings, dtype_problems, resolve_dtype
 from rlhf.template import Template, install_template
 from rlhf.training import distributed
@@ -43,8 +47,8 @@ class Loading:
     """Which model is loaded, and how: everything that the loaders of this package need.
 
     `name` is a folder, a hub name or an alias. With a `tokenizer` the embeddings grow to hold its added tokens (to a
-    multiple of 64), and its end and pad ids are written into the configs. At `zero_stage` 3 the weights are sharded
-    over the ranks while they are read.
+    multiple of 64), and its end and pad ids are written into the configs, before other end ids that they list. At
+    `zero_stage` 3 the weights are sharded over the ranks while they are read.
     """
 
     name: str
@@ -108,13 +112,23 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
         raise ModelError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}") from error
     install_template(tokenizer)
     tokenizer.padding_side = "right"
-    _separate_pad(tokenizer, Template(tokenizer))
+    _separate_pad(tokenizer, Template(tokenizer), listed_in(resolve(name)))
+    if is_dated(tokenizer):
+        _say_date()
     return tokenizer
 
 
-def _separate_pad(tokenizer: Any, template: Template) -> None:
+@cache
+def _say_date() -> None:
+    console.warn(
+        f"the chat template writes today's date; all prompts get {DATE:%d %b %Y}, so that they are the same in each "
+        "stage and when a run is resumed"
+    )
+
+
+def _separate_pad(tokenizer: Any, template: Template, more_end_ids: Sequence[int]) -> None:
     """Give the tokenizer a pad token that neither ends a turn nor is written by the template."""
-    used = {template.end_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id}
+    used = {template.end_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, *more_end_ids}
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in used:
         return
     written = set(template.prompt_ids([{"role": "user", "content": "x"}]))
@@ -199,8 +213,8 @@ def _zero_random(fields: dict[str, Any]) -> None:
 
 
 def fit_to_tokenizer(model: PreTrainedModel, loading: Loading) -> None:
-    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs; nothing
-    happens without a tokenizer."""
+    """Grow the embeddings to hold the tokenizer, and write its end and pad ids into the model's configs, which keep the
+    other end ids that they list; nothing happens without a tokenizer."""
     tokenizer = loading.tokenizer
     if tokenizer is None:
         return
@@ -214,7 +228,8 @@ def fit_to_tokenizer(model: PreTrainedModel, loading: Loading) -> None:
     generation = getattr(model, "generation_config", None)
     if generation is not None:
         generation.pad_token_id = tokenizer.pad_token_id
-        generation.eos_token_id = Template(tokenizer).end_token_id
+        ids = end_ids(model, Template(tokenizer))
+        generation.eos_token_id = ids if len(ids) > 1 else ids[0]
 
 
 def _fill_new_rows(model: PreTrainedModel, first: int) -> None:

@@ -47,5 +47,5 @@ class RewardFunction:
     score_std: float = 1.0
 
     def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
-        texts = [(json.loads(rollout.messages[row]), actor_template.text(rollout.responses[row])) for row in rows]
+        texts = [(json.loads(rollout.messages[row]), actor_template.text(rollout.said(row))) for row in rows]
         return torch.tensor([float(self.function(prompt, response)) for prompt, response in texts])

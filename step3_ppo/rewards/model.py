@@ -30,12 +30,16 @@ class ModelReward:
     def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
         """Raw scores of rows of a rollout, [B]: the head's output at the last token of each."""
         if self.same_tokenizer:
-            return self.reward_model.scores([rollout.prompts[row] + rollout.responses[row] for row in rows])
+            # a reward model has learned one end token; the actor may draw others
+            end = [self.reward_model.template.end_token_id]
+            return self.reward_model.scores(
+                [rollout.prompts[row] + rollout.said(row) + end * bool(rollout.stopped_B[row]) for row in rows]
+            )
         return self.reward_model.scores(
             [
                 self.reward_model.sequence(
                     json.loads(rollout.messages[row]),
-                    actor_template.text(rollout.responses[row]),
+                    actor_template.text(rollout.said(row)),
                     ended=bool(rollout.stopped_B[row]),
                 )
                 for row in rows
