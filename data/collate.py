@@ -21,27 +21,14 @@ Row = Mapping[str, Any]
 class DemonstrationBatch:
     """loss_mask_BT is True where a token is predicted from those before it in its demonstration and counts in the loss.
 
-    In packed rows, packed_mask_B1TT is True where the token of the row (third axis) may attend to the token of the last
-    axis: those of its own demonstration up to itself. Positions restart with each demonstration. Other rows need
-    neither: they are padded on the right, where causal attention sees no padding before a token.
+    In packed rows the positions restart with each demonstration (and with each pad), and a token attends to nothing
+    before the last position 0. Other rows need no positions: they are padded on the right, where causal attention sees
+    no padding before a token.
     """
 
     input_ids_BT: Tensor
     loss_mask_BT: Tensor
-    packed_mask_B1TT: Tensor | None = None
     position_ids_BT: Tensor | None = None
-
-    def packed_inputs(self, dtype: torch.dtype, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """The inputs that a packed batch adds to a model's others, by the names of `CausalModel`; none if not packed.
-
-        The mask is additive (0 or the lowest number of `dtype`), which every attention implementation understands.
-        """
-        if self.packed_mask_B1TT is None:
-            return {}
-        assert self.position_ids_BT is not None
-        zero = torch.zeros((), dtype=dtype)
-        mask = torch.where(self.packed_mask_B1TT, zero, torch.finfo(dtype).min)
-        return {"attention_mask": mask.to(device), "position_ids_BT": self.position_ids_BT.to(device)}
 
 
 @dataclass(frozen=True)
@@ -67,23 +54,15 @@ def collate_demonstrations(
     loss_mask_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
     position_ids_BT = torch.zeros_like(input_ids_BT)
     packed = any("lengths" in row for row in rows)
-    # The demonstration of its row that a token belongs to. Pads belong to none, so they attend only to themselves.
-    member_BT = -1 - torch.arange(input_ids_BT.shape[1]).expand(input_ids_BT.shape).clone()
     for b, row in enumerate(rows):
         start = 0
         lengths = row.get("lengths") or [len(row["input_ids"])]
-        for number, (length, prompt_length) in enumerate(
-            zip(lengths, row.get("prompt_lengths") or [row["prompt_length"]], strict=True)
-        ):
+        for length, prompt_length in zip(lengths, row.get("prompt_lengths") or [row["prompt_length"]], strict=True):
             first = 1 if train_on_prompt else max(1, prompt_length)
             loss_mask_BT[b, start + first : start + length] = True
-            member_BT[b, start : start + length] = number
             position_ids_BT[b, start : start + length] = torch.arange(length)
             start += length
-    if not packed:
-        return DemonstrationBatch(input_ids_BT, loss_mask_BT)
-    packed_mask_BTT = (member_BT[:, :, None] == member_BT[:, None, :]).tril()
-    return DemonstrationBatch(input_ids_BT, loss_mask_BT, packed_mask_BTT[:, None], position_ids_BT)
+    return DemonstrationBatch(input_ids_BT, loss_mask_BT, position_ids_BT if packed else None)
 
 
 def collate_preferences(rows: Sequence[Row], *, pad_token_id: int) -> PreferenceBatch:

@@ -45,8 +45,8 @@ def kept_rows(batches: Sequence[DemonstrationBatch]) -> Iterator[dict[str, Any]]
 def token_loss_sum(engine: TrainEngine, batch: DemonstrationBatch) -> torch.Tensor:
     """Cross-entropy summed over the counted tokens, in nats."""
     device = distributed.device()
-    packed = batch.packed_inputs(engine.dtype, device)
-    tokens = engine(batch.input_ids_BT.to(device), batch.loss_mask_BT.to(device), **packed)
+    positions_BT = None if batch.position_ids_BT is None else batch.position_ids_BT.to(device)
+    tokens = engine(batch.input_ids_BT.to(device), batch.loss_mask_BT.to(device), position_ids_BT=positions_BT)
     return -tokens.logprobs_N.sum()
 
 

@@ -15,7 +15,7 @@ def problems(config: SFTConfig, models: Models, machine: Machine) -> list[str]:
     found = []
     if model := models.get("model"):
         found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
-        problem = packing_problem(str(model.get("model_type", ""))) if config.packing else None
+        problem = packing_problem(model) if config.packing else None
         found += [problem] if problem else []
     return found + preflight.problems(config, stage=1)
 

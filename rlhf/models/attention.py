@@ -106,19 +106,24 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def has_windows(config: Any) -> bool:
+    """Whether some layers of a text config see less than all tokens before, or no such tokens at all: not all layers
+    are full attention."""
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return bool(window or getattr(config, "attention_chunk_size", None) or kinds != {"full_attention"})
+
+
 def is_served(lm: Any) -> bool:
     """Whether `attention` can stand in for a model's own: the model calls attention through transformers' interface,
     and it is plain causal attention without windows, soft caps or sinks."""
     config = lm.config.get_text_config()
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    special = ("attn_logit_softcapping", "attention_chunk_size", "is_encoder_decoder", "add_cross_attention")
+    special = ("attn_logit_softcapping", "is_encoder_decoder", "add_cross_attention")
     return bool(
         getattr(lm, "_supports_sdpa", False)
         and getattr(lm.base_model, "_supports_attention_backend", False)
         and config._attn_implementation in ("sdpa", "eager", NAME)
-        and not window
-        and kinds == {"full_attention"}
+        and not has_windows(config)
         and not any(getattr(config, name, None) for name in special)
         and not any(name.endswith("sinks") for name, _ in lm.named_parameters())
         and not getattr(config, "reorder_and_upcast_attn", False)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rlhf.models.loading import backbone, unwrap
 from rlhf.models.logprob_function import Logits
+from rlhf.models.packed_rows import packed_inputs
 from rlhf.models.tensors import chunked_logprobs
 
 
@@ -66,7 +67,6 @@ class CausalModel(nn.Module):
         input_ids_BT: Tensor,
         count_BT: Tensor,
         *,
-        attention_mask: Tensor | None = None,
         position_ids_BT: Tensor | None = None,
         temperature: float = 1.0,
         forbidden_BT: Tensor | None = None,
@@ -76,14 +76,11 @@ class CausalModel(nn.Module):
         """Log-probabilities of the tokens where `count_BT` is True, each given the tokens before it in its row.
 
         Rows must be padded on the right. Attention is causal, so padding changes nothing before it, and no attention
-        mask is needed. A packed batch brings its own mask [B, 1, T, T] and positions. Column 0 must not count: nothing
-        stands before it. Where `forbidden_BT` is True the tokens `forbidden_ids` have probability 0.
+        mask is needed. A packed batch brings positions that restart with each demonstration in a row (`packed_rows`).
+        Column 0 must not count: nothing stands before it. Where `forbidden_BT` is True the tokens `forbidden_ids` have
+        probability 0.
         """
-        extra: dict[str, Any] = {}
-        if attention_mask is not None:
-            extra["attention_mask"] = attention_mask
-        if position_ids_BT is not None:
-            extra["position_ids"] = position_ids_BT
+        extra = {} if position_ids_BT is None else packed_inputs(unwrap(self.lm), position_ids_BT)
         hidden_BTD = backbone(self.lm)(input_ids=input_ids_BT, use_cache=False, **extra)[0]
         count = count_BT[:, 1:]  # the hidden state at t − 1 predicts the token at t
         logprobs_N, entropy_N = unwrap(self.lm).get_output_embeddings()(

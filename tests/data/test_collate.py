@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import torch
-
 from data.collate import collate_demonstrations, collate_preferences
 
 DEMONSTRATIONS = [
@@ -14,7 +12,7 @@ def test_demonstrations_count_response_tokens_and_the_end_token() -> None:
     batch = collate_demonstrations(DEMONSTRATIONS, pad_token_id=0)
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 2, 0, 0], [5, 8, 9, 7, 7, 2]]
     assert batch.loss_mask_BT.int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]]
-    assert batch.packed_inputs(torch.float32) == {}
+    assert batch.position_ids_BT is None
 
 
 def test_training_on_the_prompt_leaves_out_the_token_that_nothing_predicts() -> None:

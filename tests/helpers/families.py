@@ -46,6 +46,13 @@ CHANGES: dict[str, dict[str, Any]] = {
     # windows in some layers or in all
     "gemma2": _MIXED,
     "gemma3_text": _MIXED,
+    "gemma3": {
+        "text_config": {**_COMMON, **_MIXED}, "mm_tokens_per_image": 1, "image_token_index": 319,
+        "vision_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+            "image_size": 14, "patch_size": 14,
+        },
+    },
     "gemma4_text": {**_MIXED, "global_head_dim": 8, "vocab_size_per_layer_input": 320},
     "cohere2": _MIXED,
     "olmo3": _MIXED,
@@ -59,8 +66,8 @@ CHANGES: dict[str, dict[str, Any]] = {
     "mistral_window": {},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": WINDOW, "num_layers": 2, "num_heads": 4},
     "llama4_text": {"num_local_experts": 2, "attention_chunk_size": WINDOW, "intermediate_size_mlp": 64},
+    "smollm3": {"no_rope_layers": [1, 0], "use_sliding_window": True, **_MIXED},
     # neither
-    "smollm3": {"no_rope_layers": [1, 0]},
     "granite": {},
     "olmo": {},
     "olmo2": {},
