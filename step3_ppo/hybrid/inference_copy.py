@@ -18,7 +18,7 @@ from rlhf.models.loading import unwrap
 from rlhf.models.merging import base_of, merged, own_factors, plain_modules
 from rlhf.training.engine import gathered
 from step3_ppo.hybrid.packed_linear import PackedLinear, can_pack, pack_layers
-from step3_ppo.hybrid.tensor_parallel import ShardedLinear, shard
+from step3_ppo.hybrid.tensor_parallel import shard
 
 
 class InferenceCopy:
@@ -115,8 +115,8 @@ def _copy_module(source: Any, target: nn.Module, own: list[tuple[str, nn.Paramet
     with gathered([getattr(base, key) for key, _ in own] + own_factors(source)):
         for key, parameter in own:
             value = merged(source, key, getattr(base, key).detach())
-            if isinstance(target, ShardedLinear):
-                value = target.take_weight(value) if key == "weight" else target.take_bias(value)
+            if take := getattr(target, "take", None):  # cut over ranks
+                value = take(key, value)
             assert value.shape == parameter.shape, f"{key}: {tuple(value.shape)} for {tuple(parameter.shape)}"
             parameter.data.copy_(value)
 

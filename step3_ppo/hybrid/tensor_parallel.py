@@ -1,15 +1,13 @@
-"""Tensor parallelism of the inference copy: the plan of the cut and the cut layers (Shoeybi et al. 2019).
+"""Tensor parallelism of the inference copy: a model's layers are replaced by one rank's parts of them.
 
-A column layer holds some of the outputs (whole heads), a row layer some of the inputs; the sum over a row layer's ranks
-is the only communication of a block. The plan comes from transformers' own `base_model_tp_plan` if a family has one,
-else from `FAMILIES`.
+Which layers, and how, is said by `parallel_plans`. A cut module has `take(key, whole)`: this rank's part of its
+parameter `key`.
 """
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,136 +17,104 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.errors import ConfigError
-from step3_ppo.hybrid.parallel_sizes import sizes_that_divide
+from step3_ppo.hybrid.parallel_plans import family_of, style_of
+from step3_ppo.hybrid.parallel_sizes import parallel_problems
 
-# Names of cuts in transformers' plans; everything else in them stays whole on every rank.
-_STYLES = {"colwise": "column", "rowwise": "row"}
-_WHOLE = ("replicated", "sequence_parallel")
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a model type is cut: layer names (with `*`) → "column", "row" or "thirds" (queries, keys, values side by
-    side); for each attention class, its attributes that shrink with the heads (numbers of heads, sizes)."""
-
-    plan: dict[str, str]
-    shrink: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    sliced_bias: str | None = None  # the attention class that gets ALiBi's [B·H, 1, T] of all heads
+_PARTS_SIDE_BY_SIDE = {"pairs": 2, "thirds": 3}
 
 
-FAMILIES = {
-    "opt": Family(
-        plan={
-            "*.self_attn.[qkv]_proj": "column",
-            "*.self_attn.out_proj": "row",
-            "*.layers.*.fc1": "column",
-            "*.layers.*.fc2": "row",
-        },
-        shrink={"OPTAttention": ("num_heads",)},
-    ),
-    "gpt2": Family(
-        plan={"*.attn.c_attn": "thirds", "*.attn.c_proj": "row", "*.mlp.c_fc": "column", "*.mlp.c_proj": "row"},
-        shrink={"GPT2Attention": ("num_heads", "split_size")},
-    ),
-    "bloom": Family(
-        plan={
-            "*.self_attention.query_key_value": "column",
-            "*.self_attention.dense": "row",
-            "*.mlp.dense_h_to_4h": "column",
-            "*.mlp.dense_4h_to_h": "row",
-        },
-        shrink={"BloomAttention": ("num_heads", "hidden_size")},
-        sliced_bias="BloomAttention",
-    ),
-}
-
-
-def family_of(config: Any) -> Family:
-    """The family of a model. Raises ConfigError for a model that can only be copied whole."""
-    if config.model_type in FAMILIES:
-        return FAMILIES[config.model_type]
-    plan = getattr(config, "base_model_tp_plan", None) or {}
-    unknown = {style for style in plan.values() if style not in _STYLES and not style.startswith(_WHOLE)}
-    if not plan or unknown:
-        why = (
-            f"its plan has layers cut by {', '.join(sorted(unknown))}" if unknown else "transformers has no plan for it"
-        )
-        raise ConfigError(
-            f"step3_ppo.inference_tp_size: a model of type {config.model_type} cannot be cut for tensor parallelism "
-            f"({why}); use 1"
-        )
-    return Family(plan={f"*{name}": _STYLES[style] for name, style in plan.items() if style in _STYLES})
-
-
-def style_of(family: Family, name: str) -> str | None:
-    """The cut of the layer with this name; None if it stays whole."""
-    return next((style for pattern, style in family.plan.items() if fnmatch.fnmatchcase(name, pattern)), None)
+def part_of(whole: Tensor, style: str, ranks: int, index: int) -> Tensor:
+    """One rank's part of a weight [..., outputs, inputs] or of a vector over the outputs."""
+    if style == "once":
+        return whole if index == 0 else torch.zeros_like(whole)
+    way, _, many = style.partition(" ")
+    dim = -2 if way in ("column", "gathered") and whole.dim() > 1 else -1
+    blocks = whole.chunk(_PARTS_SIDE_BY_SIDE.get(many, 1), dim=dim)
+    size = blocks[0].shape[dim]
+    assert size % ranks == 0, f"{size} rows or columns for {ranks} ranks"
+    mine = [block.chunk(ranks, dim=dim)[index] for block in blocks]
+    return mine[0] if len(mine) == 1 else torch.cat(mine, dim=dim)
 
 
 class ShardedLinear(nn.Module):
-    """One rank's part of a linear layer, always in the layout [outputs, inputs].
-
-    `take_weight` and `take_bias` cut this rank's part out of the whole.
-    """
+    """One rank's part of a linear layer, always in the layout [outputs, inputs]."""
 
     def __init__(self, original: Any, style: str, group: dist.ProcessGroup) -> None:
         super().__init__()
         self.style, self.group = style, group
         self.ranks, self.index = dist.get_world_size(group), dist.get_rank(group)
         self.transposed = isinstance(original, Conv1D)
-        outputs, inputs = original.weight.shape[::-1] if self.transposed else original.weight.shape
-        shape = (outputs, inputs // self.ranks) if style == "row" else (outputs // self.ranks, inputs)
-        like = original.weight
-        self.weight = nn.Parameter(like.new_empty(shape), requires_grad=False)
+        self.sums = style in ("row", "split")
+        self.weight = _empty(self.take("weight", original.weight))
         self.bias: nn.Parameter | None = None
         if getattr(original, "bias", None) is not None:
-            size = outputs if style == "row" else outputs // self.ranks
-            self.bias = nn.Parameter(like.new_empty(size), requires_grad=False)
+            self.bias = _empty(self.take("bias", original.bias))
 
-    def take_weight(self, whole: Tensor) -> Tensor:
-        if self.transposed:
-            whole = whole.t()
-        return whole.chunk(self.ranks, dim=1)[self.index] if self.style == "row" else self._outputs(whole)
-
-    def take_bias(self, whole: Tensor) -> Tensor:
-        return whole if self.style == "row" else self._outputs(whole)
-
-    def _outputs(self, whole: Tensor) -> Tensor:
-        """This rank's share of the outputs; of queries, keys and values each, if they are side by side."""
-        parts = whole.chunk(3, dim=0) if self.style == "thirds" else (whole,)
-        mine = [part.chunk(self.ranks, dim=0)[self.index] for part in parts]
-        return mine[0] if len(mine) == 1 else torch.cat(mine)
+    def take(self, key: str, whole: Tensor) -> Tensor:
+        if key == "bias":
+            return whole if self.sums else part_of(whole, self.style, self.ranks, self.index)
+        return part_of(whole.t() if self.transposed else whole, self.style, self.ranks, self.index)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.style != "row":
-            return F.linear(x, self.weight, self.bias)
-        partial = F.linear(x, self.weight)
-        dist.all_reduce(partial, group=self.group)
-        return partial if self.bias is None else partial + self.bias
+        if not self.sums:
+            mine = F.linear(x, self.weight, self.bias)
+            return self._gather(mine) if self.style == "gathered" else mine
+        if self.style == "split":
+            x = x.chunk(self.ranks, dim=-1)[self.index]
+        partial_sum = F.linear(x, self.weight)
+        dist.all_reduce(partial_sum, group=self.group)
+        return partial_sum if self.bias is None else partial_sum + self.bias
+
+    def _gather(self, mine: Tensor) -> Tensor:
+        parts = [torch.empty_like(mine) for _ in range(self.ranks)]
+        dist.all_gather(parts, mine.contiguous(), group=self.group)
+        return torch.cat(parts, dim=-1)
+
+
+def _empty(like: Tensor) -> nn.Parameter:
+    return nn.Parameter(like.new_empty(like.shape), requires_grad=False)
 
 
 def shard(model: Any, group: dist.ProcessGroup) -> None:
     """Replace a model's layers by this rank's parts (on the meta device: nothing is allocated)."""
-    config, ranks = model.config.get_text_config(), dist.get_world_size(group)
-    family = family_of(config)
-    if ranks not in sizes_that_divide(config.to_dict()):
-        raise ConfigError(
-            f"step3_ppo.inference_tp_size={ranks} does not divide the model's heads and layers; "
-            f"try {', '.join(map(str, sizes_that_divide(config.to_dict())))}"
-        )
+    config, ranks, index = model.config.get_text_config(), dist.get_world_size(group), dist.get_rank(group)
+    if problems := parallel_problems(config.to_dict(), model="the actor", size=ranks):
+        raise ConfigError(*problems)
+    family, decoder = family_of(config), model.get_decoder()
     cut = 0
-    for name, module in list(model.named_modules()):
+    for name, module in list(decoder.named_modules()):
         style = style_of(family, name)
-        if style is not None:
-            model.set_submodule(name, ShardedLinear(module, style, group))
+        if style == "summed":
+            module.register_forward_hook(partial(_sum_over_ranks, group=group))
+        elif style is not None:
+            decoder.set_submodule(name, ShardedLinear(module, style, group))
             cut += 1
+        cut += _cut_own(module, {key: style_of(family, f"{name}.{key}") for key in module._parameters}, ranks, index)
     assert cut, f"no layer of {config.model_type} matches its plan"
-    index = dist.get_rank(group)
-    for module in model.modules():
+    for module in decoder.modules():
         for attribute in family.shrink.get(type(module).__name__, ()):
             setattr(module, attribute, getattr(module, attribute) // ranks)
         if type(module).__name__ == family.sliced_bias:
             module.register_forward_pre_hook(_own_heads_of_alibi(ranks, index), with_kwargs=True)
+
+
+def _cut_own(module: Any, styles: dict[str, str | None], ranks: int, index: int) -> int:
+    """Cut the parameters that a module holds itself; returns how many."""
+    chosen = {key: style for key, style in styles.items() if style is not None}
+
+    def take(key: str, whole: Tensor) -> Tensor:
+        return part_of(whole, chosen[key], ranks, index) if key in chosen else whole
+
+    if chosen:
+        module.take = take
+    for key in chosen:
+        module._parameters[key] = _empty(take(key, module._parameters[key]))
+    return len(chosen)
+
+
+def _sum_over_ranks(module: Any, args: Any, output: Tensor, *, group: dist.ProcessGroup) -> Tensor:
+    dist.all_reduce(output, group=group)
+    return output
 
 
 def _own_heads_of_alibi(ranks: int, index: int) -> Callable[..., Any]:

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+import torch.distributed as dist
+from transformers import LlamaConfig
 
 from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
 from rlhf.training import distributed
 from step3_ppo.hybrid.engine import HybridEngine
-from step3_ppo.hybrid.parallel_sizes import CUTTABLE, parallel_problems, sizes_that_divide
-from step3_ppo.hybrid.tensor_parallel import family_of, style_of
+from step3_ppo.hybrid.inference_copy import InferenceCopy
+from step3_ppo.hybrid.tensor_parallel import ShardedLinear
 from step3_ppo.rollout import roll_out
 from tests.helpers import engines
+from tests.helpers.cut_families import MORE_FAMILIES
 from tests.helpers.engines import adapted
-from tests.helpers.tiny import FAMILIES, tiny_lm
+from tests.helpers.tiny import FAMILIES, random_lm, tiny_lm
 
 RunRanks = Callable[..., list[Any]]
 PAD = 0
@@ -61,7 +60,7 @@ def _three_rounds(
             with hybrid.generating() as sampler, torch.no_grad():
                 cut = hybrid.copy.lm(input_ids=IDS, attention_mask=ATTENTION, use_cache=False).logits.float()  # type: ignore[union-attr]
                 responses = _responses(sampler, greedy)
-                share = _cut_weights(hybrid.copy.lm) / _cut_weights(tiny_lm(family))  # type: ignore[union-attr]
+                share = _share_of_cut_layers(hybrid.copy.lm, tiny_lm(family))  # type: ignore[union-attr]
             assert abs(share - 1 / tensor_parallel) < 0.01, f"{family}: a rank holds {share:.2f} of the layers"
             train.train(False)
             with torch.no_grad():
@@ -73,10 +72,9 @@ def _three_rounds(
     return results
 
 
-def _cut_weights(lm: Any) -> int:
-    """Entries of the weights that a plan cuts."""
-    family = family_of(lm.config)
-    return sum(module.weight.numel() for name, module in lm.named_modules() if style_of(family, name))
+def _share_of_cut_layers(copied: Any, whole: Any) -> float:
+    cut = {name: module.weight.numel() for name, module in copied.named_modules() if isinstance(module, ShardedLinear)}
+    return sum(cut.values()) / sum(whole.get_submodule(name).weight.numel() for name in cut)
 
 
 def test_two_ranks_generate_what_the_whole_model_says(run_ranks: RunRanks) -> None:
@@ -146,43 +144,98 @@ def test_a_rank_that_dies_in_a_refresh_ends_the_others(run_ranks: RunRanks, tmp_
     assert seconds < 60
 
 
-def _refused(size: int, family: str) -> str:
+def _refused(changes: dict[str, Any]) -> str:
+    lm = random_lm(LlamaConfig(**{**FAMILIES["llama"]().to_dict(), **changes}))
     try:
-        HybridEngine(engines.engine(1, model=tiny_lm(family)), pad_token_id=PAD, tensor_parallel=size)
+        HybridEngine(engines.engine(1, model=lm), pad_token_id=PAD, tensor_parallel=2)
     except ConfigError as error:
         return str(error)
     return ""
 
 
-def test_sizes_that_do_not_divide_are_refused_with_those_that_do(run_ranks: RunRanks) -> None:
-    assert "try 1, 2" in run_ranks(_refused, 3, "llama", world_size=2)[0]
-    config: dict[str, Any] = {"num_attention_heads": 12, "num_key_value_heads": 4, "intermediate_size": 96}
-    assert sizes_that_divide(config) == [1, 2, 4]
-    assert sizes_that_divide({"n_head": 6, "n_embd": 48}) == [1, 2, 3, 6]
-    assert sizes_that_divide({"num_attention_heads": 8, "ffn_dim": 12}) == [1, 2, 4]
-    config |= {"model_type": "llama"}
-    assert parallel_problems(config, model="m", size=2) == []
-    (problem,) = parallel_problems(config, model="m", size=3)
-    assert problem == (
-        "step3_ppo.inference_tp_size=3 does not divide the attention of m (12 heads, 4 key-value heads); try 1, 2, 4"
-    )
+def test_a_size_that_does_not_divide_is_refused_with_those_that_do(run_ranks: RunRanks) -> None:
+    """As the plan says it, but of the model as it is."""
+    for said in run_ranks(_refused, {"num_key_value_heads": 1}):
+        assert said == (
+            "step3_ppo.inference_tp_size=2 does not divide the attention of the actor (4 heads, 1 key-value heads); "
+            "try 1"
+        )
 
 
-def test_a_family_without_a_plan_is_refused() -> None:
-    class Config:
-        model_type = "mamba"
-        base_model_tp_plan = None
+@torch.no_grad()
+def _copies(families: list[str]) -> list[tuple[str, float, float, bool]]:
+    """Of each family: how far the copy's logits are from the whole model's, by the largest of them; the share of the
+    weights between the embeddings that a rank holds; whether greedy tokens are those of the whole model."""
+    results = []
+    for family in families:
+        whole = random_lm(MORE_FAMILIES[family]())
+        held = InferenceCopy(whole, dtype=torch.float32, device=torch.device("cpu"), group=dist.group.WORLD)
+        held.refresh()
+        greedy = Sampling(max_new_tokens=6, temperature=0)
+        cut, expected = (Sampler(lm, pad_token_id=PAD).generate(PROMPTS, greedy).responses() for lm in (held.lm, whole))
+        share = _between_embeddings(held.lm) / _between_embeddings(whole)
+        results.append((family, _distance(held.lm, whole), share, cut == expected))
+    return results
 
-    with pytest.raises(ConfigError, match=r"type mamba cannot be cut .* use 1"):
-        family_of(Config())
+
+def _trained_copies(cases: list[tuple[str, bool]]) -> list[tuple[str, float, float, bool]]:
+    """The same of each (family, LoRA) after a step under ZeRO-3, when every rank holds a part of each weight."""
+    results = []
+    for family, lora in cases:
+        whole = random_lm(MORE_FAMILIES[family]())
+        count = _between_embeddings(whole)
+        train = engines.engine(3, model=adapted(whole) if lora else whole)
+        hybrid = HybridEngine(train, pad_token_id=PAD, tensor_parallel=2, inference_dtype="fp32")
+        engines.backward(train, range(4), micro_batch_size=2)
+        assert train.step().applied
+        greedy = Sampling(max_new_tokens=3, temperature=0)
+        with hybrid.generating() as sampler, torch.no_grad():
+            assert hybrid.copy is not None
+            distance = _distance(hybrid.copy.lm, train.module.lm)
+            share = _between_embeddings(hybrid.copy.lm) / count
+            responses = _responses(sampler, greedy)
+        synced = Sampler(train.module, pad_token_id=PAD, synced=True)
+        results.append((family, distance, share, responses == _responses(synced, greedy)))
+    return results
 
 
-def test_the_table_of_families_is_that_of_the_installed_transformers() -> None:
-    """A plan is checked without transformers, so the families that can be cut stand in a table of our own."""
-    known = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name in CONFIG_MAPPING]
-    cut = set()
-    for name in known:
-        with contextlib.suppress(ConfigError):
-            family_of(SimpleNamespace(model_type=name, base_model_tp_plan=CONFIG_MAPPING[name].base_model_tp_plan))
-            cut.add(name)
-    assert cut == CUTTABLE & set(known), "bring CUTTABLE in step3_ppo/hybrid/parallel_sizes.py up to date"
+def _distance(copied: Any, whole: Any) -> float:
+    cut, expected = (lm(input_ids=IDS, attention_mask=ATTENTION, use_cache=False).logits for lm in (copied, whole))
+    return float((cut - expected)[ATTENTION.bool()].abs().max() / expected.abs().max())
+
+
+def _between_embeddings(lm: Any) -> int:
+    ends = {lm.get_input_embeddings().weight, lm.get_output_embeddings().weight}
+    return sum(parameter.numel() for parameter in lm.parameters()) - sum(end.numel() for end in ends)
+
+
+# Where more stays whole than routers and norms: embeddings of positions and of layers, shared experts, the latents of
+# the attention, what sees images.
+MOSTLY_WHOLE = {
+    "qwen2_moe": 0.65,
+    "deepseek_v2": 0.7,
+    "deepseek_v3": 0.75,
+    "gemma4_text": 0.65,
+    "gemma3": 0.85,
+    "gpt_neo": 0.7,
+    "biogpt": 0.7,
+}
+
+
+def _check(results: list[tuple[str, float, float, bool]]) -> None:
+    for family, distance, share, equal in results:
+        assert distance < 1e-6, f"{family}: {distance}"
+        assert share < MOSTLY_WHOLE.get(family, 0.6), f"{family}: a rank holds {share:.2f} of the weights"
+        assert equal, f"{family}: greedy tokens differ"
+
+
+def test_more_families_are_cut_right(run_ranks: RunRanks) -> None:
+    """Every style of a cut: gathered outputs, fused experts, sinks, biases that are added before a sum."""
+    for results in run_ranks(_copies, list(MORE_FAMILIES), timeout=300):
+        _check(results)
+
+
+def test_every_style_of_a_cut_takes_trained_weights_and_adapters(run_ranks: RunRanks) -> None:
+    cases = [("olmo2", True), ("gpt_oss", True), ("phi3", False), ("qwen3_moe", False), ("granite_swa", False)]
+    for results in run_ranks(_trained_copies, cases, timeout=300):
+        _check(results)
