@@ -13,7 +13,7 @@ from rlhf.models.causal_model import CausalModel, TokenLogprobs
 from rlhf.models.end_tokens import listed
 from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer, unwrap
 from rlhf.models.lora import adapters_off, attach, is_adapted
-from rlhf.models.reward_model import load_reward_model
+from rlhf.models.reward_model import load_reward_model, same_tokens
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine
 from rlhf.template import Template
 from rlhf.training import distributed
@@ -23,7 +23,7 @@ from rlhf.training.zero_internals import full_numel
 from step3_ppo.config import OTHER_TOKENS, PPOConfig
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.rewards.function import Scorer
-from step3_ppo.rewards.model import ModelReward, same_tokens
+from step3_ppo.rewards.model import ModelReward
 from step3_ppo.rollout import SequenceBatch
 
 

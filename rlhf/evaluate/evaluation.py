@@ -221,11 +221,11 @@ def answer_all(speaker: Speaker, asked: Sequence[Asked], config: EvaluateConfig)
             for row, ids in zip(rows, drawn.responses(), strict=True):
                 ended = bool(ids) and ids[-1] in stops.end_ids
                 stopped = bool(ids) and ids[-1] in sampling.stop_token_ids
-                text = speaker.template.text(ids[:-1] if stopped else ids)
-                if config.stop_at_next_turn:
-                    cut = cut_at(text, stops.strings)
-                    text = cut if cut == text else cut.strip()
-                responses[row] = Response(text, len(ids), ended)
+                said = ids[:-1] if stopped else ids
+                text = speaker.template.text(said)
+                if config.stop_at_next_turn and (cut := cut_at(text, stops.strings)) != text:
+                    text, said = cut.strip(), None  # its ids are not known
+                responses[row] = Response(text, len(ids), ended, said, speaker.template)
             bar.update(len(responses))
     return [responses[i] for i in range(len(asked))]
 

@@ -6,11 +6,12 @@ import importlib
 import importlib.util
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from rlhf.errors import ConfigError, DataError
-from rlhf.template import Message
+from rlhf.template import Message, Template
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,16 @@ class Asked:
 
 @dataclass(frozen=True)
 class Response:
-    """A response of a model: its text, its length in tokens (with the end token), and whether an end token ended it."""
+    """A response of a model: its text, its length in tokens (with the end token), and whether an end token ended it.
+
+    `ids` are those of the text, as they were drawn, in the tokens of `template`; None if they are not known.
+    """
 
     text: str
     length: int
     ended: bool
+    ids: Sequence[int] | None = field(default=None, compare=False, repr=False)
+    template: Template | None = field(default=None, compare=False, repr=False)
 
 
 Judge = Callable[[Sequence[Asked], Sequence[Response]], list[float]]
@@ -74,21 +80,31 @@ def scorer_judge(name: str) -> Judge:
 def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False) -> Judge:
     """The judge that scores the conversation, in the reward model's own template, with a reward model.
 
+<<<<<<< HEAD
     Scores are normalised as in stage 3; those of a model that stage 2 did not train are raw. A sequence has an end
     token only if its response has one. Raises ModelError.
+=======
+    Scores are those of stage 3: normalised, of the ids that were drawn if they are the reward model's tokens, with an
+    end token only if the response has one. Raises ModelError.
+>>>>>>> f2187cd (Evaluation scores the ids that were drawn where the reward model has the same tokens, as stage 3 does)
     """
     from rlhf.models.loading import Loading, dtype_of, load_tokenizer
-    from rlhf.models.reward_model import load_reward_model
+    from rlhf.models.reward_model import load_reward_model, same_tokens
 
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     reward_model = load_reward_model(
         Loading(name, tokenizer, dtype_of(dtype), no_dropout=True, trust_remote_code=trust_remote_code)
     )
 
+    @cache
+    def reads(template: Template) -> bool:
+        return same_tokens(template, reward_model.template)
+
     def judge(asked: Sequence[Asked], responses: Sequence[Response]) -> list[float]:
-        sequences = [
-            reward_model.sequence(a.messages, r.text, ended=r.ended) for a, r in zip(asked, responses, strict=True)
-        ]
+        sequences = []
+        for a, r in zip(asked, responses, strict=True):
+            drawn = r.ids if r.template is not None and reads(r.template) else None
+            sequences.append(reward_model.sequence(a.messages, r.text if drawn is None else drawn, ended=r.ended))
         scores: list[float] = []
         for begin in range(0, len(sequences), batch_size):
             scores_B = reward_model.scores(sequences[begin : begin + batch_size])

@@ -36,13 +36,19 @@ class RewardModel:
     score_std: float | None
     max_length: int | None = None
 
-    def sequence(self, messages: Sequence[Message], response: str, *, ended: bool) -> list[int]:
+    def sequence(self, messages: Sequence[Message], response: str | Sequence[int], *, ended: bool) -> list[int]:
         """A prompt and a response in this model's own tokens, the last `max_length` of them.
 
-        The end token follows the response only if a stop token `ended` it.
+        The response is text, or ids that are this model's as well. The end token follows it only if a stop token
+        `ended` it.
         """
-        ids = self.template.prompt_ids(messages) + self.template.response_ids(response, end=ended)
+        said = self.template.response_ids(response, end=False) if isinstance(response, str) else response
+        ids = self.ended([*self.template.prompt_ids(messages), *said], ended)
         return ids[-self.max_length :] if self.max_length else ids
+
+    def ended(self, ids: list[int], ended: bool) -> list[int]:
+        """Ids in this model's tokens with, if a stop token `ended` them, its end token: it has learned no other."""
+        return [*ids, self.template.end_token_id] if ended else ids
 
     @torch.no_grad()
     def scores(self, sequences: Sequence[Sequence[int]]) -> Tensor:
@@ -79,3 +85,11 @@ def load_reward_model(loading: Loading, *, max_length: int | None = None) -> Rew
         score_std=std,
         max_length=max_length or model_limit(model.config.to_dict()),
     )
+
+
+def same_tokens(left: Template, right: Template) -> bool:
+    """Whether two templates render and tokenise alike, so that one sequence of ids serves both their models."""
+    if left.tokenizer.get_vocab() != right.tokenizer.get_vocab() or left.end_token_id != right.end_token_id:
+        return False
+    probe: Any = [{"role": "user", "content": "Is 2+2 = 4?\n"}]
+    return left.prompt_ids(probe) == right.prompt_ids(probe) and left.response_ids("Yes.") == right.response_ids("Yes.")

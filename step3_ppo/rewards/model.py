@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor
 
@@ -29,12 +28,6 @@ class ModelReward:
 
     def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
         """Raw scores of rows of a rollout, [B]: the head's output at the last token of each."""
-        if self.same_tokenizer:
-            # a reward model has learned one end token; the actor may draw others
-            end = [self.reward_model.template.end_token_id]
-            return self.reward_model.scores(
-                [rollout.prompts[row] + rollout.said(row) + end * bool(rollout.stopped_B[row]) for row in rows]
-            )
         return self.reward_model.scores(
             [
                 self.reward_model.sequence(
@@ -42,14 +35,8 @@ class ModelReward:
                     actor_template.text(rollout.said(row)),
                     ended=bool(rollout.stopped_B[row]),
                 )
+                if not self.same_tokenizer
+                else self.reward_model.ended(rollout.prompts[row] + rollout.said(row), bool(rollout.stopped_B[row]))
                 for row in rows
             ]
         )
-
-
-def same_tokens(left: Template, right: Template) -> bool:
-    """Whether two templates render and tokenise alike, so that one sequence of ids serves both their models."""
-    if left.tokenizer.get_vocab() != right.tokenizer.get_vocab() or left.end_token_id != right.end_token_id:
-        return False
-    probe: Any = [{"role": "user", "content": "Is 2+2 = 4?\n"}]
-    return left.prompt_ids(probe) == right.prompt_ids(probe) and left.response_ids("Yes.") == right.response_ids("Yes.")

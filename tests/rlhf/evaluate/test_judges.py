@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from transformers import AutoModelForSequenceClassification
 
 from rlhf.errors import ConfigError, DataError
 from rlhf.evaluate.judges import Asked, Response, reward_model_judge, scorer_judge
-from rlhf.template import install_template
+from rlhf.template import Template, install_template
+from tests.helpers.ppo import SCORE_MEAN, SCORE_STD, save_reward_model
 from tests.helpers.tiny import FAMILIES, tiny_tokenizer
 
 ASKED = [Asked(1, [{"role": "user", "content": "hi"}]), Asked(4, [{"role": "user", "content": "Hello there"}])]
@@ -56,3 +58,26 @@ def test_the_reward_model_reads_its_own_template_and_the_end_token_only_where_th
         with torch.no_grad():
             raw = model.score(model.model(input_ids=ids)[0])[0, -1, 0]
         assert score == pytest.approx((float(raw) - 0.25) / 2.0, abs=1e-5)
+
+
+def test_drawn_ids_are_scored_where_the_tokenizers_agree(tmp_path: Path):
+    """Half of a character has no text: read from the text, a response got another score than in stage 3."""
+    save_reward_model(tmp_path)
+    tokenizer = tiny_tokenizer()
+    install_template(tokenizer)
+    template = Template(tokenizer)
+    drawn = template.response_ids("好", end=False)[:-1]
+    judge = reward_model_judge(str(tmp_path), dtype="fp32", batch_size=2)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    with torch.no_grad():
+        ids = [*template.prompt_ids(ASKED[0].messages), *drawn]
+        raw = model.score(model.model(input_ids=torch.tensor([ids]))[0])[0, -1, 0]
+    response = Response(template.text(drawn), 3, False, drawn, template)
+    assert judge(ASKED[:1], [response]) == [pytest.approx((float(raw) - SCORE_MEAN) / SCORE_STD, abs=1e-5)]
+    tokenizer.chat_template = str(tokenizer.chat_template).replace("Human", "User")
+    other = replace(response, template=Template(tokenizer))
+    assert (
+        judge(ASKED[:1], [other])
+        == judge(ASKED[:1], [Response(response.text, 3, False)])
+        != judge(ASKED[:1], [response])
+    )
