@@ -80,13 +80,8 @@ def scorer_judge(name: str) -> Judge:
 def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False) -> Judge:
     """The judge that scores the conversation, in the reward model's own template, with a reward model.
 
-<<<<<<< HEAD
-    Scores are normalised as in stage 3; those of a model that stage 2 did not train are raw. A sequence has an end
-    token only if its response has one. Raises ModelError.
-=======
-    Scores are those of stage 3: normalised, of the ids that were drawn if they are the reward model's tokens, with an
-    end token only if the response has one. Raises ModelError.
->>>>>>> f2187cd (Evaluation scores the ids that were drawn where the reward model has the same tokens, as stage 3 does)
+    Scores are those of stage 3: normalised (raw for a model that stage 2 did not train), of the ids that were drawn if
+    they are the reward model's tokens, with an end token only if the response has one. Raises ModelError.
     """
     from rlhf.models.loading import Loading, dtype_of, load_tokenizer
     from rlhf.models.reward_model import load_reward_model, same_tokens
