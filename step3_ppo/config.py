@@ -27,6 +27,16 @@ OTHER_TOKENS = (
 )
 
 
+def reuse_problems(*zero_stages: int | None) -> list[str]:
+    """Why `reuse_forward` does not go with the ZeRO stages of actor and critic."""
+    if 3 not in zero_stages:
+        return []
+    return [
+        "step3_ppo.reuse_forward: ZeRO-3 gathers weights for one forward at a time; use ZeRO stages 0 to 2 for "
+        "actor and critic, or leave it out"
+    ]
+
+
 class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """PPO of the stage-1 model against the stage-2 model."""
 
@@ -218,11 +228,8 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         found += rank_problems(size=self.inference_tp_size, ranks=machine.ranks)
         where = "step3_ppo.inference_dtype"
         found += dtype_problems(self.inference_dtype, where=where, gpus=machine.gpus, bf16=machine.bf16)
-        if self.reuse_forward and 3 in (self.actor_zero_stage, self.critic_zero_stage):
-            found.append(
-                "step3_ppo.reuse_forward: ZeRO-3 gathers weights for one forward at a time; use ZeRO stages 0 to 2 for "
-                "actor and critic, or leave it out"
-            )
+        if self.reuse_forward:
+            found += reuse_problems(self.actor_zero_stage, self.critic_zero_stage)
         if self.inference_copy == "off":
             found += [
                 f"step3_ppo.{name} is set but inference_copy is off: it has no effect; drop one of them"

@@ -14,7 +14,8 @@ from rlhf.training.engine import TrainEngine
 class EMA:
     """θ_ema ← d·θ_ema + (1 − d)·θ after each applied step, θ being the fp32 masters (Yao et al. 2023, EMA).
 
-    `average` lies in memory as the masters do and is part of a checkpoint.
+    `average` lies in memory as the masters do and is part of a checkpoint. Under LoRA θ are the low-rank factors, so
+    the exported average is the product of their averages, not the average of their products.
     """
 
     def __init__(self, engine: TrainEngine, *, decay: float) -> None:

@@ -119,7 +119,7 @@ def run(config: PPOConfig) -> StageResult:
             }
             if iteration == 0:
                 stage.state["first"] = metrics
-                check_start(metrics, config, roles.actor.engine.dtype)
+                check_start(metrics, totals.first, roles.actor.engine.dtype)
             rollouts.write(experience, template, iteration=stage.number, last=stage.is_last)
             for line in diagnosis.look(metrics):
                 console.warn(f"iteration {stage.number}: {line}")

@@ -21,13 +21,16 @@ from step3_ppo.pretraining_mix import PretrainingMix, ptx_backward
 
 @dataclass
 class Totals:
-    """The optimiser steps of an iteration: how many, and the sums of their metrics, which `means` divides."""
+    """The optimiser steps of an iteration: how many, the metrics of the first, and the sums of all, which `means`
+    divides."""
 
     sums: dict[str, float] = field(default_factory=dict)
+    first: dict[str, float] = field(default_factory=dict)
     steps: int = 0
     stopped_early: bool = False
 
     def add(self, metrics: Mapping[str, float]) -> None:
+        self.first = self.first or dict(metrics)
         self.steps += 1
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, 0.0) + value

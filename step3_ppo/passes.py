@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.errors import ConfigError
 from rlhf.models.causal_model import TokenLogprobs
 from rlhf.training import distributed
 from step3_ppo.batches import micro_batches, mini_batches
-from step3_ppo.config import PPOConfig
+from step3_ppo.config import PPOConfig, reuse_problems
 from step3_ppo.experience import Measured
 from step3_ppo.roles import Roles
 from step3_ppo.rollout import Rollout, SequenceBatch, sequence_batch
@@ -48,12 +49,17 @@ class _Kept:
 
 
 class ForwardPasses:
-    """Runs the four roles over a rollout, each rank its share of the rows."""
+    """Runs the four roles over a rollout, each rank its share of the rows. Raises ConfigError for `reuse_forward` with
+    ZeRO-3."""
 
     def __init__(self, roles: Roles, config: PPOConfig) -> None:
         self.roles, self.config = roles, config
         self._kept_of_actor, self._kept_of_critic = _Kept(), _Kept()
-        if config.reuse_forward:  # kept passes have already used more memory than the step needs
+        if config.reuse_forward:
+            # a stage has checked its settings, but roles can also be built without one
+            if problems := reuse_problems(roles.actor.engine.zero_stage, roles.critic.engine.zero_stage):
+                raise ConfigError(*problems)
+            # kept passes have already used more memory than the step needs
             roles.actor.engine.keep_freed_memory()
             roles.critic.engine.keep_freed_memory()
 

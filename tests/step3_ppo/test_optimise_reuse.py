@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from rlhf.errors import ConfigError
 from rlhf.hardware import Machine
 from step3_ppo.batches import mini_batches
 from step3_ppo.experience import Experience
@@ -149,6 +150,11 @@ def test_nothing_is_kept_while_only_the_critic_learns(one_rank: None, models: di
     assert kept(passes) == 1
 
 
-def test_zero_3_is_refused(models: dict[str, str]) -> None:
-    (problem,) = ppo.config(models, reuse_forward=True, critic_zero_stage=3).problems(Machine(ranks=1))
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_zero_3_is_refused(one_rank: None, models: dict[str, str], role: str) -> None:
+    """With the plan, and also where a loop of one's own builds the roles: its gradients were wrong without a word."""
+    settings = ppo.config(models, reuse_forward=True, **{f"{role}_zero_stage": 3})
+    (problem,) = settings.problems(Machine(ranks=1))
     assert "reuse_forward: ZeRO-3 gathers weights" in problem
+    with pytest.raises(ConfigError, match="reuse_forward: ZeRO-3 gathers weights"):
+        ForwardPasses(ppo.roles(settings), settings)

@@ -22,7 +22,7 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10] * 3])
 OTHERS = ["starcoder2", "seed_oss", "gpt_neo", "mpt", "biogpt", "phi3", "mixtral", "phimoe"]
 
 
-def random_numbers(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int | float]]:
+def random_numbers(config: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every number of a config, or of a config inside it, whose name speaks of dropout or noise, with its place."""
     for name, value in config.items():
         if isinstance(value, dict) and name not in ("id2label", "label2id"):
