@@ -9,6 +9,7 @@ from typing import Any
 from data import preflight
 from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
 from rlhf.hardware import Machine
+from rlhf.models.families import sampling_problem
 from rlhf.models.names import length_problems, origin, resolve
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step3_ppo.config import OTHER_TOKENS, PPOConfig
@@ -30,6 +31,8 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
                 f"compiled, only from {', '.join(NORM_OFFSETS)}; leave it out"
             )
         model = origin(actor, config.actor_model)
+        if problem := sampling_problem(actor):
+            found.append(f"step3_ppo.actor_model: {model} {problem}")
         found += parallel_problems(actor, model=model, size=config.inference_tp_size)
     if reward_model := models.get("reward_model"):
         found += gate_problems(reward_model, config)

@@ -54,6 +54,13 @@ def model(folder: Path, **config: Any) -> str:
             "is of type mamba, which has no plan for tensor parallelism; use 1",
         ),
         (
+            {"model_type": "rwkv"},
+            [],
+            "step3_ppo.actor_model: model is of type rwkv, which has no cache that the sampler",
+        ),
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, [], "--actor-model model: is an encoder"),
+        ({"quantization_config": {"quant_method": "fp8"}}, [], "--actor-model model: its weights are quantised (fp8)"),
+        (
             {"num_attention_heads": 12},
             ["--set", "step3_ppo.inference_tp_size=3", "--num-gpus", "4"],
             "inference_tp_size=3 does not divide the 4 ranks of a node; try 1, 2, 4",
@@ -163,11 +170,14 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "trackers": st.sampled_from([[], ["wandb"]]),
     "rollout_batch_size": st.sampled_from([64, 30]),
     "force": st.booleans(),
+    "trust_remote_code": st.booleans(),
 }
 CONFIGS = st.fixed_dictionaries(
     {},
     optional={
-        "model_type": st.sampled_from(["llama", "bloom", "mamba", "opt"]),
+        "model_type": st.sampled_from(["llama", "bloom", "mamba", "opt", "granite", "rwkv", "bert", "t5", "unheard"]),
+        "quantization_config": st.sampled_from([None, {"quant_method": "gptq"}]),
+        "auto_map": st.sampled_from([{}, {"AutoModelForCausalLM": "own.Model"}]),
         "num_attention_heads": st.sampled_from([4, 12]),
         "num_key_value_heads": st.sampled_from([2, 4]),
         "max_position_embeddings": st.sampled_from([64, 2048]),
@@ -218,6 +228,16 @@ def test_whatever_a_stage_finds_the_plan_finds(
             options = (f"--{flag.replace('_', '-')} ", f"--{each.setting.replace('_', '-')} ")
             by_plan = [line.replace(*options) for line in by_plan]
     assert set(by_stage) <= set(by_plan)
+
+
+@pytest.mark.parametrize("stages, refused", [("1,2", False), ("1,2,3", True)])
+def test_a_family_that_cannot_be_sampled_is_refused_before_stage_1(
+    inputs: list[str], stages: str, refused: bool
+) -> None:
+    """Stages 1 and 2 were paid for before stage 3 crashed; alone they are right."""
+    config = {"architectures": ["RwkvForCausalLM"], "model_type": "rwkv"}
+    Path("model/config.json").write_text(json.dumps(config))
+    assert run(*inputs, "--stages", stages, "--dry-run").exit_code == (2 if refused else 0)
 
 
 def test_a_finished_stage_is_not_asked_for_its_inputs_again(tmp_path: Path, inputs: list[str]) -> None:

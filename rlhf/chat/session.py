@@ -207,7 +207,11 @@ def main(model: str, compare: str | None, **flags: Any) -> int:
     """Chat with MODEL: a folder that a stage wrote, a hub name or an alias such as opt-1.3b."""
     settings = build(ChatSettings, given(flags), where="")
     names = [model] if compare is None else [model, compare]
-    found = [p for name, flag in zip(names, ("MODEL", "--compare"), strict=False) for p in problems(name, flag=flag)]
+    found = [
+        problem
+        for name, flag in zip(names, ("MODEL", "--compare"), strict=False)
+        for problem in problems(name, flag=flag, trust_remote_code=settings.trust_remote_code)
+    ]
     if found:
         raise ModelError(*found)
     screen = open_screen(COMMANDS)

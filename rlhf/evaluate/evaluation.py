@@ -80,7 +80,7 @@ class EvaluateConfig(Config):
         if len(self.named_models()) != len(self.model):
             found.append("--model: two models have the same label; write --model LABEL=MODEL with a label for each")
         for label, name in self.named_models().items():
-            found += speaker_problems(name, flag=f"--model {label}:")
+            found += speaker_problems(name, flag=f"--model {label}:", trust_remote_code=self.trust_remote_code)
         if self.prompts is None:
             found.append("--prompts is needed: a .jsonl file")
         else:
@@ -93,7 +93,9 @@ class EvaluateConfig(Config):
         if self.scorer:
             found += scorer_problems(self.scorer)
         if self.reward_model:
-            found += check_model(self.reward_model, flag="--reward-model", kind="reward")
+            found += check_model(
+                self.reward_model, flag="--reward-model", kind="reward", trust_remote_code=self.trust_remote_code
+            )
         return found
 
 

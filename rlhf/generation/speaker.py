@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlhf.errors import ModelError
 from rlhf.generation.streaming import Stops, find_stops
-from rlhf.models.names import check_model, model_limit, resolve
+from rlhf.models.names import check_model, check_speaker, model_limit, resolve
 from rlhf.template import Message, Template
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Speaker:
             return False
 
 
-def problems(name: str, *, flag: str) -> list[str]:
+def problems(name: str, *, flag: str, trust_remote_code: bool = False) -> list[str]:
     """Why a model cannot answer, one line for each reason, found without torch; `flag` names the option."""
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -50,7 +50,7 @@ def problems(name: str, *, flag: str) -> list[str]:
         chat = [str(found) for found in inside if not check_model(str(found), flag="", kind="language")]
         if chat:
             return [f"{flag} {name}: is the folder of a run; its chat models are {', '.join(chat)}"]
-    return check_model(name, flag=flag, kind="language")
+    return check_speaker(name, flag=flag, trust_remote_code=trust_remote_code)
 
 
 def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_code: bool = False) -> Speaker:

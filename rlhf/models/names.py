@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.errors import ModelError, nearest
+from rlhf.models.families import architecture, family_problems, has_own_code, labels, sampling_problem
+from rlhf.models.weights import is_pointer, weight_problems
 
 ALIASES = {
     **{f"opt-{size}": f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")},
@@ -27,7 +29,9 @@ ALIASES = {
     "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
 }  # fmt: skip
 Kind = Literal["any", "language", "reward"]
+ADAPTER_NAME = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+_CLASSIFIER = "AutoModelForSequenceClassification"
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 
 
@@ -54,11 +58,36 @@ def read_config(name: str) -> dict[str, Any]:
 def _folder_config(folder: Path) -> dict[str, Any]:
     file = folder / "config.json"
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        config = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if (folder / ADAPTER_NAME).exists():
+            raise ModelError(_adapter_line(folder)) from None
         raise ModelError(f"{folder} holds no config.json, so it is not a model folder") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        if is_pointer(file):
+            raise ModelError(f"{file} is a Git LFS pointer; run `git lfs pull` in the folder") from None
         raise ModelError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} is not a JSON object, so it describes no model")
+    return config
+
+
+def _adapter_line(folder: Path) -> str:
+    """What to do with an adapter without the model that it belongs to."""
+    try:
+        base = str(json.loads((folder / ADAPTER_NAME).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    except (OSError, ValueError, KeyError, TypeError):
+        base = "its base model"
+    return (
+        f"{folder} holds an adapter of {base} ({ADAPTER_NAME}), not a whole model; load both with "
+        "peft.AutoPeftModelForCausalLM, call merge_and_unload(), save that with the tokenizer, and give that folder"
+    )
+
+
+def has_embedded_adapter(name: str) -> bool:
+    """Whether a folder holds an adapter beside a whole model. Such a model is used without the adapter."""
+    folder = Path(resolve(name))
+    return (folder / ADAPTER_NAME).exists() and (folder / "config.json").exists()
 
 
 def _hub_config(name: str, resolved: str) -> dict[str, Any]:
@@ -90,12 +119,10 @@ def _hint(name: str) -> str:
 
 def has_scalar_head(config: Mapping[str, Any]) -> bool:
     """Whether a config is of a reward model or critic: sequence classification with one label."""
-    architectures = config.get("architectures") or [""]
-    labels = config.get("num_labels") or len(config.get("id2label") or [0, 0])
-    return architectures[0].endswith("ForSequenceClassification") and labels == 1
+    return architecture(config).endswith("ForSequenceClassification") and labels(config) == 1
 
 
-def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
+def check_model(name: str, *, flag: str, kind: Kind = "any", trust_remote_code: bool = False) -> list[str]:
     """Problems with a model, one line each, found without loading it.
 
     `kind` "language" refuses a reward model, "reward" refuses everything else, and "any" takes both: stage 2 can start
@@ -107,20 +134,41 @@ def check_model(name: str, *, flag: str, kind: Kind = "any") -> list[str]:
         config = read_config(name)
     except ModelError as error:
         return [f"{flag} {name}: {problem}" for problem in error.problems]
-    found = []
-    if kind == "reward" and not has_scalar_head(config):
-        found.append(
-            f"{flag} {name}: has no scalar head (its config names {(config.get('architectures') or ['nothing'])[0]}, "
-            "not a sequence classifier with one label); train a reward model with stage 2"
-        )
-    if kind == "language" and has_scalar_head(config):
-        found.append(f"{flag} {name}: is a reward model, not a language model")
+    found = family_problems(config, trust_remote_code=trust_remote_code) or _kind_problems(config, kind)
     folder = Path(resolve(name))
     if folder.is_dir():
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-            found.append(f"{flag} {name}: the folder holds no weights (*.safetensors)")
+        found += weight_problems(folder)
         if not any((folder / file).exists() for file in _TOKENIZER_FILES):
-            found.append(f"{flag} {name}: the folder holds no tokenizer")
+            found.append("the folder holds no tokenizer")
+    return [f"{flag} {name}: {problem}" for problem in found]
+
+
+def _kind_problems(config: Mapping[str, Any], kind: Kind) -> list[str]:
+    """Why a model of a family that can be trained is not of the `kind` that is wanted."""
+    named = architecture(config)
+    classifies = re.search(r"For(Sequence|Token)Classification$|ForQuestionAnswering$|ForMultipleChoice$", named)
+    if kind == "reward" and not has_scalar_head(config):
+        return [
+            f"has no scalar head (its config names {named or 'nothing'}, not a sequence classifier with one label); "
+            "train a reward model with stage 2"
+        ]
+    if kind == "language" and has_scalar_head(config):
+        return ["is a reward model, not a language model"]
+    if classifies and not has_scalar_head(config):
+        return [f"is a classifier ({named}, {labels(config)} labels), not a language model or a reward model"]
+    is_backbone = named.endswith("Model") and not named.endswith("LMHeadModel")
+    if kind == "language" and is_backbone and config.get("tie_word_embeddings") is False:
+        return [f"is a backbone without a language head ({named}); give the whole model"]
+    if kind != "language" and has_own_code(config) and not config["auto_map"].get(_CLASSIFIER):
+        return [f"its own code has no sequence classifier ({_CLASSIFIER}), which a reward model needs"]
+    return []
+
+
+def check_speaker(name: str, *, flag: str, trust_remote_code: bool = False) -> list[str]:
+    """Problems with a model that is to answer: those of a language model, and those of sampling from it."""
+    found = check_model(name, flag=flag, kind="language", trust_remote_code=trust_remote_code)
+    if not found and (problem := sampling_problem(read_config(name))):
+        found.append(f"{flag} {name}: {problem}")
     return found
 
 

@@ -104,7 +104,7 @@ def make_plan(
         problems += [*wrong, *settings_problems(spec, config, machine)]
         finished = not request.overwrite and not pending and _state(config, spec, problems)
         if not pending:
-            models, wrong = inputs.look()
+            models, wrong = inputs.look(trust_remote_code=config.trust_remote_code)
             made |= models_made(spec, config, models, finished=finished)
             if not finished:
                 problems += [*wrong, *input_problems(spec, config, models, machine)]

@@ -27,7 +27,9 @@ def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) ->
     ]
 
 
-def look_at_models(names: Mapping[ModelInput, tuple[str, str]]) -> tuple[dict[str, ModelConfig], list[str]]:
+def look_at_models(
+    names: Mapping[ModelInput, tuple[str, str]], *, trust_remote_code: bool = False
+) -> tuple[dict[str, ModelConfig], list[str]]:
     """The config.json of each model that can be read, by setting, and the problems of the models.
 
     `names`: for each input the model's name and the flag that names it in messages.
@@ -35,7 +37,7 @@ def look_at_models(names: Mapping[ModelInput, tuple[str, str]]) -> tuple[dict[st
     models: dict[str, ModelConfig] = {}
     found: list[str] = []
     for each, (name, flag) in names.items():
-        wrong = check_model(name, flag=flag, kind=each.kind)
+        wrong = check_model(name, flag=flag, kind=each.kind, trust_remote_code=trust_remote_code)
         found += wrong
         if not wrong:
             models[each.setting] = read_config(name)
@@ -53,7 +55,7 @@ def config_of(name: str) -> ModelConfig | None:
 def stage_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> list[str]:
     """All that is wrong with a stage's settings and the models and data that they name, as they are now."""
     names = {each: (getattr(config, each.setting), f"--{each.setting.replace('_', '-')}") for each in spec.inputs}
-    models, found = look_at_models(names)
+    models, found = look_at_models(names, trust_remote_code=config.trust_remote_code)
     return settings_problems(spec, config, machine) + found + input_problems(spec, config, models, machine)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+# A safetensors file without tensors: the length of its header, and the header.
+NO_WEIGHTS = (2).to_bytes(8, "little") + b"{}"
 _numbers = itertools.count()
 
 _CONFIG = """
@@ -84,9 +86,10 @@ def run(config):
         folder = config.output_dir / output.folder
         folder.mkdir(exist_ok=True)
         kind = "SequenceClassification" if output.kind == "reward" else "CausalLM"
-        (folder / "config.json").write_text(json.dumps({"architectures": [f"LlamaFor{kind}"], "num_labels": 1}))
-        for name in ("model.safetensors", "tokenizer.json"):
-            (folder / name).write_text("")
+        value = {"architectures": [f"LlamaFor{kind}"], "model_type": "llama", "num_labels": 1}
+        (folder / "config.json").write_text(json.dumps(value))
+        (folder / "model.safetensors").write_bytes(bytes([2, 0, 0, 0, 0, 0, 0, 0]) + b"{}")
+        (folder / "tokenizer.json").write_text("")
     return StageResult(metrics={"fake/loss": 1 / config.steps}, models=models)
 """
 
@@ -138,6 +141,6 @@ def make_model(folder: Path, *, scalar_head: bool = False, positions: int = 2048
     (folder / "config.json").write_text(
         f'{{"architectures": ["Llama{kind}"], "model_type": "llama", "max_position_embeddings": {positions}{labels}}}'
     )
-    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "model.safetensors").write_bytes(NO_WEIGHTS)
     (folder / "tokenizer.json").write_text("{}")
     return folder

@@ -53,7 +53,8 @@ STAGE_NAMES = re.compile(r"\bstep[0-9]_\w+")
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
     "rlhf": "process command config console errors files hardware json_lines metrics rendering stage_config template "
-    "stages.command stages.problems stages.spec models.names pipeline.command pipeline.run pipeline.placement "
+    "stages.command stages.problems stages.spec models.names models.families models.weights pipeline.command "
+    "pipeline.run pipeline.placement "
     "pipeline.plan pipeline.launch report.page report.charts chat.__main__ chat.session chat.screen "
     "chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges evaluate.comparison "
     "generation.speaker generation.streaming",

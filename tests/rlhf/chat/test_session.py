@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from rlhf.chat.session import main
 from rlhf.errors import ConfigError, ModelError
+from tests.helpers.fakes import NO_WEIGHTS
 from tests.helpers.tiny import save_tiny
 
 
@@ -27,8 +28,8 @@ def test_chat_answers_piped_lines_of_a_real_folder(tmp_path: Path):
 
 def config_folder(folder: Path, **config) -> Path:
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").touch()
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    (folder / "model.safetensors").write_bytes(NO_WEIGHTS)
     (folder / "tokenizer.json").touch()
     return folder
 

@@ -9,14 +9,24 @@ from typing import Any
 import pytest
 
 from rlhf.errors import ModelError
-from rlhf.models.names import check_model, has_scalar_head, length_problems, read_config, resolve
+from rlhf.models.names import (
+    check_model,
+    check_speaker,
+    has_embedded_adapter,
+    has_scalar_head,
+    length_problems,
+    read_config,
+    resolve,
+)
+from tests.helpers.fakes import NO_WEIGHTS
 
 
 def save(folder: Path, *, weights: bool = True, tokenizer: bool = True, **config: Any) -> str:
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"architectures": ["OPTForCausalLM"], **config}))
+    value = {"architectures": ["OPTForCausalLM"], "model_type": "opt", **config}
+    (folder / "config.json").write_text(json.dumps(value))
     if weights:
-        (folder / "model.safetensors").touch()
+        (folder / "model.safetensors").write_bytes(NO_WEIGHTS)
     if tokenizer:
         (folder / "tokenizer.json").touch()
     return str(folder)
@@ -70,7 +80,15 @@ def test_everything_is_said_at_once(tmp_path: Path) -> None:
     assert len(check_model(folder, flag="--reward-model", kind="reward")) == 3
 
 
-@pytest.mark.parametrize("content, message", [(None, "holds no config.json"), ("{", "is not valid JSON")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "holds no config.json"),
+        ("{", "is not valid JSON"),
+        ("[]", "is not a JSON object"),
+        ("version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer; run `git lfs pull`"),
+    ],
+)
 def test_a_folder_that_is_no_model(tmp_path: Path, content: str | None, message: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
@@ -113,3 +131,59 @@ def test_lengths_that_do_not_fit_the_positions(tmp_path: Path) -> None:
     assert (
         length_problems(read_config(save(tmp_path / "bloom")), "bloom", 10**6) == []
     )  # no positions in its config: no limit
+
+
+def test_a_bare_adapter_is_named_with_its_base_and_how_to_merge_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (problem,) = check_model(str(tmp_path), flag="--actor-model")
+    assert "holds an adapter of org/base (adapter_config.json), not a whole model" in problem
+    assert "merge_and_unload()" in problem
+    assert not has_embedded_adapter(str(tmp_path))
+    assert has_embedded_adapter(save(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "config, kind, message",
+    [
+        ({"model_type": "bert", "architectures": ["BertForMaskedLM"]}, "language", "is an encoder"),
+        ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "any", "quantised (awq, 4 bits)"),
+        (
+            {"architectures": ["OPTForSequenceClassification"], "num_labels": 5},
+            "any",
+            "is a classifier (OPTForSequenceClassification, 5 labels), not a language model or a reward model",
+        ),
+        (
+            {"architectures": ["OPTModel"], "tie_word_embeddings": False},
+            "language",
+            "is a backbone without a language head (OPTModel)",
+        ),
+        ({"model_type": "deberta-v2", "architectures": ["X"], "num_labels": 1}, "reward", "is no language model (X)"),
+    ],
+)
+def test_a_model_of_the_wrong_kind_is_named(tmp_path: Path, config: dict[str, Any], kind: Any, message: str) -> None:
+    (problem,) = check_model(save(tmp_path / "m", **config), flag="--model", kind=kind)
+    assert problem.startswith(f"--model {tmp_path}/m: ")
+    assert message in problem
+
+
+def test_a_scalar_head_is_known_by_its_one_label() -> None:
+    """Other tools write the name of the label and no number; a broken list of architectures says nothing."""
+    assert has_scalar_head({"architectures": ["GraniteForSequenceClassification"], "id2label": {"0": "LABEL_0"}})
+    for architectures in (None, [], "LlamaForSequenceClassification", [None]):
+        assert not has_scalar_head({"architectures": architectures, "num_labels": 1})
+
+
+def test_what_cannot_be_sampled_can_still_be_trained(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", model_type="rwkv", architectures=["RwkvForCausalLM"])
+    assert check_model(folder, flag="--actor-model", kind="language") == []
+    (problem,) = check_speaker(folder, flag="MODEL")
+    assert problem.startswith(f"MODEL {folder}: is of type rwkv, which has no cache that the sampler can use")
+
+
+def test_code_of_its_own_needs_the_flag(tmp_path: Path) -> None:
+    folder = save(tmp_path / "m", model_type="own", auto_map={"AutoModelForCausalLM": "own.Model"})
+    (problem,) = check_model(folder, flag="--model", kind="language")
+    assert "if you trust that code, add --trust-remote-code" in problem
+    assert check_model(folder, flag="--model", kind="language", trust_remote_code=True) == []
+    (problem,) = check_model(folder, flag="--model", trust_remote_code=True)
+    assert "has no sequence classifier" in problem
