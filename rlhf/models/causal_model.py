@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
-from rlhf.models.loading import backbone, unwrap
+from rlhf.errors import ModelError
+from rlhf.models.loading import backbone, embedding_rows, unwrap
 from rlhf.models.logprob_function import Logits
 from rlhf.models.packed_rows import packed_inputs
 from rlhf.models.tensors import chunked_logprobs
+from rlhf.training.zero_internals import is_sharded
 
 
 class TokenLogprobs(NamedTuple):
@@ -55,6 +58,7 @@ class CausalModel(nn.Module):
     def __init__(self, lm: nn.Module) -> None:
         super().__init__()
         self.lm = lm
+        check_head(unwrap(lm))
         install_logprob_head(unwrap(lm))
 
     @property
@@ -116,6 +120,43 @@ def head_logits(model: Any, hidden: Tensor) -> Tensor:
 
 def _scale_and_cap(config: Any) -> tuple[float, float]:
     """What a family does to its logits: it multiplies by a factor, and bounds them by a soft cap (0: it does not)."""
-    cap = float(getattr(config, "final_logit_softcapping", None) or 0.0)
-    divisor = getattr(config, "logits_scaling", None)  # Granite divides, Cohere multiplies
-    return (1.0 / float(divisor) if divisor else float(getattr(config, "logit_scale", None) or 1.0)), cap
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    cap = next((float(value) for name in caps if (value := getattr(config, name, None))), 0.0)
+    divides = config.model_type != "hyperclovax"  # Granite divides by what HyperCLOVA X multiplies with
+    for name, divided in (("logits_scaling", divides), ("logit_scale", False), ("lm_head_multiplier", False)):
+        factor = getattr(config, name, None)
+        if factor and isinstance(factor, int | float) and config.model_type != "mpt":  # which never reads its own
+            return (1.0 / float(factor) if divided else float(factor)), cap
+    return 1.0, cap
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Raise ModelError where the logits of a model are not those of `head_logits`: a family may do with them what is
+    not known here, and everything would be trained on wrong numbers. Weights that are sharded, or not there
+    yet, cannot be asked."""
+    parameters = list(model.parameters())
+    if isinstance(model.get_output_embeddings(), LogprobHead) or any(
+        is_sharded(p) or not p.numel() for p in parameters
+    ):
+        return
+    ids = torch.tensor([[1, 2, 3, 4]], device=parameters[0].device) % embedding_rows(model)
+    was_training = model.training
+    model.eval()
+    try:
+        wanted = model(input_ids=ids, use_cache=False).logits.float()
+        found = head_logits(model, backbone(model)(input_ids=ids, use_cache=False)[0])
+        same = found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0.02, atol=0.02 * _spread(wanted))
+    except (AttributeError, IndexError, TypeError, RuntimeError):
+        same = False
+    finally:
+        model.train(was_training)
+    if not same:
+        raise ModelError(
+            f"a model of type {model.config.model_type} is not supported: its logits are more than its output "
+            "embedding times what its layers give"
+        )
+
+
+def _spread(logits: Tensor) -> float:
+    return float(logits.std()) or 1.0

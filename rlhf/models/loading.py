@@ -22,8 +22,9 @@ from transformers import (
 from transformers.utils import logging as hf_logging
 
 from rlhf import console
-from rlhf.errors import ConfigError, ModelError
+from rlhf.errors import ConfigError, ModelError, UserError
 from rlhf.models.attention import serve_on_cpu
+from rlhf.models.checks import refuse_not_finite, without_adapter
 from rlhf.models.end_tokens import end_ids, listed_in
 from rlhf.models.names import resolve
 from rlhf.rendering import DATE, is_dated
@@ -163,14 +164,17 @@ def load_strict(
 ) -> PreTrainedModel:
     """`from_pretrained` with every weight accounted for; weights whose names hold a `may_…` part are excused."""
     name, folder, trusted = loading.name, resolve(loading.name), loading.trust_remote_code
+    config = read_model_config(loading, **config_changes)
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted, **config_changes)
         if loading.no_dropout:
             remove_dropout(config)
-        with loading.sharded():
+        with loading.sharded(), without_adapter(folder) as source:
             model, info = auto_class.from_pretrained(
-                folder, config=config, dtype=loading.dtype, trust_remote_code=trusted, output_loading_info=True
+                source, config=config, dtype=loading.dtype, trust_remote_code=trusted, output_loading_info=True
             )
+        model.name_or_path = model.config._name_or_path = folder
+    except UserError:
+        raise
     except Exception as error:
         raise ModelError(f"{name}: the model cannot be loaded: {_first_line(error)}") from error
     missing = [k for k in info["missing_keys"] if not any(part in k for part in may_miss)]
@@ -183,8 +187,17 @@ def load_strict(
         raise ModelError(f"{name}: weights of another shape than the config says: {sorted(info['mismatched_keys'])[0]}")
     if loading.no_dropout:
         remove_dropout(model)
+    refuse_not_finite(model, name, dtype=str(loading.dtype).removeprefix("torch."))
     serve_on_cpu(model)
     return model.eval()
+
+
+def read_model_config(loading: Loading, **changes: Any) -> Any:
+    """The transformers config of a model, with changed fields."""
+    try:
+        return AutoConfig.from_pretrained(resolve(loading.name), trust_remote_code=loading.trust_remote_code, **changes)
+    except Exception as error:
+        raise ModelError(f"{loading.name}: the model cannot be loaded: {_first_line(error)}") from error
 
 
 def remove_dropout(held: Any) -> None:
@@ -218,9 +231,9 @@ def fit_to_tokenizer(model: PreTrainedModel, loading: Loading) -> None:
     tokenizer = loading.tokenizer
     if tokenizer is None:
         return
-    rows = embedding_rows(model)
-    if len(tokenizer) > rows:
-        target = math.ceil(len(tokenizer) / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    rows, needed = embedding_rows(model), rows_needed(tokenizer)
+    if needed > rows:
+        target = math.ceil(needed / VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         with loading.sharded():
             model.resize_token_embeddings(target, mean_resizing=False)
         _fill_new_rows(model, rows)
@@ -243,6 +256,11 @@ def _fill_new_rows(model: PreTrainedModel, first: int) -> None:
     with gathered(parameters, modify=True), torch.no_grad():
         for parameter in parameters:
             parameter[first:] = parameter[:first].mean(dim=0)
+
+
+def rows_needed(tokenizer: Any) -> int:
+    """The embeddings that hold every token: one more than the largest id. A vocabulary with gaps has fewer tokens."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
