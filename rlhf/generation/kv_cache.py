@@ -159,13 +159,20 @@ class SamplerCache(Cache):
             layer.is_initialized = False
         self.allocated = 0
 
-    def copy_rows(self, sources: Tensor, targets: Tensor, columns: int) -> None:
-        """Copy the first `columns` tokens of the rows `sources` to the rows `targets`. All rows are read before any is
-        written."""
+    def rearrange(self, sources: Tensor, columns: int) -> None:
+        """Row i becomes what row `sources[i]` was, as far as its first `columns` tokens. All rows are read before any
+        is written."""
+        targets = (sources != torch.arange(len(sources), device=sources.device)).nonzero()[:, 0]
+        sources = sources[targets]
         for layer in self.own:
             if layer.is_initialized:
                 layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
                 layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
+
+    def cost(self) -> tuple[int, int]:
+        """Bytes of a row without tokens, and of each token of a row, once something has been written."""
+        storages = [t for layer in self.own if layer.is_initialized for t in (layer.key_storage, layer.value_storage)]
+        return 0, sum(t.numel() * t.element_size() for t in storages) // self.allocated
 
     def bytes(self) -> int:
         """Memory that the cache takes now."""

@@ -21,8 +21,10 @@ from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling, draw, uniforms
 from rlhf.generation.kv_cache import WIDTH_STEP, SamplerCache, round_up
 from rlhf.generation.lean_forward import LeanForward, is_lean
+from rlhf.generation.state_cache import StateCache, needs_own_cache
 from rlhf.models.attention import is_served, served
-from rlhf.models.causal_model import CausalModel, head_logits
+from rlhf.models.causal_model import CausalModel, check_head, head_logits
+from rlhf.models.families import sampling_problem
 from rlhf.models.loading import backbone, unwrap
 from rlhf.training import distributed
 
@@ -91,7 +93,15 @@ class Sampler:
         self.backbone = backbone(self.lm)
         self.pad_token_id, self.synced, self.compaction, self.agree = pad_token_id, synced, compaction, agree
         self.prefill_tokens, self._cache_bytes = prefill_tokens, None
-        self.takes_positions = "position_ids" in inspect.signature(self.backbone.forward).parameters
+        self._cost: tuple[int, ...] | None = None  # bytes of a row, and of each of its tokens
+        taken = inspect.signature(self.backbone.forward).parameters
+        if problem := sampling_problem(self.lm.config.to_dict()):
+            raise ConfigError(f"the model {problem}")
+        if not taken.keys() & {"cache_params", "past_key_values"}:
+            raise ConfigError(f"nothing can be sampled from a {type(self.lm).__name__}: it has no cache")
+        check_head(self.lm)
+        self.takes_positions = "position_ids" in taken
+        self.cache_name = "cache_params" if "cache_params" in taken else "past_key_values"
         self.lean = is_served(self.lm)
         # under ZeRO-3 weights exist only while their module is called
         is_ours = self.lean and not synced and is_lean(self.lm)
@@ -99,7 +109,9 @@ class Sampler:
             why = "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
             raise ConfigError(f"inference_compile: sampling {why} cannot be compiled; leave it out")
         self.forward = LeanForward(self.lm, compiled=compiled) if is_ours else None
-        self.cache = SamplerCache(int(self.lm.config.get_text_config().num_hidden_layers))
+        config = self.lm.config.get_text_config()
+        self.keeps_state = needs_own_cache(config)
+        self.cache: Any = StateCache(config) if self.keeps_state else SamplerCache(int(config.num_hidden_layers))
 
     @property
     def device(self) -> torch.device:
@@ -154,18 +166,34 @@ class Sampler:
         groups, start = [], 0
         while start < len(order):
             capacity = round_up(int(lengths[order[start]]) + width, WIDTH_STEP)
-            size = max(self._cache_bytes // (capacity * self.bytes_per_token()), 1)
+            size = max(self._cache_bytes // max(self.bytes_per_row(capacity), 1), 1)
             groups.append(order[start : start + size])
             start += size
         return groups if len(groups) > 1 else [everything]
 
-    def bytes_per_token(self) -> int:
-        """Memory of one token of one row in the cache of the whole model, not of a rank's part of it."""
-        c = self.lm.config.get_text_config()
-        size = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
-        heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
-        itemsize = next(self.lm.parameters()).dtype.itemsize
-        return 2 * int(c.num_hidden_layers) * int(heads) * int(size) * itemsize
+    def bytes_per_row(self, tokens: int) -> int:
+        """Memory of a row of `tokens` tokens in the cache, on this rank. It is measured once, on a row of one token:
+        what a family keeps of a token can be told from no config."""
+        if self._cost is None:
+            with self._ready(), torch.no_grad():
+                self.cache.reserve(1, 1, 0)
+                if self.forward is not None:
+                    self.forward.begin(1)
+                self._read([(self.pad_token_id,)], 0, 1)
+            self._cost = tuple(self.cache.cost())
+            self.cache.release()
+        return self._cost[0] + tokens * self._cost[1]
+
+    @contextlib.contextmanager
+    def _ready(self) -> Iterator[None]:
+        """While inside, the model is in eval mode and has the sampler's attention, if it can have it."""
+        was_training = self.lm.training
+        self.lm.eval()
+        try:
+            with served(self.lm) if self.lean else contextlib.nullcontext():
+                yield
+        finally:
+            self.lm.train(was_training)
 
     def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor) -> Iterator[Drawn]:
         if not prompts:
@@ -175,13 +203,8 @@ class Sampler:
             live = torch.zeros(1, dtype=torch.bool)
         else:
             live = torch.ones(len(prompts), dtype=torch.bool)
-        was_training = self.lm.training
-        self.lm.eval()
-        try:
-            with served(self.lm) if self.lean else contextlib.nullcontext():
-                yield from self._decode(prompts, ~live, sampling, uniforms_BR)
-        finally:
-            self.lm.train(was_training)
+        with self._ready():
+            yield from self._decode(prompts, ~live, sampling, uniforms_BR)
 
     @torch.no_grad()
     def _decode(
@@ -230,13 +253,14 @@ class Sampler:
         while start < len(distinct):
             length = len(distinct[start])
             # `synced`: all ranks call the model equally often, so there is only one group
-            size = len(distinct) if self.synced else max(self.prefill_tokens // max(length, 1), 1)
+            at_once = self.synced or self.keeps_state
+            size = len(distinct) if at_once else max(self.prefill_tokens // max(length, 1), 1)
             hidden.append(self._read(distinct[start : start + size], start, longest))
             start += size
         hidden_UD = torch.cat(hidden)
         lengths_B = torch.tensor([len(p) for p in prompts], device=device)
         if len(distinct) < len(prompts) or source_B.tolist() != list(range(len(prompts))):
-            cache.copy_rows(source_B.to(device), torch.arange(len(prompts), device=device), longest)
+            cache.rearrange(source_B.to(device), longest)
         columns = torch.arange(cache.capacity, device=device)
         mask_BS = (columns >= longest - lengths_B[:, None]) & (columns < longest)
         bias = None
@@ -297,21 +321,24 @@ class Sampler:
         movers = size + (~batch.finished_B[size:]).nonzero()[:, 0]
         holes = holes[: len(movers)]
         keep[holes] = movers
-        device = tokens_B.device
-        if len(movers):
-            self.cache.copy_rows(movers.to(device), holes.to(device), columns)
+        on_device = keep.to(tokens_B.device)
+        self.cache.rearrange(on_device, columns)
         batch.keep(keep)
-        return tokens_B[keep.to(device)]
+        return tokens_B[on_device]
 
     def _forward(self, ids: Tensor, attention: Tensor | None, positions: Tensor) -> Tensor:
         """Hidden states of the last column: [B, D]."""
         attention = attention if attention is None else attention.to(self.device)
         if self.forward is not None:
             return self.forward(ids, positions, self.cache, attention)
-        extra = {"position_ids": positions} if self.takes_positions else {}
-        return self.backbone(
-            input_ids=ids, attention_mask=attention, past_key_values=self.cache, use_cache=True, **extra
-        )[0][:, -1]  # fmt: skip
+        extra: dict[str, Any] = {"position_ids": positions} if self.takes_positions else {}
+        if self.keeps_state:
+            extra[self.cache_name] = self.cache.own
+            if self.cache_name == "cache_params" and not self.cache.prefilling:
+                attention = None  # such a model masks its input, not what it looks back on
+        else:
+            extra["past_key_values"] = self.cache
+        return self.backbone(input_ids=ids, attention_mask=attention, use_cache=True, **extra)[0][:, -1]
 
     def _all_done(self, done: bool) -> bool:
         return done if not self.synced else distributed.max_over_ranks(not done) == 0

@@ -111,7 +111,7 @@ def test_a_small_cache_splits_the_batch_by_length(family: str) -> None:
     sampling = Sampling(max_new_tokens=12, stop_token_ids=(7, 19, 45, 100))
     expected = Sampler(model, pad_token_id=PAD).generate(PROMPTS, sampling, seed=5)
     sampler = Sampler(model, pad_token_id=PAD)
-    most = 2 * 32 * sampler.bytes_per_token()
+    most = 2 * sampler.bytes_per_row(32)
     sampler.limit_cache(most)
     found = sampler.generate(PROMPTS, sampling, seed=5)
     assert found.responses() == expected.responses()
@@ -127,8 +127,9 @@ def test_equal_prompts_are_read_once_and_sampled_apart() -> None:
     prompts = [PROMPTS[0], PROMPTS[2], PROMPTS[0], PROMPTS[0], PROMPTS[2]]
     sampling = Sampling(max_new_tokens=12, stop_token_ids=(7, 19))
     read: list[int] = []
+    sampler = Sampler(model, pad_token_id=PAD)
     handle = model.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(len(args[0])))
-    found = Sampler(model, pad_token_id=PAD).generate(prompts, sampling, seed=8).responses()
+    found = sampler.generate(prompts, sampling, seed=8).responses()
     handle.remove()
     assert read[0] == 2, "two distinct prompts"
     for row, prompt in enumerate(prompts):
