@@ -5,15 +5,22 @@ B sequences, T tokens, D the backbone's output size.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from rlhf.errors import ModelError
-from rlhf.models.loading import Loading, backbone, fit_to_tokenizer, load_strict, unwrap
+from rlhf.models.loading import Loading, backbone, fit_to_tokenizer, load_strict, read_model_config, unwrap
 from rlhf.training.engine import gathered
 
 HEAD = "score"
@@ -53,10 +60,10 @@ def load_scalar_model(loading: Loading, *, new_head: bool = False, seed: int = 0
     """A scalar model. With `new_head` its backbone comes from a causal model and the head is drawn with std 1/√(D+1);
     without, a folder that lacks the head is a ModelError."""
     model = load_strict(
-        AutoModelForSequenceClassification,
+        classifier_class(loading),
         loading,
         may_miss=(f"{HEAD}.",) if new_head else (),
-        may_be_left=("lm_head", "embed_out") if new_head else (),
+        may_be_left=("lm_head", "embed_out", "head.weight") if new_head else (),
         num_labels=1,
     )
     if not isinstance(getattr(model, HEAD, None), nn.Linear):
@@ -66,6 +73,29 @@ def load_scalar_model(loading: Loading, *, new_head: bool = False, seed: int = 0
         draw_head(model, seed)
         model.config.score_mean = model.config.score_std = None
     return model
+
+
+def classifier_class(loading: Loading) -> Any:
+    """What loads a family's sequence classifier: transformers' own, or the linear head of the same name on the family's
+    backbone where transformers has none (Granite, Cohere, OLMoE, …). Both write and read the same kind of folder.
+    """
+    config: Any = read_model_config(loading)
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForSequenceClassification
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    base = next(kind for kind in causal.__mro__ if kind.__name__.endswith("PreTrainedModel"))
+    name = causal.__name__.removesuffix("ForCausalLM").removesuffix("ForConditionalGeneration")
+    return _classifier(f"{name}ForSequenceClassification", base, causal.base_model_prefix)
+
+
+@functools.cache
+def _classifier(name: str, base: type, prefix: str) -> type:
+    """A class of this name: the backbone under `prefix`, as in the family's language model, and a head `score`.
+
+    It counts as one of the family's module: what transformers takes for foreign code, it initialises in another way.
+    """
+    fields = {"base_model_prefix": prefix, "__module__": base.__module__}
+    return type(name, (GenericForSequenceClassification, base), fields)
 
 
 def draw_head(model: PreTrainedModel, seed: int) -> None:
