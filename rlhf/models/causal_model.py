@@ -145,6 +145,10 @@ def check_head(model: Any) -> None:
     model.eval()
     try:
         wanted = model(input_ids=ids, use_cache=False).logits.float()
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        model.train(was_training)  # this device lacks a kernel for the dtype, or the model wants more than ids
+        return
+    try:
         found = head_logits(model, backbone(model)(input_ids=ids, use_cache=False)[0])
         same = found.shape == wanted.shape and torch.allclose(found, wanted, rtol=0.02, atol=0.02 * _spread(wanted))
     except (AttributeError, IndexError, TypeError, RuntimeError):
