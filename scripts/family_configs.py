@@ -109,9 +109,9 @@ def _family(name: str, model_type: str = "", *, causal: bool = True, **changes: 
     return Family(name, model_type or name, changes, causal)
 
 
-_MLA = {"num_key_value_heads": 4, "head_dim": 8}
-_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
-_LLAMA3 = {
+_MLA: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 8}
+_LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
+_LLAMA3: dict[str, Any] = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
@@ -164,7 +164,9 @@ FAMILIES: dict[str, Family] = {
         _family("exaone4", layer_types=HALVES),
         _family("minimax_m2"),
         _family("minimax"),
-        _family("nemotron_h", layers_block_type=["linear_attention", "moe", "full_attention", "mlp"], num_hidden_layers=4),
+        _family(
+            "nemotron_h", layers_block_type=["linear_attention", "moe", "full_attention", "mlp"], num_hidden_layers=4
+        ),
         _family("kimi_linear", num_key_value_heads=4, **_LINEAR),
         _family("llama4_text"),
         _family("cohere2", layer_types=HALVES),

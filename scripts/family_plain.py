@@ -1,0 +1,83 @@
+"""What plain transformers says of a tiny model, and the comparisons with it: the ground of `scripts.family_checks`."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from scripts.family_configs import VOCABULARY
+
+NEAR = 1e-5  # losses and log-probabilities, in nats
+EXACT = 2e-6  # logits and scores, relative to the largest one where that is above 1
+PAD = 0
+PROMPTS = [[5, 9, 200, 31], [77], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22], [250, 3], [8, 8, 8, 90, 41]]
+PROBE = [[5, 9, 2, 44, 101, 7, 61, 18, 19, 33, 250, 4, 90], [200, 3, 3, 17, 60, 81, 6, 8, 9, 100, 12, 54, 55]]
+
+
+class Wrong(Exception):
+    """A figure is not what it should be; the text says which, and by how much it is off."""
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the lines of stages and libraries."""
+    sink = io.StringIO()
+    with contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def plain_lm(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+
+@torch.no_grad()
+def plain_logits(model: Any) -> Tensor:
+    return model(input_ids=torch.tensor(PROBE), use_cache=False).logits.float()
+
+
+@torch.no_grad()
+def plain_loss(model: Any, rows: Any) -> float:
+    """Mean cross-entropy over the tokens of the responses, row by row."""
+    total, count = 0.0, 0
+    for row in rows:
+        ids = torch.tensor(row["input_ids"])
+        logits = model(input_ids=ids[None], use_cache=False).logits[0].float()
+        losses = F.cross_entropy(logits[:-1], ids[1:], reduction="none")[row["prompt_length"] - 1 :]
+        total, count = total + float(losses.double().sum()), count + len(losses)
+    return total / count
+
+
+@torch.no_grad()
+def plain_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
+    return torch.stack([model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, 0] for ids in sequences])
+
+
+@torch.no_grad()
+def plain_greedy(model: Any, prompt: list[int], new: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False, pad_token_id=PAD,
+        eos_token_id=VOCABULARY + 1,
+    )  # fmt: skip
+    return out[0, len(prompt) :].tolist()
+
+
+def near(what: str, ours: float, theirs: float) -> None:
+    if not abs(ours - theirs) <= NEAR * max(1.0, abs(theirs)):
+        raise Wrong(f"{what} is {ours:.6f} instead of {theirs:.6f}")
+
+
+def exact(what: str, ours: Tensor, theirs: Tensor, tolerance: float = EXACT) -> None:
+    off, largest = float((ours - theirs).abs().max()), max(1.0, float(theirs.abs().max()))
+    if not off <= tolerance * largest:
+        raise Wrong(f"{what}: off by {off:.1e}")
