@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -139,9 +140,14 @@ class Bench:
 
     @property
     def reward_model(self) -> Path:
-        """The family's own reward model if it could be trained, else one of a Llama."""
-        own = self.cells.get(REWARD)
-        return self.folder / "reward/model" if own is not None and own.state == OK else llama_reward_model(self.shared)
+        """The family's own reward model if it could be trained, else one of a Llama, with the family's tokenizer."""
+        if self.is_ok(REWARD):
+            return self.folder / "reward/model"
+        folder = self.folder / "llama_reward"
+        if not folder.exists():
+            shutil.copytree(llama_reward_model(self.shared), folder)
+            self.tokenizer.save_pretrained(folder)
+        return folder
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -184,6 +190,17 @@ def recorded_measures() -> Iterator[list[Measured]]:
 
     with mock.patch.object(ForwardPasses, "measure", recording):
         yield kept
+
+
+@contextlib.contextmanager
+def recorded_outputs(engine: Any) -> Iterator[list[Any]]:
+    """While inside, what the model of an engine returns is kept."""
+    kept: list[Any] = []
+    hook = engine.module.register_forward_hook(lambda module, arguments, output: kept.append(output))
+    try:
+        yield kept
+    finally:
+        hook.remove()
 
 
 def llama_reward_model(shared: Path) -> Path:
