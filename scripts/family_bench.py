@@ -71,7 +71,7 @@ def write_pairs(path: Path) -> str:
             "chosen": f"It is {i + i % 7}{', I think' * (i % 4)}.",
             "rejected": f"{i} no" + "!" * (i % 3),
         }
-        for i in range(3 * ROWS + 24)
+        for i in range(80)
     ]
     if not path.exists():
         write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

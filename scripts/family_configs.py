@@ -51,6 +51,8 @@ _NAMES: tuple[tuple[int, str], ...] = (
 )
 SIZES = {name: value for value, names in _NAMES for name in names.split()}
 SIZES |= {"eos_token_id": 2, "pad_token_id": 0}
+CAPS = {"final_logit_softcapping", "attn_logit_softcapping", "logits_soft_cap"}
+CAP = 1.0  # of logits, so low that it bites; only for types that have one
 HALVES = ["sliding_attention", "full_attention"]  # the kinds of two layers
 
 
@@ -69,6 +71,7 @@ class Family:
         known = CONFIG_MAPPING[self.model_type]().to_dict()
         values: dict[str, Any] = {name: value for name, value in SIZES.items() if name in known}
         values |= {"layer_types": None} if "layer_types" in known else {}
+        values |= {name: CAP for name in CAPS if known.get(name)}
         values |= {name: DROPOUT for name, value in known.items() if _is_dropout(name, value)}
         return CONFIG_MAPPING[self.model_type](**(values | dict(self.changes)))
 
@@ -111,6 +114,10 @@ def _family(name: str, model_type: str = "", *, causal: bool = True, **changes: 
 
 _MLA: dict[str, Any] = {"num_key_value_heads": 4, "head_dim": 8}
 _LINEAR: dict[str, Any] = {"layer_types": ["linear_attention", "full_attention"]}
+# Factors that are 1 in the config class and not in the published models.
+_GRANITE: dict[str, Any] = {
+    "logits_scaling": 0.5, "embedding_multiplier": 3.0, "residual_multiplier": 0.7, "attention_multiplier": 0.2,
+}  # fmt: skip
 _LLAMA3: dict[str, Any] = {
     "rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
@@ -151,10 +158,10 @@ FAMILIES: dict[str, Family] = {
         _family("olmo2"),
         _family("olmo_hybrid", **_LINEAR),
         _family("olmoe"),
-        _family("granite"),
-        _family("granitemoe"),
-        _family("granitemoehybrid", layer_types=["mamba", "attention"]),
-        _family("smollm3", sliding_window=None),
+        _family("granite", **_GRANITE),
+        _family("granitemoe", **_GRANITE),
+        _family("granitemoehybrid", layer_types=["mamba", "attention"], **_GRANITE),
+        _family("smollm3", sliding_window=None, no_rope_layer_interval=2),
         _family("lfm2", layer_types=["conv", "full_attention"]),
         _family("lfm2_moe", layer_types=["conv", "full_attention"]),
         _family("ernie4_5"),
@@ -174,7 +181,7 @@ FAMILIES: dict[str, Family] = {
         _family("apertus"),
         _family("arcee"),
         _family("dots1"),
-        _family("falcon_h1", mamba_d_ssm=64),
+        _family("falcon_h1", mamba_d_ssm=64, lm_head_multiplier=2.0, embedding_multiplier=3.0),
         _family("bitnet"),
         _family("helium"),
         _family("starcoder2", sliding_window=None),

@@ -17,7 +17,7 @@ from scripts.family_configs import VOCABULARY
 
 NEAR = 1e-5  # losses and log-probabilities, in nats
 EXACT = 2e-6  # logits and scores, relative to the largest one where that is above 1
-PAD = 0
+PAD, NEW = 0, 12  # the pad token, and the tokens of a response
 PROMPTS = [[5, 9, 200, 31], [77], [12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22], [250, 3], [8, 8, 8, 90, 41]]
 PROBE = [[5, 9, 2, 44, 101, 7, 61, 18, 19, 33, 250, 4, 90], [200, 3, 3, 17, 60, 81, 6, 8, 9, 100, 12, 54, 55]]
 
