@@ -34,7 +34,7 @@ from rlhf.models.loading import backbone, load_tokenizer, unwrap
 from rlhf.stages.problems import stage_problems
 from rlhf.stages.spec import StageSpec
 from scripts.family_configs import FAMILIES, Family
-from scripts.family_plain import PROBE
+from scripts.family_plain import PROBE, plain_lm
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
@@ -47,7 +47,7 @@ COLUMNS = (SFT, REWARD, PPO, LORA, PACKING, PARALLEL, EXPORT, GREEDY)
 OK, REFUSED, WRONG, NONE = "ok", "refused", "wrong", "–"
 
 RANKS = 2  # of the column of tensor parallelism
-ROWS = 12  # of an optimiser step, which takes all rows of a stage
+ROWS = 8  # of an optimiser step, which takes all rows of a stage
 COMMON: dict[str, Any] = {
     "max_prompt_length": 80, "max_response_length": 48, "data_split": "1,1,1", "max_samples": ROWS,
     "max_eval_samples": 6, "eval_ratio": 0.2, "mini_batch_size": ROWS, "micro_batch_size": 4, "max_steps": 1,
@@ -131,7 +131,7 @@ class Bench:
         values: dict[str, Any] = {
             "actor_model": str(self.base), "actor_learning_rate": 1e-3,
             "critic_learning_rate": 1e-3, "iterations": 2, "max_steps": None, "rollout_batch_size": 8,
-            "mini_batch_size": 8, "max_response_length": 12, "ema_decay": 0.9, "force": True,
+            "mini_batch_size": 8, "max_response_length": 12, "ema": False, "force": True,
             "inference_dtype": "fp32", "inference_copy": "on",
         }  # fmt: skip
         if "reward_model" not in changes:
@@ -152,6 +152,11 @@ class Bench:
     @cached_property
     def tokenizer(self) -> Any:
         return load_tokenizer(str(self.base))
+
+    @cached_property
+    def base_lm(self) -> Any:
+        """The base model in plain transformers."""
+        return plain_lm(self.base)
 
     def is_ok(self, column: str) -> bool:
         """Whether a column has been tried and works."""
@@ -190,6 +195,11 @@ def recorded_measures() -> Iterator[list[Measured]]:
 
     with mock.patch.object(ForwardPasses, "measure", recording):
         yield kept
+
+
+def sampled(measured: Measured) -> torch.Tensor:
+    """The sampler's log-probabilities of a rollout's response tokens, row by row."""
+    return torch.tensor([value for row in measured.rollout.sampler_logprobs for value in row])
 
 
 @contextlib.contextmanager

@@ -48,6 +48,7 @@ from scripts.family_bench import (
     Cell,
     recorded_measures,
     recorded_outputs,
+    sampled,
 )
 from scripts.family_plain import (
     NEAR,
@@ -55,6 +56,7 @@ from scripts.family_plain import (
     PAD,
     PROMPTS,
     Wrong,
+    close,
     exact,
     near,
     plain_greedy,
@@ -62,6 +64,7 @@ from scripts.family_plain import (
     plain_logits,
     plain_logprobs,
     plain_loss,
+    plain_response_logprobs,
     plain_scores,
     quiet,
 )
@@ -114,7 +117,7 @@ def sft(bench: Bench) -> None:
     data = demonstrations(config, Template(bench.tokenizer))
     with bench.recorded("sft"):
         metrics = step1_sft.main.run(config).metrics
-    base, trained = plain_lm(bench.base), plain_lm(bench.folder / "sft/model")
+    base, trained = bench.base_lm, plain_lm(bench.folder / "sft/model")
     (row,) = [row for row in read_metrics(bench.folder / "sft/metrics.jsonl") if "sft/loss" in row]
     near("held-out loss before training", math.log(metrics["sft/perplexity_before"]), plain_loss(base, data.held_out))
     near("loss of the first step", row["sft/loss"], plain_loss(base, data.train))
@@ -153,11 +156,10 @@ def ppo(bench: Bench, name: str = "ppo", **changes: Any) -> None:
     near("KL of the first rollout", rows[0]["ppo/kl"], 0.0)
     near("approx_kl of the first step", rows[0]["ppo/approx_kl"], 0.0)
     for number, one in enumerate(measured, start=1):
-        sampled = torch.tensor([value for row in one.rollout.sampler_logprobs for value in row])
-        of_training = one.old_logprobs_BR[one.response_mask_BR]
-        off = float((sampled - of_training).abs().max())
-        if not off <= NEAR:
-            raise Wrong(f"the sampler's log-probabilities of rollout {number} are off by {off:.1e} nats")
+        old = one.old_logprobs_BR[one.response_mask_BR]
+        close(f"the sampler's log-probabilities of rollout {number}", sampled(one), old)
+    plain = plain_response_logprobs(bench.base_lm, measured[0].rollout)
+    close("against plain transformers, the sampler's log-probabilities of rollout 1", sampled(measured[0]), plain)
 
 
 def lora(bench: Bench) -> None:
@@ -190,15 +192,13 @@ def packing(bench: Bench) -> None:
     assert len(rows) < ROWS, "no pack holds two demonstrations"
     engine = step1_sft.main.build_engine(config, bench.tokenizer, total_steps=1)
     engine.train(False)
-    plain = plain_lm(bench.base)
     for index in range(len(rows)):
         (batch,) = micro_batches(rows, [index], config, PAD)
         with torch.no_grad(), recorded_outputs(engine) as outputs:
             token_loss_sum(engine, batch)
         parts = torch.tensor(rows[index]["input_ids"]).split(rows[index]["lengths"])
-        off = float((outputs[0].logprobs_N - torch.cat([plain_logprobs(plain, ids) for ids in parts])).abs().max())
-        if not off <= NEAR:
-            raise Wrong(f"log-probabilities in a packed row are off by {off:.1e} nats")
+        expected = torch.cat([plain_logprobs(bench.base_lm, ids) for ids in parts])
+        close("log-probabilities in a packed row", outputs[0].logprobs_N, expected)
 
 
 def parallel(bench: Bench) -> None:
@@ -216,7 +216,7 @@ def parallel(bench: Bench) -> None:
         where="the table of families",
     )
     hybrid = HybridEngine(train, pad_token_id=PAD, tensor_parallel=RANKS, inference_dtype="fp32")
-    whole = plain_lm(bench.base)
+    whole = bench.base_lm
     mine = list(range(distributed.rank(), len(PROMPTS), RANKS))
     sampling = Sampling(max_new_tokens=NEW, temperature=0)
     with hybrid.generating() as sampler:
@@ -245,8 +245,7 @@ def exact_export(bench: Bench) -> None:
 def greedy(bench: Bench) -> None:
     """Greedy ids, alone and in a batch of several lengths, are those of transformers' `generate`."""
     model = load_causal_lm(Loading(str(bench.base), no_dropout=True))
-    plain = plain_lm(bench.base)
-    free = [plain_greedy(plain, prompt, NEW) for prompt in PROMPTS]
+    free = [plain_greedy(bench.base_lm, prompt, NEW) for prompt in PROMPTS]
     inner = [token for row in free for token in row[2:-2]]
     stop = max(sorted(set(inner)), key=inner.count)  # some rows end before the others
     expected = [row[: row.index(stop) + 1] if stop in row else row for row in free]

@@ -57,6 +57,12 @@ def plain_loss(model: Any, rows: Any) -> float:
     return -float(torch.cat(parts).double().mean())
 
 
+def plain_response_logprobs(model: Any, rollout: Any) -> Tensor:
+    """Log-probability of each response token of a rollout, by a whole forward of each row alone."""
+    rows = zip(rollout.prompts, rollout.responses, strict=True)
+    return torch.cat([plain_logprobs(model, torch.tensor([*p, *r]))[len(p) - 1 :] for p, r in rows])
+
+
 @torch.no_grad()
 def plain_scores(model: Any, sequences: Sequence[Sequence[int]]) -> Tensor:
     return torch.stack([model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, 0] for ids in sequences])
@@ -75,6 +81,12 @@ def plain_greedy(model: Any, prompt: list[int], new: int) -> list[int]:
 def near(what: str, ours: float, theirs: float) -> None:
     if not abs(ours - theirs) <= NEAR:
         raise Wrong(f"{what} is {ours:.6g} instead of {theirs:.6g}")
+
+
+def close(what: str, ours: Tensor, theirs: Tensor) -> None:
+    off = float((ours - theirs).abs().max())
+    if not off <= NEAR:
+        raise Wrong(f"{what} are off by {off:.1e} nats")
 
 
 def exact(what: str, ours: Tensor, theirs: Tensor, tolerance: float = EXACT) -> None:
