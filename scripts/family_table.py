@@ -53,6 +53,8 @@ def main(only: tuple[str, ...], jobs: int | None, check: bool) -> int:
     from scripts.family_bench import COLUMNS, WRONG
     from scripts.family_configs import FAMILIES
 
+    if only and check:
+        raise ConfigError("--check compares the whole page, and --only tries a part of it; drop one of them")
     for name in only:
         if name not in FAMILIES:
             raise ConfigError(f"--only {name}: there is no such family{nearest(name, FAMILIES)}")
@@ -93,10 +95,9 @@ def rows_of(names: Sequence[str], columns: Sequence[str], *, jobs: int = 1) -> d
             for name, cells in zip(names, _each(row, names, jobs), strict=True):
                 done[name] = cells
                 bar.update(len(done), {})
-        if PARALLEL in columns:
-            causal = [name for name in names if PARALLEL not in done[name]]
-            for name, cell in parallel_cells(causal, Path(folder)).items():
-                done[name][PARALLEL] = cell
+        left = [name for name in names if PARALLEL in columns and PARALLEL not in done[name]]
+        for name, cell in parallel_cells(left, Path(folder)).items():
+            done[name][PARALLEL] = cell
     return {name: {column: cells[column] for column in columns} for name, cells in done.items()}
 
 

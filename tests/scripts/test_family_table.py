@@ -11,7 +11,21 @@ import torch
 from click.testing import CliRunner
 
 from scripts import family_table
-from scripts.family_bench import COLUMNS, EXPORT, GREEDY, OK, PACKING, PARALLEL, PPO, REWARD, SFT, WRONG, Bench, Cell
+from scripts.family_bench import (
+    COLUMNS,
+    EXPORT,
+    GREEDY,
+    OK,
+    PACKING,
+    PARALLEL,
+    PPO,
+    REFUSED,
+    REWARD,
+    SFT,
+    WRONG,
+    Bench,
+    Cell,
+)
 from scripts.family_checks import tried, without_a_run
 from scripts.family_configs import DROPOUT, FAMILIES, WINDOW
 from scripts.family_table import PAGE, page, rows_of
@@ -88,7 +102,7 @@ def test_a_wrong_figure_and_a_crash_are_wrong(tmp_path: Path, monkeypatch: pytes
     column that raises."""
     bench = Bench(FAMILIES["gemma2"], tmp_path)
     bench.family.save(bench.base)
-    assert without_a_run(bench, GREEDY) is None
+    assert without_a_run(bench, SFT) is None
     monkeypatch.setattr("rlhf.generation.sampler.head_logits", lambda lm, hidden: torch.zeros(len(hidden), 320))
     assert tried(bench, GREEDY).why == "5 of 5 greedy responses in a batch differ from transformers' generate"
     monkeypatch.setattr("rlhf.models.causal_model._scale_and_cap", lambda config: (1.0, 0.0))
@@ -102,6 +116,15 @@ def test_a_wrong_figure_and_a_crash_are_wrong(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("name, columns", [("qwen3", (SFT, REWARD, GREEDY)), ("gpt2", (SFT, PACKING, EXPORT))])
 def test_some_cheap_cells_are_ok(name: str, columns: tuple[str, ...]) -> None:
     assert rows_of([name], columns) == {name: dict.fromkeys(columns, Cell(OK))}
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("one_rank")
+def test_a_copy_on_two_ranks_is_ok_or_refused() -> None:
+    """The ranks are processes of their own, which find the models that this one has made."""
+    table = rows_of(["llama", "rwkv"], (PARALLEL,))
+    assert table["llama"][PARALLEL] == Cell(OK)
+    assert table["rwkv"][PARALLEL].state == REFUSED
 
 
 @pytest.mark.slow
