@@ -45,12 +45,14 @@ def spread(count: int, wanted: int) -> list[int]:
 def summary(result: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Columns and rows of the result's table, as text."""
     kinds = [kind for kind in KINDS if any(kind in model for model in result["models"])]
-    columns = ["model", *(c for kind in kinds for c in (KINDS[kind], "wins")), "length", "ended"]
+    parts = {kind: list(result["models"][0][kind].get("parts", {})) for kind in kinds}
+    columns = ["model", *(c for kind in kinds for c in (KINDS[kind], "wins", *parts[kind])), "length", "ended"]
     rows = []
     for number, model in enumerate(result["models"]):
         row = [model["label"]]
         for kind in kinds:
             row += [plus_minus(model[kind]), plus_minus(model[kind]["win_rate"], percent=True) if number else "–"]
+            row += [f"{model[kind]['parts'][part]['mean']:.2f}" for part in parts[kind]]
         rows.append([*row, plus_minus(model["length"], digits=1), f"{model['end_rate']:.0%}"])
     return columns, rows
 
@@ -74,8 +76,13 @@ def show(result: Mapping[str, Any]) -> None:
 
 
 def _answer(response: Mapping[str, Any]) -> str:
-    scores = [f"{KINDS[kind]} {response[kind]:.3f}" for kind in KINDS if kind in response]
-    return "\n".join([_short(response["text"]) or "(nothing)", *scores])
+    return "\n".join([_short(response["text"]) or "(nothing)", ", ".join(score_texts(response))]).rstrip()
+
+
+def score_texts(response: Mapping[str, Any]) -> list[str]:
+    """A sample's scores as text, with the parts: "score 0.800", "correct 1.00"."""
+    scores = [f"{text} {response[kind]:.3f}" for kind, text in KINDS.items() if kind in response]
+    return [*scores, *(f"{part} {value:.2f}" for part, value in response.get("parts", {}).items())]
 
 
 def _short(text: str) -> str:

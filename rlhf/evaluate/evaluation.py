@@ -20,7 +20,7 @@ from rlhf.command import Command
 from rlhf.config import Config, build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, nearest
 from rlhf.evaluate import comparison
-from rlhf.evaluate.judges import Asked, Judge, Response, reward_model_judge, scorer_judge, scorer_problems
+from rlhf.evaluate.judges import Asked, Judge, Response, Scores, reward_model_judge, scorer_judge, scorer_problems
 from rlhf.file_signs import what_it_is
 from rlhf.files import file_problems, is_text, write_json
 from rlhf.generation.speaker import Speaker, load_speaker
@@ -52,7 +52,10 @@ class EvaluateConfig(Config):
     prompts: Path | None = setting(None, ".jsonl file of prompts, each a text or a list of {role, content}")
     prompt_column: str = setting("prompt", "column of the file that holds the prompts")
     max_prompts: int | None = setting(None, "largest number of prompts; default: all of the file", ge=1)
-    scorer: str = setting("", "function that scores (prompt, response) with a number, as package.module:function")
+    scorer: str = setting(
+        "",
+        "function of prompt and response, as package.module:function; it returns a score, or score and parts",
+    )
     reward_model: str = setting("", "trained reward model that scores the responses")
     output: Path | None = setting(None, "JSON file that the result is written to")
     samples: int = setting(6, "number of prompts whose responses are shown", ge=0)
@@ -183,9 +186,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 "length": comparison.mean_and_error([r.length for r in responses[label]]),
                 "end_rate": sum(r.ended for r in responses[label]) / len(asked),
                 "seconds": seconds[label],
-                **{
-                    kind: comparison.compare(table[label], next(iter(table.values()))) for kind, table in scores.items()
-                },
+                **{kind: _compared(table[label], next(iter(table.values()))) for kind, table in scores.items()},
             }
             for label, name in config.named_models().items()
         ],
@@ -246,18 +247,29 @@ def _judges(config: EvaluateConfig) -> dict[str, Judge]:
     return judges
 
 
+def _compared(scores: Scores, first: Scores) -> dict[str, Any]:
+    """A model's scores beside the first model's; of the parts, the means."""
+    means = {part: comparison.mean_and_error(values) for part, values in scores.parts.items()}
+    return {**comparison.compare(scores.values, first.values), **_named_parts(means)}
+
+
+def _named_parts(parts: dict[str, Any]) -> dict[str, Any]:
+    return {"parts": parts} if parts else {}
+
+
 def _sample(
     asked: Asked,
     index: int,
     responses: Mapping[str, Sequence[Response]],
-    scores: Mapping[str, Mapping[str, list[float]]],
+    scores: Mapping[str, Mapping[str, Scores]],
 ) -> dict[str, Any]:
     answers = {
         label: {
             "text": said[index].text,
             "length": said[index].length,
             "ended": said[index].ended,
-            **{kind: table[label][index] for kind, table in scores.items()},
+            **{kind: table[label].values[index] for kind, table in scores.items()},
+            **_named_parts({p: v[index] for table in scores.values() for p, v in table[label].parts.items()}),
         }
         for label, said in responses.items()
     }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
 from rlhf.errors import ConfigError, DataError
 from rlhf.template import Message, Template
+
+SCORE = "score"  # the whole, in what a scorer with parts returns
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,15 @@ class Response:
     template: Template | None = field(default=None, compare=False, repr=False)
 
 
-Judge = Callable[[Sequence[Asked], Sequence[Response]], list[float]]
+@dataclass(frozen=True)
+class Scores:
+    """One score for each response, and the parts that a scorer may name: part → one value for each response."""
+
+    values: list[float]
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+
+Judge = Callable[[Sequence[Asked], Sequence[Response]], Scores]
 
 
 def scorer_problems(name: str) -> list[str]:
@@ -56,7 +66,10 @@ def scorer_problems(name: str) -> list[str]:
 
 
 def scorer_judge(name: str) -> Judge:
-    """The judge that asks `package.module:function` for a number for each (prompt, response)."""
+    """The judge that asks `package.module:function` about each (prompt, response).
+
+    The function returns a number, or a mapping of numbers: `score`, and the parts that the tables show beside it.
+    """
     problems = scorer_problems(name)
     if problems:
         raise ConfigError(*problems)
@@ -65,16 +78,45 @@ def scorer_judge(name: str) -> Judge:
     if not callable(score):
         raise ConfigError(f"scorer={name}: {module} has no function {function}")
 
-    def judge(asked: Sequence[Asked], responses: Sequence[Response]) -> list[float]:
-        scores = []
+    def judge(asked: Sequence[Asked], responses: Sequence[Response]) -> Scores:
+        rows = []
         for prompt, response in zip(asked, responses, strict=True):
             value: Any = score(prompt.text, response.text)
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise DataError(f"scorer={name} returned {value!r} for the prompt in row {prompt.row}, not a number")
-            scores.append(float(value))
-        return scores
+            try:
+                rows.append(_figures(value))
+                if rows[-1].keys() != rows[0].keys():
+                    raise ValueError(f"not the same parts as before ({', '.join(rows[0])})")
+            except ValueError as error:
+                raise DataError(
+                    f"scorer={name} returned {value!r} for the prompt in row {prompt.row}, {error}"
+                ) from None
+        names = rows[0] if rows else {SCORE: 0.0}
+        columns = {part: [row[part] for row in rows] for part in names}
+        return Scores(columns.pop(SCORE), columns)
 
     return judge
+
+
+def _figures(value: Any) -> dict[str, float]:
+    """What a scorer returned, as `score` and its parts. Raises ValueError with what is wrong."""
+    if not isinstance(value, Mapping):
+        return {SCORE: _number(value)}
+    if SCORE not in value:
+        raise ValueError(f"without '{SCORE}'")
+    if strange := [part for part in value if not isinstance(part, str) or not part.strip()]:
+        raise ValueError(f"with the part {strange[0]!r}, which is not a name")
+    return {part: _number(number, f"with {number!r} for '{part}', ") for part, number in value.items()}
+
+
+def _number(value: Any, where: str = "") -> float:
+    """`value` as a float, numbers of NumPy and torch too. Raises ValueError."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{where}not a number")
+    return number
 
 
 def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False) -> Judge:
@@ -95,7 +137,7 @@ def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_c
     def reads(template: Template) -> bool:
         return same_tokens(template, reward_model.template)
 
-    def judge(asked: Sequence[Asked], responses: Sequence[Response]) -> list[float]:
+    def judge(asked: Sequence[Asked], responses: Sequence[Response]) -> Scores:
         sequences = []
         for a, r in zip(asked, responses, strict=True):
             drawn = r.ids if r.template is not None and reads(r.template) else None
@@ -104,6 +146,6 @@ def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_c
         for begin in range(0, len(sequences), batch_size):
             scores_B = reward_model.scores(sequences[begin : begin + batch_size])
             scores += reward_model.normalise(scores_B).tolist()
-        return scores
+        return Scores(scores)
 
     return judge

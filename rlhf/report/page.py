@@ -21,7 +21,7 @@ from rlhf.config import read_yaml
 from rlhf.console import say
 from rlhf.console.text import duration, figure
 from rlhf.errors import EXIT_DONE, DataError, error_lines
-from rlhf.evaluate.comparison import KINDS, summary
+from rlhf.evaluate.comparison import KINDS, score_texts, summary
 from rlhf.files import write_text
 from rlhf.metrics import FILE_NAME as METRICS_NAME
 from rlhf.metrics import read_metrics
@@ -181,10 +181,14 @@ def _evaluation(path: Path) -> Evaluation:
     result = json.loads(path.read_text(encoding="utf-8"))
     columns, rows = summary(result)
     models = result["models"]
+    figures = []
+    for kind, text in KINDS.items():
+        if all(kind in model for model in models):
+            scores = [model[kind] for model in models]
+            figures += [(text, scores), *_parts(scores)]
     charts = [
-        (text.capitalize(), bar_chart([(m["label"], m[kind]["mean"], m[kind]["stderr"]) for m in models]))
-        for kind, text in KINDS.items()
-        if all(kind in model for model in models)
+        (name.capitalize(), bar_chart([(m["label"], f["mean"], f["stderr"]) for m, f in zip(models, of, strict=True)]))
+        for name, of in figures
     ]
     labels = [model["label"] for model in models]
     samples = [
@@ -194,11 +198,16 @@ def _evaluation(path: Path) -> Evaluation:
     return Evaluation(labels, columns, rows, charts, samples, result["prompts"]["count"], result.get("settings", {}))
 
 
+def _parts(scores: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The parts of the models' scores: (part, its mean and error for each model)."""
+    return [(part, [score["parts"][part] for score in scores]) for part in scores[0].get("parts", {})]
+
+
 def _response(responses: Mapping[str, Any], label: str) -> dict[str, Any]:
     response = responses[label]
-    scores = [f"{text} {response[kind]:.3f}" for kind, text in KINDS.items() if kind in response]
     ended = "" if response["ended"] else "not ended"
-    return {"label": label, "text": response["text"], "facts": [*scores, f"{response['length']} tokens", ended]}
+    facts = [*score_texts(response), f"{response['length']} tokens", ended]
+    return {"label": label, "text": response["text"], "facts": facts}
 
 
 # --- small things ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlhf.evaluate.comparison import compare, mean_and_error, plus_minus, spread
+from rlhf.evaluate.comparison import compare, mean_and_error, plus_minus, score_texts, spread, summary
 
 
 def test_mean_and_standard_error():
@@ -24,6 +24,17 @@ def test_a_model_is_held_to_the_first_prompt_by_prompt():
 def test_figures_as_text():
     assert plus_minus({"mean": 0.5, "stderr": 0.0312}) == "0.500 ± 0.031"
     assert plus_minus({"mean": 0.625, "stderr": None}, percent=True) == "62%"
+
+
+def test_the_table_shows_the_parts_beside_their_score():
+    """A polite answer to another question once had a good score, and no figure said why."""
+    score = {"mean": 0.5, "stderr": 0.1, "win_rate": {"mean": 0.75, "stderr": 0.1}}
+    parts = {"correct": {"mean": 0.25, "stderr": 0.1}, "courteous": {"mean": 1.0, "stderr": None}}
+    model = {"label": "PPO", "score": {**score, "parts": parts}, "reward_model": score, "length": score, "end_rate": 1}
+    columns, (row,) = summary({"models": [model]})
+    assert columns[:6] == ["model", "score", "wins", "correct", "courteous", "reward model"]
+    assert row[:6] == ["PPO", "0.500 ± 0.100", "–", "0.25", "1.00", "0.500 ± 0.100"]
+    assert score_texts({"score": 0.7, "parts": {"correct": 0.25}}) == ["score 0.700", "correct 0.25"]
 
 
 def test_samples_are_spread_over_the_prompts():

@@ -100,7 +100,7 @@ def test_paths_are_checked_before_models_are_loaded(tmp_path: Path, monkeypatch:
 
 def test_all_problems_are_told_at_once(tmp_path: Path):
     config = EvaluateConfig(
-        model=[f"a={tmp_path}/x", f"a={tmp_path}/y"], prompts=f"{tmp_path}/none.jsonl", scorer="nowhere:f"
+        model=[f"a={tmp_path}/x", f"a={tmp_path}/y"], prompts=tmp_path / "none.jsonl", scorer="nowhere:f"
     )
     with pytest.raises(ConfigError) as caught:
         evaluate(config)
@@ -159,7 +159,7 @@ def test_an_invented_turn_is_scored_unless_it_is_cut():
 
 def test_a_prompt_that_leaves_no_room_is_named():
     with pytest.raises(DataError, match=r"row 4: the prompt's 30 tokens and max_new_tokens=80 exceed the 100 tokens"):
-        answer_all(canned(limit=100), ASKED, EvaluateConfig(prompts="p.jsonl", max_new_tokens=80))
+        answer_all(canned(limit=100), ASKED, EvaluateConfig(prompts=Path("p.jsonl"), max_new_tokens=80))
 
 
 # --- the whole way ---------------------------------------------------------------------------------------------------
@@ -184,6 +184,10 @@ def test_models_side_by_side_from_folders_to_json(tmp_path: Path, scorer, capsys
     assert third["score"]["gain"]["stderr"] > 0
     assert [s["row"] for s in result["samples"]] == [1, 3]
     assert "[red]xx" in run.stdout
+    in_parts = evaluate(EvaluateConfig(model=models[:1], **{**common, "scorer": f"{scorer}:parts"}))
+    assert in_parts["models"][0]["score"]["mean"] == one["score"]["mean"]
+    assert in_parts["models"][0]["score"]["parts"]["asked"] == {"mean": 7.0, "stderr": pytest.approx(0.5**0.5)}
+    assert in_parts["samples"][1]["responses"]["one"]["parts"]["asked"] == len("[red]xx")
     again = evaluate(EvaluateConfig(model=models[:1], batch_size=2, **common))
     assert again["models"][0]["score"]["mean"] == one["score"]["mean"]
     assert again["samples"][1]["responses"]["one"] == result["samples"][1]["responses"]["one"]
@@ -198,7 +202,7 @@ def test_sampled_responses_do_not_depend_on_the_batch(tmp_path: Path):
             for sample in evaluate(
                 EvaluateConfig(
                     model=[f"m={folder}"],
-                    prompts=str(prompts),
+                    prompts=prompts,
                     temperature=1.0,
                     max_new_tokens=6,
                     batch_size=size,

@@ -40,8 +40,8 @@ def a_run(folder: Path, text: str = "plain") -> Path:
     (folder / "pipeline.yaml").write_text(yaml.safe_dump(sections))
     figures = {"mean": 0.5, "stderr": 0.1}
     model = {"label": text, "model": text, "length": figures, "end_rate": 1.0, "seconds": 1.0}
-    model["score"] = {**figures, "gain": figures, "win_rate": figures}
-    said = {text: {"text": text, "length": 3, "ended": False, "score": 0.5}}
+    model["score"] = {**figures, "gain": figures, "win_rate": figures, "parts": {f"polite {text}": figures}}
+    said = {text: {"text": text, "length": 3, "ended": False, "score": 0.5, "parts": {f"polite {text}": 0.25}}}
     evaluation = {
         "prompts": {"file": text, "count": 7},
         "settings": {},
@@ -87,6 +87,9 @@ def test_the_page_shows_the_run(tmp_path: Path):
         "1:01",
         "Evaluation on 7 prompts",
         "0.500 ± 0.100",
+        "winspolite plainlength",  # the part of a score, in the table
+        "Polite plain",  # its chart
+        "polite plain 0.25",  # and beside the sample
     ):
         assert part in re.sub(r"\s*\n\s*", "", page.text), part
     titles = re.findall("Loss|Held-out perplexity|KL to the reference|Accuracy", page.text)
