@@ -20,6 +20,7 @@ from data.shapes import Found, Shape, conversation, instruction, pairs, plain_te
 from data.sources import Source
 from data.turns import implicit_prompt, is_transcript, transcript
 from rlhf.errors import DataError, nearest
+from rlhf.files import expand_user
 from rlhf.template import Message
 
 # --- preferences -----------------------------------------------------------------------------------------------------
@@ -208,7 +209,10 @@ def adapter_for(source: Source, rows: Sequence[Row], *, columns: str, data_adapt
 def load_adapter(spec: str) -> Any:
     """The function of `--data-adapter file.py:function`."""
     name, colon, function = spec.rpartition(":")
-    path = Path(name).expanduser()
+    try:
+        path = expand_user(Path(name))
+    except ValueError as error:
+        raise DataError(f"--data-adapter {spec}: {error}") from None
     if not colon or path.suffix != ".py":
         raise DataError(
             f"--data-adapter {spec}: write it as file.py:function, for example my_data.py:to_example, or as the name "

@@ -21,7 +21,7 @@ from data.example import Example, Place, content_hash, prompt_hash, prompt_json
 from data.reading import Reader, correct_or_skip
 from data.sources import Source
 from rlhf.errors import DataError
-from rlhf.files import write_json
+from rlhf.files import expand_user, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -95,7 +95,7 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
 
     disable_progress_bars()
     content = fingerprint(source, held_out=held_out)
-    adapter = Path(settings.data_adapter.rpartition(":")[0]).expanduser()
+    adapter = expand_user(Path(settings.data_adapter.rpartition(":")[0]))
     code = adapter.read_text(encoding="utf-8", errors="surrogateescape") if adapter.is_file() else ""
     values = {
         "content": content,

@@ -44,7 +44,7 @@ class Speaker:
 
 def problems(name: str, *, flag: str, trust_remote_code: bool = False) -> list[str]:
     """Why a model cannot answer, one line for each reason, found without torch; `flag` names the option."""
-    folder = Path(name).expanduser()
+    folder = Path(resolve(name))
     if folder.is_dir() and not (folder / "config.json").exists():
         inside = [found.parent for found in sorted(folder.glob("*/*/config.json"), reverse=True)]
         chat = [str(found) for found in inside if not check_model(str(found), flag="", kind="language")]

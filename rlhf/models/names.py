@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rlhf.errors import ModelError, nearest
+from rlhf.file_signs import lfs_pointer
+from rlhf.files import expand_user
 from rlhf.models.families import architecture, family_problems, has_own_code, labels, sampling_problem
-from rlhf.models.weights import is_pointer, weight_problems
+from rlhf.models.weights import weight_problems
 
 ALIASES = {
     **{f"opt-{size}": f"facebook/opt-{size}" for size in ("125m", "350m", "1.3b", "2.7b", "6.7b", "13b", "30b", "66b")},
@@ -37,8 +40,9 @@ _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 
 def resolve(name: str) -> str:
     """The folder or hub name behind `name`: a folder stays, an alias becomes its hub name."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
+    with contextlib.suppress(ValueError):  # the home of no user: then it is a name like others
+        if (folder := expand_user(Path(name))).is_dir():
+            return str(folder)
     return ALIASES.get(name.lower(), name)
 
 
@@ -63,10 +67,10 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         if (folder / ADAPTER_NAME).exists():
             raise ModelError(_adapter_line(folder)) from None
         raise ModelError(f"{folder} holds no config.json, so it is not a model folder") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        if is_pointer(file):
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and deep nesting
+        if lfs_pointer(file):
             raise ModelError(f"{file} is a Git LFS pointer; run `git lfs pull` in the folder") from None
-        raise ModelError(f"{file} is not valid JSON: {error}") from None
+        raise ModelError(f"{file} is not valid JSON: {str(error) or type(error).__name__}") from None
     if not isinstance(config, dict):
         raise ModelError(f"{file} is not a JSON object, so it describes no model")
     return config

@@ -12,24 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rlhf.file_signs import lfs_pointer
+
 # What transformers looks for, in this order: one file, or the index of several.
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _INDEX = tuple(f"{name}.index.json" for name in _WHOLE)
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})\.(safetensors|bin)$")
-_POINTER = b"version https://git-lfs"
 _LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
 _WEIGHT = re.compile(r"(^|[._])q?weight(_packed)?$")  # masks and positions may be whole numbers
 # Numbers that a weight cannot be trained in: those of quantised models.
 _QUANTISED = re.compile(r"^(F8_|F4|F6_|I4|I8|U8|I16|U16|I32|U32|I64|U64)")
-
-
-def is_pointer(file: Path) -> bool:
-    """Whether a file is the pointer that Git LFS leaves in place of a large file."""
-    try:
-        with file.open("rb") as stream:
-            return stream.read(len(_POINTER)) == _POINTER
-    except OSError:
-        return False
 
 
 def weight_problems(folder: Path) -> list[str]:
@@ -38,7 +30,7 @@ def weight_problems(folder: Path) -> list[str]:
     if name is None:
         return [_no_weights(folder)]
     file = folder / name
-    if is_pointer(file):
+    if lfs_pointer(file):
         return [_pointer_line(name)]
     if name in _WHOLE:
         return _file_problems(file)
@@ -73,7 +65,7 @@ def _pointer_line(name: str) -> str:
 
 def _file_problems(file: Path) -> list[str]:
     """What is wrong with one file of weights, as far as its size and header tell."""
-    if is_pointer(file):
+    if lfs_pointer(file):
         return [_pointer_line(file.name)]
     if not file.name.endswith(".safetensors"):
         with file.open("rb") as stream:

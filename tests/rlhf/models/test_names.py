@@ -187,3 +187,16 @@ def test_code_of_its_own_needs_the_flag(tmp_path: Path) -> None:
     assert check_model(folder, flag="--model", kind="language", trust_remote_code=True) == []
     (problem,) = check_model(folder, flag="--model", trust_remote_code=True)
     assert "has no sequence classifier" in problem
+
+
+@pytest.mark.parametrize("text", ['{"vocab_size": ' + "9" * 5000 + "}", "[" * 100_000, '{"a": "\udce9"}'])
+def test_a_config_that_python_cannot_read_is_one_line(tmp_path: Path, text: str) -> None:
+    """A number of 5,000 digits, or deep nesting, ended in a traceback."""
+    (tmp_path / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(ModelError, match=r"config\.json is not valid JSON"):
+        read_config(str(tmp_path))
+
+
+def test_the_home_of_nobody_is_a_name_like_others() -> None:
+    with pytest.raises(ModelError, match="no folder ~nobody-here/model"):
+        read_config("~nobody-here/model")
