@@ -64,9 +64,9 @@ from scripts.family_plain import (
     plain_logits,
     plain_logprobs,
     plain_loss,
-    plain_response_logprobs,
     plain_scores,
     quiet,
+    response_logprobs,
 )
 from step1_sft.loss import micro_batches, token_loss_sum
 from step3_ppo.hybrid.engine import HybridEngine
@@ -158,7 +158,8 @@ def ppo(bench: Bench, name: str = "ppo", **changes: Any) -> None:
     for number, one in enumerate(measured, start=1):
         old = one.old_logprobs_BR[one.response_mask_BR]
         close(f"the sampler's log-probabilities of rollout {number}", sampled(one), old)
-    plain = plain_response_logprobs(bench.base_lm, measured[0].rollout)
+    rows = zip(measured[0].rollout.prompts, measured[0].rollout.responses, strict=True)
+    plain = torch.cat([response_logprobs(bench.base_lm, prompt, response) for prompt, response in rows])
     close("against plain transformers, the sampler's log-probabilities of rollout 1", sampled(measured[0]), plain)
 
 
@@ -257,6 +258,10 @@ def greedy(bench: Bench) -> None:
         off = sum(a != b for a, b in zip(responses, expected, strict=True))
         if off:
             raise Wrong(f"{off} of {len(PROMPTS)} greedy responses {how} differ from transformers' generate")
+    # a model that repeats one token gives the right ids whatever the sampler keeps of the past
+    drawn = sampler.generate(PROMPTS, Sampling(max_new_tokens=NEW))
+    plain = [response_logprobs(bench.base_lm, p, r) for p, r in zip(PROMPTS, drawn.responses(), strict=True)]
+    close("the log-probabilities of drawn tokens", drawn.logprobs_BR[drawn.mask_BR], torch.cat(plain))
 
 
 CHECKS: dict[str, Callable[[Bench], None]] = {

@@ -57,10 +57,9 @@ def plain_loss(model: Any, rows: Any) -> float:
     return -float(torch.cat(parts).double().mean())
 
 
-def plain_response_logprobs(model: Any, rollout: Any) -> Tensor:
-    """Log-probability of each response token of a rollout, by a whole forward of each row alone."""
-    rows = zip(rollout.prompts, rollout.responses, strict=True)
-    return torch.cat([plain_logprobs(model, torch.tensor([*p, *r]))[len(p) - 1 :] for p, r in rows])
+def response_logprobs(model: Any, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
+    """Log-probability of each token of a response, by a whole forward of the row alone."""
+    return plain_logprobs(model, torch.tensor([*prompt, *response]))[len(prompt) - 1 :]
 
 
 @torch.no_grad()
