@@ -174,7 +174,7 @@ def _introduction() -> list[str]:
         "| packing | `packing` in stage 1: the loss of packed rows is that of the rows |",
         "| tensor parallel | `inference_tp_size` 2: logits and greedy responses of the cut copy |",
         "| exact export | the folders of stages 1 and 3 open in transformers as the models that were trained |",
-        "| greedy | the sampler: log-probabilities; greedy responses, alone and in a batch of several lengths, are those of `generate` |",
+        "| greedy | the sampler alone and in a batch of several lengths: greedy ids of `generate`, log-probabilities |",
     ]
 
 
