@@ -41,6 +41,10 @@ hf_logging.set_verbosity_error()
 VOCABULARY_MULTIPLE = 64
 # Parts of the names of whatever is random in training mode: dropout, layers left out, the noise of routers.
 _RANDOM = ("drop", "jitter")
+# Model type → a number that is named like noise and is none: a threshold of the router, in evaluation mode as well.
+_NO_NOISE = {"phimoe": "router_jitter_noise"}
+# Modules that draw in training mode, whatever the config says: this one draws the experts of a token.
+_DRAWING = {"PhimoeTopKRouter"}
 
 
 @dataclass(frozen=True)
@@ -204,24 +208,37 @@ def remove_dropout(held: Any) -> None:
     """Set every dropout to 0, and the noise of routers: in a config and the configs inside it, or in a model's modules.
 
     Families name them in many ways, so every number counts whose name says so. A model is asked as well, because some
-    keep the number that they were built with.
+    keep the number that they were built with. Modules that draw without such a number stay in evaluation mode.
     """
     if isinstance(held, nn.Module):
+        kept = _no_noise(getattr(held, "config", None))
         for module in held.modules():
             if isinstance(module, nn.modules.dropout._DropoutNd):
                 module.p = 0.0
-            _zero_random(vars(module))
+            if type(module).__name__ in _DRAWING:
+                module.eval()
+                module.train = _stay  # type: ignore[method-assign]
+            _zero_random(vars(module), kept)
         return
     fields = held if isinstance(held, dict) else vars(held)
-    _zero_random(fields)
+    _zero_random(fields, _no_noise(held))
     for name, value in fields.items():
         if isinstance(value, (dict, PreTrainedConfig)) and name not in ("id2label", "label2id"):
             remove_dropout(value)
 
 
-def _zero_random(fields: dict[str, Any]) -> None:
+def _stay(mode: bool = True) -> None:
+    """In place of a module's `train`, which its parents call: the module keeps its mode."""
+
+
+def _no_noise(config: Any) -> str | None:
+    kind = config.get("model_type") if isinstance(config, dict) else getattr(config, "model_type", None)
+    return _NO_NOISE.get(kind) if isinstance(kind, str) else None
+
+
+def _zero_random(fields: dict[str, Any], kept: str | None) -> None:
     for name, value in fields.items():
-        if type(value) in (int, float) and any(part in name for part in _RANDOM):
+        if type(value) in (int, float) and name != kept and any(part in name for part in _RANDOM):
             fields[name] = type(value)(0)
 
 

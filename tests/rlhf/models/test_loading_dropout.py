@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from rlhf.models.loading import Loading, load_causal_lm, remove_dropout
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model
-from tests.helpers.tiny import FAMILIES, save_tiny, tiny_lm, tiny_tokenizer
+from tests.helpers.families import config_of
+from tests.helpers.tiny import FAMILIES, random_lm, save_tiny, tiny_lm, tiny_tokenizer
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10] * 3])
 # The dropouts of these have names of their own; phimoe and mixtral have routers with noise.
@@ -50,22 +51,36 @@ def turn_on(config: Any) -> int:
 def test_no_dropout_leaves_none(family: str, tmp_path: Path) -> None:
     """Two forwards in training mode agree, for language and scalar models, though the folder asks for dropout.
 
-    starcoder2 and seed_oss kept a tenth of their dropout in stage 3, because their configs name it otherwise.
+    starcoder2 and seed_oss kept a tenth of their dropout in stage 3, because their configs name it otherwise. phimoe's
+    router draws in training mode, and its "noise" is a threshold: set to 0, it made another model of it.
     """
     save_tiny(tmp_path, family)
     config = CONFIG_MAPPING[json.loads((tmp_path / "config.json").read_text())["model_type"]].from_pretrained(tmp_path)
     assert turn_on(config)
     config.save_pretrained(tmp_path)
-    lm: Any = load_causal_lm(Loading(str(tmp_path))).train()
-    assert not torch.equal(lm(input_ids=IDS).logits, lm.eval()(input_ids=IDS).logits), "the folder's dropout is on"
+    lm: Any = load_causal_lm(Loading(str(tmp_path)))
+    plain = lm.eval()(input_ids=IDS, use_cache=False).logits
+    assert not torch.equal(lm.train()(input_ids=IDS, use_cache=False).logits, plain), "the folder's dropout is on"
     lm = load_causal_lm(Loading(str(tmp_path), no_dropout=True)).train()
     trained = lm(input_ids=IDS, use_cache=False).logits
     assert torch.equal(trained, lm(input_ids=IDS, use_cache=False).logits)
+    assert torch.equal(trained, plain)
     assert torch.equal(trained, lm.eval()(input_ids=IDS, use_cache=False).logits)
     if family in FAMILIES:
         loaded = load_scalar_model(Loading(str(tmp_path), tiny_tokenizer(), no_dropout=True), new_head=True)
         scalar = ScalarModel(loaded).train()
         assert torch.equal(scalar(IDS), scalar(IDS))
+
+
+def test_a_router_that_does_not_draw_still_learns(tmp_path: Path) -> None:
+    """With a threshold that leaves a token more than one expert to choose from."""
+    config = config_of("phimoe", router_jitter_noise=0.5)
+    random_lm(config).save_pretrained(tmp_path)
+    lm: Any = load_causal_lm(Loading(str(tmp_path), no_dropout=True)).train()
+    lm(input_ids=IDS, use_cache=False).logits[..., 7].sum().backward()
+    routers = [parameter for name, parameter in lm.named_parameters() if name.endswith("router.weight")]
+    assert len(routers) == 2
+    assert all(router.grad.abs().max() > 0 for router in routers)
 
 
 @pytest.mark.parametrize("family", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
@@ -77,7 +92,8 @@ def test_no_config_of_a_family_keeps_a_dropout(family: str) -> None:
         pytest.skip(f"no config without arguments: {error}"[:80])
     turn_on(config)
     remove_dropout(config)
-    assert not [place for place, value in random_numbers(config.to_dict()) if value]
+    left = [place for place, value in random_numbers(config.to_dict()) if value]
+    assert left == ([("router_jitter_noise",)] if family == "phimoe" else [])  # a threshold
 
 
 def test_only_numbers_that_speak_of_dropout_are_changed() -> None:
