@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from rlhf.generation.lean_forward import FUSED, is_lean
+from rlhf.models.direct_weights import read_directly
 
 # Number of rows of a product that the order is chosen for.
 TYPICAL_ROWS = 16
@@ -40,7 +41,8 @@ class PackedLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Some families ask a layer's weight for its dtype. This one has no values."""
+        """Some families ask a layer's weight for its dtype. This one has no values; `pack_layers` leaves out layers
+        whose values are asked for."""
         return torch.empty(0, dtype=self.dtype)
 
     def pack(self, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
@@ -74,7 +76,7 @@ class Part(nn.Module):
 
 def pack_layers(model: Any, dtype: torch.dtype) -> int:
     """Replace a model's plain linear layers by packed ones; returns how many."""
-    count = 0
+    count, plain = 0, read_directly(model)
     for parent_name, parent in list(model.named_modules()) if is_lean(model) else ():
         for name, parts in FUSED.items():
             originals = [getattr(parent, part, None) for part in parts]
@@ -85,7 +87,7 @@ def pack_layers(model: Any, dtype: torch.dtype) -> int:
                     setattr(parent, part, Part(whole, index))
                 count += 1
     for name, module in list(model.named_modules()):
-        if type(module) in (nn.Linear, Conv1D):
+        if type(module) in (nn.Linear, Conv1D) and name not in plain:
             model.set_submodule(name, PackedLinear([module], dtype, [name]))
             count += 1
     return count

@@ -188,11 +188,12 @@ def test_tied_embeddings_are_held_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "hunyuan_v1_moe"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "hunyuan_v1_moe", "mamba"])
 def test_packed_layers_say_what_plain_ones_say(family: str, dtype: torch.dtype) -> None:
     """Weights in the order of the kernels: another layout of memory, the same numbers up to the order of sums.
 
-    hunyuan asks its router's weight for the dtype, which a packed layer did not have.
+    hunyuan asks its router's weight for the dtype, which a packed layer did not have. mamba multiplies with a layer's
+    weight itself, which was empty, so its PPO crashed.
     """
     lm = tiny_lm(family)
     logits = []
