@@ -10,8 +10,13 @@ from torch import nn
 
 from rlhf import console
 from rlhf.errors import ConfigError, nearest
+from rlhf.models.direct_weights import read_directly
 from rlhf.models.merging import adapted_key, base_of, is_adapter, plain_modules, plain_weights, wrappers
 from rlhf.stage_config import LoraSettings
+
+# Model types and last names of modules for which peft makes no adapter.
+_MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
+_OF_MAMBA = {"conv1d", "out_proj"}
 
 
 def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, keep_head: str | None = None) -> Any:
@@ -27,13 +32,14 @@ def attach(model: Any, settings: LoraSettings, *, dropout: float | None = None, 
     from transformers.pytorch_utils import Conv1D
 
     targets = settings.lora_target_modules
+    excluded = _not_plain(model) + (_without_use(model) if targets == ["all-linear"] else [])
     names = {name.rpartition(".")[2]: type(module) for name, module in model.named_modules() if name}
     config = LoraConfig(
         r=settings.lora_rank,
         lora_alpha=int(settings.lora_alpha) if float(settings.lora_alpha).is_integer() else settings.lora_alpha,  # type: ignore[arg-type]
         lora_dropout=settings.lora_dropout if dropout is None else dropout,
         target_modules="all-linear" if targets == ["all-linear"] else targets,
-        exclude_modules=([keep_head] if keep_head else []) + _not_plain(model) or None,
+        exclude_modules=([keep_head] if keep_head else []) + excluded or None,
         fan_in_fan_out=any(kind is Conv1D for kind in names.values()),
         modules_to_save=None,
     )
@@ -63,6 +69,13 @@ def _not_plain(model: nn.Module) -> list[str]:
             if isinstance(module, nn.Linear) and any(kind in type(module).__name__ for kind in ("Router", "Grouped"))
         }
     )
+
+
+def _without_use(model: nn.Module) -> list[str]:
+    """Modules that all-linear leaves out: an adapter beside a weight that is read directly learns nothing. peft refuses
+    some of them by their last name, in models of some types."""
+    refused = _OF_MAMBA if getattr(getattr(model, "config", None), "model_type", None) in _MAMBA else set()
+    return sorted(read_directly(model) | refused)
 
 
 def _why_not(text: str, settings: LoraSettings, names: Collection[str]) -> str:

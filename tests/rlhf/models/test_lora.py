@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.errors import ConfigError
 from rlhf.models.lora import adapters_off, attach, count_adapters, is_adapted
 from rlhf.stage_config import LoraSettings
+from scripts import family_configs as table
 from tests.helpers.tiny import FAMILIES, tiny_lm
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -80,6 +81,26 @@ def test_a_router_that_is_linear_in_name_gets_no_adapter(family: str) -> None:
     model = attach(tiny_lm(family), LoraSettings(lora_rank=2))
     assert not any("router.lora_" in name for name, _ in model.named_parameters())
     assert torch.isfinite(model(input_ids=IDS).logits).all()
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba", "mamba2", "falcon_h1", "nemotron_h", "jamba"])
+def test_every_adapter_of_a_state_space_model_learns(family: str) -> None:
+    """peft refused all-linear for most of these, because of `out_proj`; jamba got adapters beside weights that it reads
+    without calling the layer, and these stayed what they were."""
+    torch.manual_seed(0)
+    model = attach(table.FAMILIES[family].model(), LoraSettings(lora_rank=2))
+    adapters = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+    assert adapters
+    model.train()(input_ids=IDS, use_cache=False).logits[..., 7].sum().backward()
+    assert not [name for name, p in adapters.items() if p.grad is None and "expert" not in name]
+
+
+def test_a_layer_that_peft_refuses_is_refused_when_it_is_named() -> None:
+    with pytest.raises(ConfigError) as refused:
+        attach(tiny_lm("mamba"), LoraSettings(lora_rank=2, lora_target_modules=["in_proj", "out_proj"]))
+    assert "lora_target_modules=in_proj,out_proj: " in str(refused.value)
+    assert "'out_proj' is incompatible with Mamba-based models" in str(refused.value)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_scalar_head_is_trained_whole() -> None:
