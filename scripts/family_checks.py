@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -136,7 +137,8 @@ def reward(bench: Bench, name: str = "reward", **changes: Any) -> None:
     ours = load_reward_model(Loading(str(folder), bench.tokenizer)).scores(sequences)
     if bench.family.model_type in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         plain: Any = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-        exact("scores of the exported reward model", ours, plain_scores(plain, sequences))
+        scores = partial(plain_scores, sequences=sequences)
+        exact("scores of the exported reward model", ours, scores(plain), plain, scores)
     chosen, rejected = ours[: len(rows)], ours[len(rows) :]
     near("margin of the exported reward model", metrics["reward/margin"], float((chosen - rejected).mean()))
     near("score_mean of the exported reward model", metrics["score_mean"], float(chosen.mean()))
@@ -171,19 +173,20 @@ def lora(bench: Bench) -> None:
     changes: dict[str, Any] = {"lora_rank": 2, "lora_learning_rate": 0.05}
     with bench.recorded("lora"):
         step1_sft.main.run(bench.sft_config("lora", **changes))
-    merged = plain_logits(plain_lm(bench.folder / "lora/model"))
+    plain = plain_lm(bench.folder / "lora/model")
+    merged = plain_logits(plain)
     base = plain_lm(bench.base)
     if float((plain_logits(base) - merged).abs().max()) < 1e-3:
         raise Wrong("the adapters did nothing")
     adapted = plain_logits(PeftModel.from_pretrained(base, str(bench.folder / "lora/model/adapter")))
-    exact("merged model against base and adapter by peft", merged, adapted, NEAR)
-    exact("merged model against the trained one", merged, bench.in_memory["lora/model"], NEAR)
+    exact("merged model against base and adapter by peft", merged, adapted, plain, plain_logits, NEAR)
+    exact("merged model against the trained one", bench.in_memory["lora/model"], merged, plain, plain_logits, NEAR)
     if bench.is_ok(REWARD):
         reward(bench, "lora_reward", **changes)
     if bench.is_ok(PPO):
         ppo(bench, "lora_ppo", iterations=1, **changes)
-        actor = plain_logits(plain_lm(bench.folder / "lora_ppo/actor"))
-        exact("merged actor against the trained one", actor, bench.in_memory["lora_ppo/actor"], NEAR)
+        plain, trained = plain_lm(bench.folder / "lora_ppo/actor"), bench.in_memory["lora_ppo/actor"]
+        exact("merged actor against the trained one", trained, plain_logits(plain), plain, plain_logits, NEAR)
 
 
 def packing(bench: Bench) -> None:
@@ -224,7 +227,7 @@ def parallel(bench: Bench) -> None:
         assert hybrid.copy is not None
         cut = plain_logits(hybrid.copy.lm)
         responses = sampler.generate([PROMPTS[row] for row in mine], sampling, rows=mine).responses()
-    exact("logits of the copy on two ranks", cut, plain_logits(whole), NEAR)
+    exact("logits of the copy on two ranks", cut, plain_logits(whole), whole, plain_logits, NEAR)
     expected = Sampler(whole, pad_token_id=PAD).generate([PROMPTS[row] for row in mine], sampling).responses()
     if responses != expected:
         raise Wrong("greedy responses of the copy on two ranks differ from those of the whole model")
@@ -240,7 +243,7 @@ def exact_export(bench: Bench) -> None:
         model, info = loaded
         if left := [*info["missing_keys"], *info["unexpected_keys"]]:
             raise Wrong(f"{name}: {sorted(left)[0]} is missing or left over")
-        exact(f"logits of {name}", plain_logits(model.eval()), bench.in_memory[name])
+        exact(f"logits of {name}", bench.in_memory[name], plain_logits(model.eval()), model, plain_logits)
 
 
 def greedy(bench: Bench) -> None:

@@ -230,3 +230,10 @@ FAMILIES: dict[str, Family] = {
         _family("bert", causal=False),
     )
 }
+# A third of them, in which each way through the code occurs.
+SAMPLE = (
+    "llama", "llama, RoPE of Llama 3", "qwen3_moe", "qwen3_next", "qwen2", "qwen2, windows", "gemma4_text",
+    "gemma3n_text", "gpt_oss", "deepseek_v3", "deepseek_v32", "glm4", "mistral, windows", "phi3", "phimoe", "olmo2",
+    "granitemoehybrid", "lfm2", "minimax", "nemotron_h", "llama4_text", "cohere2", "starcoder2", "gemma2", "jamba",
+    "mamba", "rwkv", "falcon, ALiBi", "gpt_neox", "gpt2", "bloom", "opt, narrow embeddings", "bert",
+)  # fmt: skip
