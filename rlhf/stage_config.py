@@ -135,7 +135,7 @@ class LoraSettings(Config):
     )
     lora_dropout: float = setting(0.0, "dropout on the input of the adapters", ge=0, lt=1)
     lora_target_modules: list[str] = setting(
-        ["all-linear"], "modules that get an adapter; all-linear: all linear layers but the head; repeatable"
+        ["all-linear"], "modules that get an adapter; all-linear: all that fit one, but the head; repeatable"
     )
     lora_learning_rate: float = setting(1e-4, "learning rate of the adapters, used when lora_rank > 0", gt=0)
 

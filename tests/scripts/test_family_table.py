@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from scripts.family_bench import (
 )
 from scripts.family_checks import tried, without_a_run
 from scripts.family_configs import DROPOUT, FAMILIES, SAMPLE, WINDOW
+from scripts.family_plain import Wrong, exact, rounding
 from scripts.family_table import PAGE, page, rows_of
 
 STATE = re.compile(r"ok|refused \d+|wrong \d+|–")
@@ -110,18 +112,33 @@ def test_an_unknown_family_is_refused() -> None:
     assert "there is no such family; did you mean 'llama'?" in str(result.exception)
 
 
+def test_what_float32_costs_the_model_itself_is_allowed_and_no_more() -> None:
+    """Adapters with large weights made gemma4's logits so coarse that two right orders of sums were 1.3e-5 apart."""
+
+    def compute(model: Any) -> torch.Tensor:
+        return (model.weight * 1000 + 0.123 - model.weight * 1000).detach()  # digits are lost on the way
+
+    plain = torch.nn.LayerNorm(1)  # its weight is 1
+    cost = rounding(plain, compute)
+    assert 0 < cost < 1e-4
+    exact("a figure", compute(plain) + 3 * cost, compute(plain), plain, compute, tolerance=1e-9)
+    for off in (5 * cost, math.nan):
+        with pytest.raises(Wrong, match="a figure: off by"):
+            exact("a figure", compute(plain) + off, compute(plain), plain, compute, tolerance=1e-9)
+
+
 @pytest.mark.usefixtures("one_rank")
 def test_a_wrong_figure_and_a_crash_are_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checks see what they are for: a sampler that repeats itself, a cap of the logits that is not known, and a
+    """The checks see what they are for: a sampler that repeats itself, a dropout that is not switched off, and a
     column that raises."""
     bench = Bench(FAMILIES["gemma2"], tmp_path)
     bench.family.save(bench.base)
     assert without_a_run(bench, SFT) is None
     monkeypatch.setattr("rlhf.generation.sampler.head_logits", lambda lm, hidden: torch.zeros(len(hidden), 320))
     assert tried(bench, GREEDY).why == "5 of 5 greedy responses in a batch differ from transformers' generate"
-    monkeypatch.setattr("rlhf.models.causal_model._scale_and_cap", lambda config: (1.0, 0.0))
+    monkeypatch.setattr("rlhf.models.loading.remove_dropout", lambda held: None)
     assert tried(bench, EXPORT) == Cell(WRONG, "nothing was exported")
-    assert tried(bench, SFT).why.startswith("held-out loss before training is ")
+    assert tried(bench, SFT).why.startswith("loss of the first step is ")
     monkeypatch.setattr("step1_sft.main.build_engine", lambda *a, **k: 1 / 0)
     assert tried(bench, PACKING) == Cell(WRONG, "ZeroDivisionError: division by zero")
 
