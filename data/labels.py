@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-from data.example import Example, Place, Remark, RowError, kind_of
+from data.example import Example, Remark, RowError, kind_of
+
+Where = TypeVar("Where", bound=str)  # the place of a row
 
 WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
@@ -29,9 +31,9 @@ def judged(found: Iterable[Example | Remark], label: Any) -> Iterator[Example | 
         yield item
 
 
-def paired(placed: Iterable[tuple[Place, Example]]) -> Iterator[tuple[Place, Example]]:
+def paired(placed: Iterable[tuple[Where, Example]]) -> Iterator[tuple[Where, Example]]:
     """Rows of one prompt that stand together: its good and its bad responses become pairs. All else stays as it is."""
-    group: list[tuple[Place, Example]] = []
+    group: list[tuple[Where, Example]] = []
     for where, example in placed:
         if group and example.prompt != group[0][1].prompt:
             yield from _pairs_of(group)
@@ -45,7 +47,7 @@ def paired(placed: Iterable[tuple[Place, Example]]) -> Iterator[tuple[Place, Exa
     yield from _pairs_of(group)
 
 
-def _pairs_of(group: list[tuple[Place, Example]]) -> Iterator[tuple[Place, Example]]:
+def _pairs_of(group: list[tuple[Where, Example]]) -> Iterator[tuple[Where, Example]]:
     bad = [example.rejected for _, example in group if example.chosen is None]
     if not bad or len(bad) == len(group):
         yield from group
