@@ -21,20 +21,20 @@ LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 NEEDS = {1: "prompt and chosen", 2: "chosen and rejected", 3: "a prompt"}  # of a stage's rows
 
 
-def problems(settings: SourceSettings, *, stage: int | None = None) -> list[str]:
-    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given. The hub is
-    asked whether its datasets exist; they are not loaded."""
+def problems(settings: SourceSettings, *, stage: int | None = None, ask_hub: bool = True) -> list[str]:
+    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given. With
+    `ask_hub` the hub is asked whether its datasets exist; they are not loaded."""
     found: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
             found.append(
                 "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet) or a hub dataset"
             )
-        found += look_at([*settings.data_path, *settings.eval_data_path], settings, stage=stage)
+        found += look_at([*settings.data_path, *settings.eval_data_path], settings, stage=stage, ask_hub=ask_hub)
         if stage is not None and not settings.shares[stage - 1]:
             found.append(f"data_split={settings.data_split} leaves stage {stage} no rows; give it a share, or skip it")
     if isinstance(settings, PretrainingMixSettings):
-        found += look_at(settings.ptx_data, settings.reading())
+        found += look_at(settings.ptx_data, settings.reading(), ask_hub=ask_hub)
     cache = settings.data_cache_dir
     if cache is not None and cache.exists() and not cache.is_dir():
         found.append(f"data_cache_dir {cache} is a file; name a folder")
@@ -43,7 +43,9 @@ def problems(settings: SourceSettings, *, stage: int | None = None) -> list[str]
     return list(dict.fromkeys(found))
 
 
-def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None = None) -> list[str]:
+def look_at(
+    specs: Sequence[str], settings: SourceSettings, *, stage: int | None = None, ask_hub: bool = True
+) -> list[str]:
     """The problems of sources that their first rows show."""
     usable = False
     found: list[str] = []
@@ -58,7 +60,7 @@ def look_at(specs: Sequence[str], settings: SourceSettings, *, stage: int | None
             source = parse(spec)
             weights.append(1.0 if source.weight is None else source.weight)
             if source.hub:
-                found += filter(None, [unreachable(source.hub)])
+                found += filter(None, [unreachable(source.hub) if ask_hub else None])
                 continue
             reader = Reader(source, settings, limit=LOOK_AT)
             for _, example in reader:

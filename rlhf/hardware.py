@@ -19,12 +19,16 @@ _BF16_CAPABILITY = (8, 0)  # NVIDIA's Ampere and later multiply bf16 in hardware
 
 @dataclass(frozen=True)
 class Machine:
-    """The hardware of a run: `ranks` on each of `nodes`; `bf16` says whether its GPUs compute in bf16."""
+    """The hardware of a run: `ranks` on each of `nodes`; `bf16` says whether its GPUs compute in bf16.
+
+    `described`: it is not this machine, so nothing of it can be looked at, and the network is not asked.
+    """
 
     ranks: int = 1
     nodes: int = 1
     gpus: bool = False
     bf16: bool = False
+    described: bool = False
 
     @property
     def world_size(self) -> int:
@@ -64,6 +68,12 @@ def idle_gpus() -> int:
 def bf16_gpus() -> bool:
     """Whether all GPUs multiply bf16 in hardware."""
     return torch_build() == "rocm" or (accelerators() > 0 and min(_nvidia_capabilities()) >= _BF16_CAPABILITY)
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this machine's CPU has instructions for products in bf16."""
+    flags = re.search(r"^flags\s*:(.*)$", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    return bool(flags and {"avx512_bf16", "amx_bf16"} & set(flags[1].split()))
 
 
 def missing_compiler() -> str:

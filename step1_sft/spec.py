@@ -5,7 +5,8 @@ from __future__ import annotations
 from data import preflight
 from data.packing import packing_problem
 from rlhf.hardware import Machine
-from rlhf.models.names import length_problems
+from rlhf.memory.workload import Workload, role_of, workload_of
+from rlhf.models.names import length_problems, resolve
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step1_sft.config import SFTConfig
 
@@ -17,7 +18,17 @@ def problems(config: SFTConfig, models: Models, machine: Machine) -> list[str]:
         found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
         problem = packing_problem(model) if config.packing else None
         found += [problem] if problem else []
-    return found + preflight.problems(config, stage=1)
+    return found + preflight.problems(config, stage=1, ask_hub=not machine.described)
+
+
+def workload(config: SFTConfig, models: Models, machine: Machine) -> Workload | None:
+    """The memory and the work of the stage."""
+    if "model" not in models:
+        return None
+    model = role_of("model", models["model"], config, machine, folder=resolve(config.model), adapters=True)
+    tokens = config.max_prompt_length + config.max_response_length
+    counted = tokens if config.train_on_prompt or config.packing else config.max_response_length
+    return workload_of((model,), config, machine, tokens=tokens, counted=counted, count=config.max_steps)
 
 
 LAYOUT = Layout(
@@ -41,4 +52,5 @@ SPEC = StageSpec(
     inputs=(ModelInput("model", "language", "a pretrained model", flags=("actor_model",)),),
     outputs=(ModelOutput("sft", "model", of="model", title="SFT"),),
     layout=LAYOUT,
+    workload=workload,
 )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from data import preflight
 from rlhf.hardware import Machine
-from rlhf.models.names import length_problems
+from rlhf.memory.workload import Workload, role_of, workload_of
+from rlhf.models.names import length_problems, resolve
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step2_reward.config import RewardConfig
 
@@ -14,7 +15,16 @@ def problems(config: RewardConfig, models: Models, machine: Machine) -> list[str
     found = []
     if model := models.get("model"):
         found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
-    return found + preflight.problems(config, stage=2)
+    return found + preflight.problems(config, stage=2, ask_hub=not machine.described)
+
+
+def workload(config: RewardConfig, models: Models, machine: Machine) -> Workload | None:
+    """The memory and the work of the stage; a pair has two sequences."""
+    if "model" not in models:
+        return None
+    model = role_of("model", models["model"], config, machine, folder=resolve(config.model), scalar=True, adapters=True)
+    tokens = config.max_prompt_length + config.max_response_length
+    return workload_of((model,), config, machine, tokens=tokens, counted=0, count=config.max_steps, sequences=2)
 
 
 LAYOUT = Layout(
@@ -51,4 +61,5 @@ SPEC = StageSpec(
     inputs=(ModelInput("model", "any", "a pretrained model", flags=("reward_model", "actor_model")),),
     outputs=(ModelOutput("reward", "model", of="model", kind="reward"),),
     layout=LAYOUT,
+    workload=workload,
 )

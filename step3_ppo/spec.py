@@ -16,6 +16,7 @@ from step3_ppo.config import OTHER_TOKENS, PPOConfig
 from step3_ppo.gate import gate_problems
 from step3_ppo.held_out import HELD_OUT_NAME
 from step3_ppo.hybrid.parallel_sizes import parallel_problems
+from step3_ppo.workload import workload
 
 
 def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
@@ -41,7 +42,7 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         vocabularies = [_vocabulary(name) for name in names]
         if None not in vocabularies and vocabularies[0] != vocabularies[1]:
             found.append(OTHER_TOKENS)
-    return found + preflight.problems(config, stage=3)
+    return found + preflight.problems(config, stage=3, ask_hub=not machine.described)
 
 
 def _vocabulary(name: str) -> dict[str, int] | None:
@@ -109,4 +110,5 @@ SPEC = StageSpec(
     ),
     layout=LAYOUT,
     evaluation=evaluation,
+    workload=workload,
 )

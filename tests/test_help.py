@@ -110,7 +110,7 @@ def test_every_path_knows_the_home(module: str) -> None:
 def test_the_options_of_the_same_name_are_explained_alike() -> None:
     """A setting of train.py and the setting of a stage that it sets."""
     pipeline = {p.name: p.help for p in importlib.import_module("train").main.params if p.param_type_name == "option"}
-    different_on_purpose = {"actor_model", "reward_model", "output_dir"}
+    different_on_purpose = {"actor_model", "reward_model", "output_dir", "force"}
     for stage in ("step1_sft", "step2_reward", "step3_ppo"):
         for parameter in importlib.import_module(f"{stage}.__main__").main.params:
             known = pipeline.get(parameter.name)

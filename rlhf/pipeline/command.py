@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +13,9 @@ import rlhf
 from rlhf.command import Command
 from rlhf.config import given, groups_of, options
 from rlhf.console import say
-from rlhf.errors import EXIT_DONE
+from rlhf.errors import EXIT_DONE, ConfigError
 from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.memory import fitting_sets, memory_problems, set_values, warn_of_main_memory
 from rlhf.pipeline.plan import Plan, make_plan
 from rlhf.pipeline.plan_text import continue_command, show_plan
 from rlhf.pipeline.recipes import Request, choose_recipe, recipe_names
@@ -28,9 +29,12 @@ def evaluation_problems(settings: Mapping[str, Any], *, pending: bool) -> list[s
     return found(settings, pending=pending)
 
 
+_ASKED = ("gpu_memory", "gpu_tflops", "peak_share", "fit")
+
+
 def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> click.Command:
     """The command `name` that plans and runs `specs`, in their order."""
-    groups = groups_of(PipelineConfig, Run=("recipe", "overwrite", "dry_run"), Training=("sets",))
+    groups = groups_of(PipelineConfig, Run=("recipe", "overwrite", "dry_run"), Training=("sets",), Machine=_ASKED)
 
     @click.command(name, cls=Command, groups=groups, help=help)
     @options(PipelineConfig)
@@ -40,24 +44,76 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
     )
     @click.option("--overwrite", is_flag=True, help="new start in an output folder that already holds a run")
     @click.option("--dry-run", is_flag=True, help="plan and value of every option, printed; nothing is started")
+    @click.option(
+        "--gpu-memory",
+        type=click.FloatRange(min=1),
+        help="GB of each GPU of a machine that is not this one; for --dry-run",
+    )
+    @click.option(
+        "--gpu-tflops",
+        type=click.FloatRange(min=0.1),
+        help="10¹² operations a second of each GPU, for the time in the plan",
+    )
+    @click.option(
+        "--peak-share", type=click.FloatRange(0.01, 1), help="share of the GPUs' peak that is reached; default: 0.4"
+    )
+    @click.option("--fit", is_flag=True, help="settings changed until each stage fits the GPUs (docs/memory.md)")
     @click.version_option(rlhf.__version__, prog_name="rlhf-pipeline", help="version of this project")
-    def command(recipe: str | None, sets: tuple[str, ...], overwrite: bool, dry_run: bool, **flags: Any) -> int:
-        request = Request(flags=given(flags), sets=sets, recipe=recipe, overwrite=overwrite)
+    def command(
+        recipe: str | None,
+        sets: tuple[str, ...],
+        overwrite: bool,
+        dry_run: bool,
+        gpu_memory: float | None,
+        gpu_tflops: float | None,
+        peak_share: float | None,
+        fit: bool,
+        **flags: Any,
+    ) -> int:
+        _refuse_elsewhere(flags, gpu_memory=gpu_memory, dry_run=dry_run)
+        request = Request(given(flags), sets, recipe, overwrite, gpu_memory, gpu_tflops, fit)
         chosen, why = choose_recipe(request)
         if why:
             say(why)
         request = replace(request, recipe=chosen)
 
         def plan_with(prepared: Mapping[str, Any] | None = None) -> Plan:
-            return make_plan(specs, request, evaluation_problems=evaluation_problems, prepared=prepared)
+            plan = make_plan(specs, request, evaluation_problems=evaluation_problems, prepared=prepared)
+            added = list(_fitting(plan)) if fit else []
+            if not added:
+                return plan
+            fitted = replace(request, sets=(*request.sets, *added))
+            return make_plan(specs, fitted, evaluation_problems=evaluation_problems, prepared=prepared)
 
         plan = plan_with()
         if dry_run:
-            show_plan(plan)
+            show_plan(plan, peak_share=peak_share)
+        if not plan.pipeline.force and (problems := memory_problems(plan)):
+            raise ConfigError(*problems)
+        if dry_run:
             return EXIT_DONE
+        warn_of_main_memory(plan)
         from rlhf.pipeline.run import run_pipeline
 
         again = continue_command(sys.argv[1:])
         return run_pipeline(plan, replan=plan_with, overwrite=overwrite, again=again)
 
     return command
+
+
+def _refuse_elsewhere(flags: Mapping[str, Any], *, gpu_memory: float | None, dry_run: bool) -> None:
+    """A machine that is not this one can be planned for, and nothing else."""
+    if gpu_memory is None:
+        return
+    if not dry_run:
+        raise ConfigError("--gpu-memory describes a machine that is not this one; add --dry-run, or leave it out")
+    if flags.get("num_gpus") == 0:
+        raise ConfigError("--gpu-memory describes GPUs, and --num-gpus 0 wants none; drop one of them")
+
+
+def _fitting(plan: Plan) -> Iterator[str]:
+    """The settings, as for --set, that make the stages of a plan fit; each is said."""
+    for need, changes in fitting_sets(plan):
+        values = set_values(need.stage, changes)
+        say(f"--fit: {need.name} needs {need.memory.largest.total / 1e9:.1f} GB a GPU; {', '.join(values)}")
+        yield from values

@@ -78,7 +78,9 @@ class PipelineConfig(Config):
     trackers: list[Literal["tensorboard", "wandb"]] | None = setting(
         None, "second destination of the metrics; repeatable"
     )
-    force: bool | None = setting(None, "PPO even with a reward model that fails the gate", resumable=True)
+    force: bool | None = setting(
+        None, "run although the memory is too small by the plan, or the reward model fails the gate", resumable=True
+    )
     price_per_gpu_hour: float | None = setting(None, "price for the cost column of the last table", gt=0)
 
     # training
@@ -131,7 +133,9 @@ class PipelineConfig(Config):
         return [int(part) for part in filter(None, self.stages.split(","))]
 
     def problems(self, machine: Machine) -> list[str]:
-        found = []
+        found: list[str] = []
+        if machine.described:  # how its nodes are reached is not asked
+            return found
         nodes = self.num_nodes or (2 if self.hostfile else 1)
         for flag, value in (("--node-rank", self.node_rank), ("--master-addr", self.master_addr)):
             if value is not None and nodes == 1:

@@ -10,9 +10,10 @@ from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import Placement
 
 
-def place(pipeline: PipelineConfig) -> tuple[Placement, list[str]]:
-    """The placement of a run's ranks, and its problems on this machine."""
-    visible = hardware.accelerators()
+def place(pipeline: PipelineConfig, *, described: bool = False) -> tuple[Placement, list[str]]:
+    """The placement of a run's ranks, and its problems on this machine; on one that is only `described` it has all the
+    GPUs that are asked for."""
+    visible = (pipeline.num_gpus or 1) if described else hardware.accelerators()
     gpus = visible > 0 and pipeline.num_gpus != 0
     hosts, problems = _hosts(pipeline.hostfile) if pipeline.hostfile else ({}, [])
     nodes = pipeline.num_nodes or len(hosts) or 1
@@ -22,7 +23,7 @@ def place(pipeline: PipelineConfig) -> tuple[Placement, list[str]]:
         )
     ranks = pipeline.num_gpus or (min(hosts.values()) if hosts else visible if gpus else 1)
     by_ssh = nodes > 1 and pipeline.node_rank is None
-    if by_ssh and pipeline.hostfile and not (shutil.which("pdsh") and shutil.which("ssh")):
+    if by_ssh and pipeline.hostfile and not described and not (shutil.which("pdsh") and shutil.which("ssh")):
         problems.append(
             "--hostfile without --node-rank starts the other machines through pdsh and ssh, which are not installed "
             "here; install them, or start train.py on each machine with --node-rank and --master-addr"

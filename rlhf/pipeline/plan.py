@@ -7,7 +7,7 @@ the stage, flag, `--set`. All problems are reported at once. Imports no torch; t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from rlhf.config import build_leniently, flag_of, must_be_alike, parse_sets
 from rlhf.errors import ConfigError, UserError
 from rlhf.files import folder_problems
 from rlhf.hardware import Machine
+from rlhf.memory.cards import Card, described, this_card
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import Placement
 from rlhf.pipeline.placement import place
@@ -26,17 +27,19 @@ from rlhf.stage_config import RunSettings
 from rlhf.stages.folder import refuse_differences
 from rlhf.stages.problems import input_problems, settings_problems
 from rlhf.stages.result import CONFIG_NAME, is_finished
-from rlhf.stages.spec import ModelConfig, StageSpec
+from rlhf.stages.spec import ModelConfig, Models, StageSpec
 
 
 @dataclass
 class StagePlan:
-    """One stage to run. `sources` gives the source of every setting that was given."""
+    """One stage to run. `sources` gives the source of every setting that was given, `models` the config.json of each
+    model that it starts from, as far as they are known."""
 
     spec: StageSpec
     config: RunSettings
     sources: dict[str, str]
     finished: bool
+    models: Models = field(default_factory=dict)
 
     def model(self, setting: str) -> str:
         """The model that one of the stage's settings names."""
@@ -45,13 +48,16 @@ class StagePlan:
 
 @dataclass
 class Plan:
-    """Everything that a run will do. `specs` are all stages, `stages` the selected ones."""
+    """Everything that a run will do. `specs` are all stages, `stages` the selected ones. `card` is the GPU that each
+    rank has; None on CPUs, and where the machine does not tell."""
 
     specs: tuple[StageSpec, ...]
     pipeline: PipelineConfig
     given: dict[str, str]  # pipeline settings that were given, and from where
     recipe: str | None
     placement: Placement
+    machine: Machine
+    card: Card | None
     stages: list[StagePlan]
     prepare: dict[str, Any] | None
     evaluate: dict[str, Any] | None
@@ -86,8 +92,9 @@ def make_plan(
     given = {key: source for source, layer in layers.items() for key in layer}
     pipeline, wrong = build_leniently(PipelineConfig, values, where="pipeline")
     problems += [_as_flag(problem, request.flags) for problem in wrong]
-    placement, wrong = place(pipeline)
-    machine = machine_of(placement)
+    elsewhere = request.gpu_memory is not None
+    placement, wrong = place(pipeline, described=elsewhere)
+    machine = machine_of(placement, described=elsewhere)
     problems += [*pipeline.problems(machine), *wrong, *_unknown_stages(pipeline, specs)]
     problems += folder_problems(pipeline.output_dir)
 
@@ -103,13 +110,14 @@ def make_plan(
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
         problems += [*wrong, *settings_problems(spec, config, machine)]
         finished = not request.overwrite and not pending and _state(config, spec, problems)
+        models: Models = {}
         if not pending:
-            models, wrong = inputs.look(trust_remote_code=config.trust_remote_code)
+            models, wrong = inputs.look(trust_remote_code=config.trust_remote_code, facts=elsewhere)
             made |= models_made(spec, config, models, finished=finished)
             if not finished:
                 problems += [*wrong, *input_problems(spec, config, models, machine)]
         sources |= dict.fromkeys(inputs.settings, "train.py")
-        stages.append(StagePlan(spec, config, sources, finished))
+        stages.append(StagePlan(spec, config, sources, finished, models))
         all_inputs.append(inputs)
     problems += [*unused_flags(specs, all_inputs, pipeline), *_unlike(stages)]
     if evaluate is not None:
@@ -118,13 +126,25 @@ def make_plan(
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     base = pipeline.actor_model or _base_model(stages)
-    return Plan(tuple(specs), pipeline, given, request.recipe, placement, stages, prepare, evaluate, base)
+    card = _card(request) if machine.gpus else None
+    return Plan(
+        tuple(specs), pipeline, given, request.recipe, placement, machine, card, stages, prepare, evaluate, base
+    )
 
 
-def machine_of(placement: Placement) -> Machine:
-    """The hardware of a run: the ranks of its placement on this machine's GPUs or CPUs."""
+def machine_of(placement: Placement, *, described: bool = False) -> Machine:
+    """The hardware of a run: the ranks of its placement on GPUs or CPUs. GPUs of a machine that is only `described` are
+    taken to compute in bf16."""
     gpus = placement.gpus
-    return Machine(ranks=placement.ranks, nodes=placement.nodes, gpus=gpus, bf16=gpus and hardware.bf16_gpus())
+    bf16 = gpus and (described or hardware.bf16_gpus())
+    return Machine(ranks=placement.ranks, nodes=placement.nodes, gpus=gpus, bf16=bf16, described=described)
+
+
+def _card(request: Request) -> Card | None:
+    """The GPU of each rank: the one that is described, or this machine's."""
+    if request.gpu_memory is None:
+        return this_card(request.gpu_tflops)
+    return described(request.gpu_memory, request.gpu_tflops)
 
 
 def _base_model(stages: Sequence[StagePlan]) -> str:

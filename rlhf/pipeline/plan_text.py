@@ -6,20 +6,20 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from rlhf import hardware
 from rlhf.config import flag_of
 from rlhf.console import say, table
 from rlhf.models.names import resolve
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import command, shown
+from rlhf.pipeline.memory import show_memory
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
 from rlhf.stage_config import BatchSettings, RunSettings, resolve_dtype
 from rlhf.stages.result import CONFIG_NAME
 
 
-def show_plan(plan: Plan) -> None:
-    """Print the whole plan; nothing is written or started."""
+def show_plan(plan: Plan, *, peak_share: float | None = None) -> None:
+    """Print the whole plan; nothing is written or started. `peak_share`: of the GPUs' peak, for the time."""
     say(f"ranks: {placement_text(plan.placement)}")
     if plan.prepare is not None:
         say(f"prepare: python -m {plan.prepare['module']}, which makes what is still empty below")
@@ -27,6 +27,8 @@ def show_plan(plan: Plan) -> None:
         _show_stage(plan, stage)
     if plan.evaluate is not None:
         say(f"\nevaluate: {_listed(plan.evaluate)}")
+    say("")
+    show_memory(plan, share=peak_share)
     rows = [[f"--{name.replace('_', '-')}", *_option(plan, name)] for name in PipelineConfig.model_fields]
     say("")
     table("Options", ["option", "value", "from", "sets"], [row for row in rows if row[1] != ""])
@@ -52,8 +54,8 @@ def _show_stage(plan: Plan, stage: StagePlan) -> None:
         say(f"    {each.setting}: {resolve(name) if name else '(from prepare)'}")
     if isinstance(config, BatchSettings):
         say(f"    {config.batch_algebra(plan.placement.world_size)}")
-    gpus = plan.placement.gpus
-    dtype = resolve_dtype(config.dtype, gpus=gpus, bf16=gpus and hardware.bf16_gpus())
+    gpus = plan.machine.gpus
+    dtype = resolve_dtype(config.dtype, gpus=gpus, bf16=plan.machine.bf16)
     say(f"    dtype: {dtype}, {_zero(config, gpus=gpus)}")
     words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)], plan.placement)
     times = f"{plan.placement.ranks} × " if plan.placement.nodes == 1 and plan.placement.ranks > 1 else ""

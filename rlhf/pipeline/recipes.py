@@ -21,12 +21,16 @@ _MODEL_FLAGS = ("actor_model", "reward_model", "sft_model", "data_path")
 
 @dataclass(frozen=True)
 class Request:
-    """What the user typed."""
+    """What the user typed. With `gpu_memory` (GB of each GPU) the plan is for a machine that is not this one, with GPUs
+    of `gpu_tflops`·10¹² operations a second; `fit` lets the plan change settings until each stage fits."""
 
     flags: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()
     recipe: str | None = None
     overwrite: bool = False
+    gpu_memory: float | None = None
+    gpu_tflops: float | None = None
+    fit: bool = False
 
 
 def recipe_names() -> list[str]:

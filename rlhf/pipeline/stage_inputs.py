@@ -30,9 +30,10 @@ class Inputs:
     problems: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)  # pipeline settings that named a model
 
-    def look(self, *, trust_remote_code: bool = False) -> tuple[Models, list[str]]:
-        """The config.json of each model as it will be when the stage starts, and the problems of those that exist."""
-        models, found = look_at_models(self.named, trust_remote_code=trust_remote_code)
+    def look(self, *, trust_remote_code: bool = False, facts: bool = False) -> tuple[Models, list[str]]:
+        """The config.json of each model as it will be when the stage starts, and the problems of those that exist. With
+        `facts`, known models are taken from what ships with the project, and no network is asked for them."""
+        models, found = look_at_models(self.named, trust_remote_code=trust_remote_code, facts=facts)
         return {**self.coming, **models}, found
 
 

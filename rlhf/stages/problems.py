@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from rlhf import hardware, process
 from rlhf.errors import ModelError
 from rlhf.hardware import Machine
+from rlhf.memory.known import known_config
 from rlhf.metrics import tracker_problems
 from rlhf.models.names import check_model, read_config
 from rlhf.stage_config import BatchSettings, RunSettings, stage_engine_problems
@@ -28,15 +29,20 @@ def settings_problems(spec: StageSpec, config: RunSettings, machine: Machine) ->
 
 
 def look_at_models(
-    names: Mapping[ModelInput, tuple[str, str]], *, trust_remote_code: bool = False
+    names: Mapping[ModelInput, tuple[str, str]], *, trust_remote_code: bool = False, facts: bool = False
 ) -> tuple[dict[str, ModelConfig], list[str]]:
     """The config.json of each model that can be read, by setting, and the problems of the models.
 
-    `names`: for each input the model's name and the flag that names it in messages.
+    `names`: for each input the model's name and the flag that names it in messages. `facts`: the sizes of known models
+    are enough, so that nothing is fetched for them.
     """
     models: dict[str, ModelConfig] = {}
     found: list[str] = []
     for each, (name, flag) in names.items():
+        known = known_config(name) if facts else None
+        if known is not None:
+            models[each.setting] = known
+            continue
         wrong = check_model(name, flag=flag, kind=each.kind, trust_remote_code=trust_remote_code)
         found += wrong
         if not wrong:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlhf.hardware import Machine
+from rlhf.memory.workload import Workload
 from rlhf.models.names import Kind
 from rlhf.stage_config import RunSettings
 
@@ -79,6 +80,10 @@ def _no_problems(config: Any, models: Models, machine: Machine) -> list[str]:
     return []
 
 
+def _no_workload(config: Any, models: Models, machine: Machine) -> Workload | None:
+    return None
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """Everything that others must know about a stage.
@@ -86,7 +91,8 @@ class StageSpec:
     `problems(config, models, machine)` is the stage's one list of problems with its inputs. The plan asks it about the
     models as they will be, the stage itself about the models as they are. `evaluation(config)` gives the settings of an
     evaluation on the prompts that the stage holds out; None where it holds out none. A run is evaluated on the prompts
-    of its last stage that has some.
+    of its last stage that has some. `workload(config, models, machine)` says what the stage holds in memory and how
+    much it computes; None where a model is not known yet, and for a stage that needs no plan of its memory.
     """
 
     number: int
@@ -97,6 +103,7 @@ class StageSpec:
     outputs: tuple[ModelOutput, ...] = ()
     layout: Layout = Layout("")
     evaluation: Callable[[Any], dict[str, Any]] | None = None
+    workload: Callable[[Any, Models, Machine], Workload | None] = _no_workload
     process_group: bool = True  # False for a stage that needs neither torch nor other ranks
 
     @property

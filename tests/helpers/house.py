@@ -29,11 +29,12 @@ ROOMS: dict[str, set[str]] = {
     "training": {"console"},
     "models": {"console", "training"},
     "generation": {"console", "training", "models"},
-    "stages": {"console", "models.names", "training"},
+    "memory": {"models.names"},
+    "stages": {"console", "memory", "models.names", "training"},
     "chat": {"console", "models", "generation", "training"},
     "evaluate": {"console", "models", "generation", "training"},
     "report": {"console", "stages", "evaluate"},
-    "pipeline": {"console", "models", "stages", "evaluate", "report"},
+    "pipeline": {"console", "memory", "models", "stages", "evaluate", "report"},
 }
 GROUND_MAY_IMPORT = {"console"}
 # `data/` reads and encodes; it neither trains nor generates. Of rlhf/models it takes the tokenizer, inside functions,
@@ -53,9 +54,10 @@ STAGE_NAMES = re.compile(r"\bstep[0-9]_\w+")
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
     "rlhf": "process command config console errors files hardware json_lines metrics rendering stage_config template "
+    "memory.phases memory.effort memory.ladder memory.cards memory.known "
     "stages.command stages.problems stages.spec models.names models.families models.weights pipeline.command "
     "pipeline.run pipeline.placement "
-    "pipeline.plan pipeline.launch report.page report.charts chat.__main__ chat.session chat.screen "
+    "pipeline.plan pipeline.launch pipeline.memory report.page report.charts chat.__main__ chat.session chat.screen "
     "chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges evaluate.comparison "
     "generation.speaker generation.streaming",
     "data": "adapters blend config contents example hub preflight readers sources",

@@ -1,0 +1,104 @@
+"""What makes a stage fit: changes of its settings, the cheapest first, and the first of them that is enough.
+
+Each change is tried alone, in the order of `LADDER`; if none is enough, they are added up in the same order. A setting
+that was typed as a flag or with --set is left as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rlhf.hardware import Machine
+from rlhf.memory.workload import Workload
+from rlhf.stage_config import RunSettings
+
+Changes = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One change: what it costs, and the settings of a stage that it changes (none if it does not apply)."""
+
+    name: str
+    cost: str
+    changes: Callable[[RunSettings, Workload, Machine], list[Changes]]
+
+
+def _has(config: RunSettings, name: str) -> bool:
+    return name in type(config).model_fields
+
+
+def _checkpointing(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    return [] if work.checkpointing else [{"activation_checkpointing": True}]
+
+
+def _smaller(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    """Fewer rows a pass: halves down to one; fewer responses at once."""
+    size = int(getattr(config, "micro_batch_size", 1))
+    halves = []
+    while size > 1:
+        size //= 2
+        halves.append({"micro_batch_size": size})
+    return halves
+
+
+def _sharded(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    if machine.world_size == 1:
+        return []
+    stages = config.zero_stages(gpus=machine.gpus)
+    frozen = {field: 3 for role, field in config.frozen_models.items() if stages[role] != 3}
+    two = {field: 2 for role, field in config.trained_engines.items() if stages[role] < 2}
+    three = {field: 3 for role, field in config.trained_engines.items() if stages[role] < 3}
+    off = {name: False for name in ("compile", "reuse_forward") if _has(config, name) and getattr(config, name)}
+    return [change for change in (two, frozen, {**three, **off}, {**frozen, **three, **off}) if change]
+
+
+def _cut(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    if not work.rollout or not _has(config, "inference_tp_size"):
+        return []
+    s = work.role(work.rollout.role).shape
+    return [
+        {"inference_tp_size": size}
+        for size in (2, 4, 8)
+        if size > work.rollout.parallel and not (machine.ranks % size or s.heads % size or s.kv_heads % size)
+    ]
+
+
+def _offload(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    if work.offload or work.factored or not machine.gpus:
+        return []
+    stages = config.zero_stages(gpus=True)
+    low = {field: 2 for role, field in config.trained_engines.items() if stages[role] < 1}
+    return [{"offload_optimizer": True, **low}]
+
+
+def _adapters(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    off = {"compile": False} if getattr(config, "compile", False) else {}
+    return [{"lora_rank": 64, **off}] if _has(config, "lora_rank") and not getattr(config, "lora_rank", 0) else []
+
+
+LADDER = (
+    Rung("activation checkpointing", "a third more time for training", _checkpointing),
+    Rung("a smaller micro-batch", "less work at a time for each GPU", _smaller),
+    Rung("ZeRO", "weights and optimiser state over the ranks: more traffic between them", _sharded),
+    Rung("tensor parallelism of the inference copy", "more traffic for each token", _cut),
+    Rung("LoRA", "adapters are trained instead of all weights", _adapters),
+    Rung("offloading", "optimiser state in main memory: a slower step", _offload),
+)
+
+
+def candidates(config: RunSettings, work: Workload, machine: Machine, *, typed: Collection[str]) -> Iterator[Changes]:
+    """Changes to try, in order: each alone, then added up. `typed` settings stay as they are."""
+    steps = [
+        [change for change in rung.changes(config, work, machine) if not change.keys() & set(typed)] for rung in LADDER
+    ]
+    for step in steps:
+        yield from step
+    together: Changes = {}
+    for step in steps:
+        for change in step:
+            yield {**together, **change}
+        if step:
+            together |= step[-1]

@@ -1,0 +1,63 @@
+"""What stage 3 holds in memory and computes, for the plan. Imports no torch."""
+
+from __future__ import annotations
+
+from rlhf.hardware import Machine, cpu_has_bf16
+from rlhf.memory.workload import Role, Rollout, Steps, Workload, role_of, workload_of
+from rlhf.models.names import resolve
+from rlhf.stage_config import NamedDtype, resolve_dtype
+from rlhf.stages.spec import Models
+from step3_ppo.config import PPOConfig
+
+
+def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | None:
+    """The memory and the work of the stage: four roles, of which adapters make the reference part of the actor."""
+    if not {"actor_model", "reward_model"} <= models.keys():
+        return None
+    actor_config, reward_config = models["actor_model"], models["reward_model"]
+    of_actor, of_reward = resolve(config.actor_model), resolve(config.reward_model)
+    critic_config, of_critic = (actor_config, of_actor) if config.critic_from == "actor" else (reward_config, of_reward)
+    actor = role_of("actor", actor_config, config, machine, folder=of_actor, adapters=True, average=config.ema)
+    critic = role_of("critic", critic_config, config, machine, folder=of_critic, scalar=True)
+    reference = role_of("reference", actor_config, config, machine, folder=of_actor, trained=False)
+    reward = role_of("reward model", reward_config, config, machine, folder=of_reward, trained=False, scalar=True)
+    roles = (actor, critic, reward) if config.lora_rank else (actor, critic, reference, reward)
+    count = config.iterations
+    count = config.max_steps if count is None else min(count, config.max_steps or count)
+    share = -(-config.mini_batch_size // machine.world_size)
+    return workload_of(
+        roles,
+        config,
+        machine,
+        tokens=config.max_prompt_length + config.max_response_length,
+        counted=config.max_response_length,
+        count=count,
+        rollout=None if actor is None else _rollout(config, actor, machine),
+        kept_rows=share if config.reuse_forward else 0,
+        steps=Steps(count, config.rollout_batch_size, passes=config.ppo_epochs, unit="iteration"),
+    )
+
+
+def _rollout(config: PPOConfig, actor: Role, machine: Machine) -> Rollout:
+    training = resolve_dtype(config.dtype, gpus=machine.gpus, bf16=machine.bf16)
+    dtype = _inference_dtype(config, training, machine)
+    same = config.inference_tp_size == 1 and actor.zero_stage <= 2 and dtype == training and not actor.adapted
+    rows = -(-config.rollout_batch_size // machine.world_size)
+    return Rollout(
+        role="actor",
+        rows=min(rows, config.rollout_micro_batch_size or rows),
+        prompt=config.max_prompt_length,
+        response=config.max_response_length,
+        dtype=dtype if config.inference_copy != "off" else training,
+        copied=config.inference_copy == "on" or (config.inference_copy == "auto" and not same),
+        parallel=config.inference_tp_size,
+    )
+
+
+def _inference_dtype(config: PPOConfig, training: NamedDtype, machine: Machine) -> NamedDtype:
+    """As `inference_dtype_of` of the hybrid engine decides it where the model is."""
+    if config.inference_dtype != "auto":
+        return resolve_dtype(config.inference_dtype, gpus=machine.gpus, bf16=machine.bf16)
+    if training == "fp16":
+        return training
+    return "bf16" if (machine.bf16 if machine.gpus else cpu_has_bf16()) else training
