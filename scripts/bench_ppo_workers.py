@@ -12,25 +12,14 @@ from pathlib import Path
 from typing import Any
 
 
-def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
-    """An iteration of ours, with the functions that stage 3's main loop calls."""
-    from rlhf.generation.drawing import Sampling
-    from rlhf.models.tensors import whiten
-    from rlhf.training import cpu, distributed
-    from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
-    from step3_ppo.advantages import estimate_advantages, kl_per_token, normalise_scores, shape_rewards
+def config_of(arguments: dict[str, Any], folder: Path) -> Any:
+    """Stage 3's settings of a contender of ours."""
+    from scripts.bench_common import Setting
     from step3_ppo.config import PPOConfig
-    from step3_ppo.experience import Experience
-    from step3_ppo.optimise import optimise
-    from step3_ppo.passes import ForwardPasses
-    from step3_ppo.roles import build_roles
-    from step3_ppo.rollout import roll_out
 
-    cpu.tune()  # as a stage does
-    distributed.init(0)
     setting = Setting(**arguments["setting"])
     dtype = arguments["variant"].split()[-1]
-    config = PPOConfig(
+    return PPOConfig(
         actor_model=str(folder / "actor"),
         reward_model=str(folder / "reward"),
         output_dir=folder / "output",
@@ -46,6 +35,25 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
         compile="compiled" in arguments["variant"],
         ema=False,
     )
+
+
+def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
+    """An iteration of ours, with the functions that stage 3's main loop calls."""
+    from rlhf.generation.drawing import Sampling
+    from rlhf.models.tensors import whiten
+    from rlhf.training import cpu, distributed
+    from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
+    from step3_ppo.advantages import estimate_advantages, kl_per_token, normalise_scores, shape_rewards
+    from step3_ppo.experience import Experience
+    from step3_ppo.optimise import optimise
+    from step3_ppo.passes import ForwardPasses
+    from step3_ppo.roles import build_roles
+    from step3_ppo.rollout import roll_out
+
+    cpu.tune()  # as a stage does
+    distributed.init(0)
+    setting = Setting(**arguments["setting"])
+    config = config_of(arguments, folder)
     roles = build_roles(config, optimizer_steps=1000)
     passes = ForwardPasses(roles, config)
     lm = roles.actor.engine.module.lm

@@ -6,7 +6,7 @@ from data import preflight
 from data.packing import packing_problem
 from rlhf.hardware import Machine
 from rlhf.memory.workload import Workload, role_of, workload_of
-from rlhf.models.names import length_problems, resolve
+from rlhf.models.names import length_problems
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step1_sft.config import SFTConfig
 
@@ -25,7 +25,7 @@ def workload(config: SFTConfig, models: Models, machine: Machine) -> Workload | 
     """The memory and the work of the stage."""
     if "model" not in models:
         return None
-    model = role_of("model", models["model"], config, machine, folder=resolve(config.model), adapters=True)
+    model = role_of("model", models["model"], config, machine, model=config.model, adapters=True)
     tokens = config.max_prompt_length + config.max_response_length
     counted = tokens if config.train_on_prompt or config.packing else config.max_response_length
     return workload_of((model,), config, machine, tokens=tokens, counted=counted, count=config.max_steps)

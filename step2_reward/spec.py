@@ -5,7 +5,7 @@ from __future__ import annotations
 from data import preflight
 from rlhf.hardware import Machine
 from rlhf.memory.workload import Workload, role_of, workload_of
-from rlhf.models.names import length_problems, resolve
+from rlhf.models.names import length_problems
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step2_reward.config import RewardConfig
 
@@ -22,7 +22,7 @@ def workload(config: RewardConfig, models: Models, machine: Machine) -> Workload
     """The memory and the work of the stage; a pair has two sequences."""
     if "model" not in models:
         return None
-    model = role_of("model", models["model"], config, machine, folder=resolve(config.model), scalar=True, adapters=True)
+    model = role_of("model", models["model"], config, machine, model=config.model, scalar=True, adapters=True)
     tokens = config.max_prompt_length + config.max_response_length
     return workload_of((model,), config, machine, tokens=tokens, counted=0, count=config.max_steps, sequences=2)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from rlhf.hardware import Machine, cpu_has_bf16
 from rlhf.memory.workload import Role, Rollout, Steps, Workload, role_of, workload_of
-from rlhf.models.names import resolve
 from rlhf.stage_config import NamedDtype, resolve_dtype
 from rlhf.stages.spec import Models
 from step3_ppo.config import PPOConfig
@@ -15,12 +14,12 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
     if not {"actor_model", "reward_model"} <= models.keys():
         return None
     actor_config, reward_config = models["actor_model"], models["reward_model"]
-    of_actor, of_reward = resolve(config.actor_model), resolve(config.reward_model)
+    of_actor, of_reward = config.actor_model, config.reward_model
     critic_config, of_critic = (actor_config, of_actor) if config.critic_from == "actor" else (reward_config, of_reward)
-    actor = role_of("actor", actor_config, config, machine, folder=of_actor, adapters=True, average=config.ema)
-    critic = role_of("critic", critic_config, config, machine, folder=of_critic, scalar=True)
-    reference = role_of("reference", actor_config, config, machine, folder=of_actor, trained=False)
-    reward = role_of("reward model", reward_config, config, machine, folder=of_reward, trained=False, scalar=True)
+    actor = role_of("actor", actor_config, config, machine, model=of_actor, adapters=True, average=config.ema)
+    critic = role_of("critic", critic_config, config, machine, model=of_critic, scalar=True)
+    reference = role_of("reference", actor_config, config, machine, model=of_actor, trained=False)
+    reward = role_of("reward model", reward_config, config, machine, model=of_reward, trained=False, scalar=True)
     roles = (actor, critic, reward) if config.lora_rank else (actor, critic, reference, reward)
     count = config.iterations
     count = config.max_steps if count is None else min(count, config.max_steps or count)

@@ -38,6 +38,7 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (house.rooms_know_only_what_they_may, "rlhf/models/export.py", "import rlhf.generation.sampler\n"),
     (house.rooms_know_only_what_they_may, "rlhf/generation/sampler.py", "from rlhf.pipeline import plan\n"),
     (house.rooms_know_only_what_they_may, "rlhf/stages/spec.py", "def f():\n    from rlhf.pipeline import plan\n"),
+    (house.rooms_know_only_what_they_may, "rlhf/memory/phases.py", "from rlhf.stages.spec import StageSpec\n"),
     (house.rooms_know_only_what_they_may, "rlhf/files.py", "from rlhf.training import distributed\n"),
     (house.rooms_know_only_what_they_may, "rlhf/console/text.py", "from rlhf.errors import nearest\n"),
     (house.rooms_know_only_what_they_may, "data/store.py", "from rlhf.generation.sampler import Sampler\n"),

@@ -7,6 +7,7 @@ W weights, T of them trained, N ranks, b bytes of a number.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from rlhf.memory.shapes import Shape
 from rlhf.memory.weights import embedding_weights, layer_linears
@@ -35,6 +36,7 @@ class Held:
     host: float = 0.0
 
 
+@lru_cache(maxsize=256)
 def largest_weight(s: Shape) -> int:
     """Elements of the largest single weight."""
     return max([embedding_weights(s), *(li.weights for _, linears in layer_linears(s) for li in linears)])
@@ -42,8 +44,11 @@ def largest_weight(s: Shape) -> int:
 
 def largest_module(role: Role, item: int) -> float:
     """Bytes of the largest module while it is gathered; adapters are added to a layer in fp32."""
+    whole = item * largest_weight(role.shape)
+    if not role.adapted:
+        return float(whole)
     layers = max(li.weights for _, linears in layer_linears(role.shape) for li in linears)
-    return max(item * largest_weight(role.shape), (8.0 + item) * layers if role.adapted else 0.0)
+    return max(whole, (8.0 + item) * layers)
 
 
 def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factored: bool = False) -> Held:
@@ -53,6 +58,8 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
     gathered = float(item * min(role.weights, LIVE)) if sharded and ranks > 1 else 0.0
     if not role.trained:
         return Held(stays=weights, forward=gathered)
+    if role.adapted:  # measured: the frozen layers below adapters are held twice
+        gathered *= 2
     largest = largest_weight(role.shape) if not role.adapted else min(largest_weight(role.shape), role.trained)
     if role.zero_stage == 0:
         state = 0.0 if factored else 8.0 * role.trained
@@ -80,7 +87,8 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
             means=means,
             build=item * largest,
             forward=gathered,
-            backward=gathered + (bucket + 4.0 * REDUCE_BUCKET / ranks if ranks > 1 else 0.0),
+            backward=gathered,
+            ending=gathered + (bucket + 4.0 * REDUCE_BUCKET / ranks if ranks > 1 else 0.0),
             step=max(0.0 if offload else 4.0 * group, (NORM + 4) * largest / ranks),
             host=host,
         )

@@ -79,13 +79,22 @@ def _adapters(config: RunSettings, work: Workload, machine: Machine) -> list[Cha
     return [{"lora_rank": 64, **off}] if _has(config, "lora_rank") and not getattr(config, "lora_rank", 0) else []
 
 
+def _uncopied(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    if not work.rollout or not work.rollout.copied or not _has(config, "inference_copy"):
+        return []
+    return [{"inference_copy": "off", "inference_tp_size": 1}]
+
+
 LADDER = (
     Rung("activation checkpointing", "a third more time for training", _checkpointing),
     Rung("a smaller micro-batch", "less work at a time for each GPU", _smaller),
-    Rung("ZeRO", "weights and optimiser state over the ranks: more traffic between them", _sharded),
+    Rung("ZeRO", "more traffic between the ranks", _sharded),
     Rung("tensor parallelism of the inference copy", "more traffic for each token", _cut),
+    Rung("offloading", "a slower step", _offload),
+    Rung(
+        "no inference copy", "tokens are generated with the training weights: slower, at ZeRO 3 many times", _uncopied
+    ),
     Rung("LoRA", "adapters are trained instead of all weights", _adapters),
-    Rung("offloading", "optimiser state in main memory: a slower step", _offload),
 )
 
 

@@ -88,10 +88,12 @@ def _rollout(
     beside = {**base}
     if r.copied:
         beside["copy"] = copy_bytes(role, r)
-    whole = r.rows * cache_bytes(role.shape, item, -(-(r.prompt + r.response) // 32) * 32)
+    one = cache_bytes(role.shape, item, -(-(r.prompt + r.response) // 32) * 32)
+    whole = r.rows * one
     budget = CACHE_SHARE * max(capacity - sum(stays.values()) - sum(beside.values()), 0.0)
-    groups = -(-whole // budget) if capacity and budget else 1
-    beside["cache"] = min(whole, budget) if groups > 1 else whole
+    size = max(min(whole, budget) if capacity else whole, one)  # at least one sequence goes through at a time
+    groups = -(-whole // size)
+    beside["cache"] = size
     # tensor-parallel ranks read the prompts of their group together
     reading = prefill_bytes(role.shape, item, r.rows * r.parallel, r.prompt)
     beside["prompts"] = max(reading, largest_module(role, BYTES[work.dtype]) - beside["cache"] if r.copied else 0.0)

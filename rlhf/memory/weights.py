@@ -6,6 +6,7 @@ import json
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,7 @@ def embedding_weights(s: Shape) -> int:
     return s.vocabulary * s.embed
 
 
+@lru_cache(maxsize=256)
 def count_weights(s: Shape, *, scalar: bool = False) -> int:
     """All weights of a language model, tied ones once; of a reward model or critic with `scalar`."""
     layers = sum(number * (sum(li.weights for li in linears) + _layer_norms(s)) for number, linears in layer_linears(s))

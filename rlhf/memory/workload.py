@@ -13,6 +13,7 @@ from typing import Any
 from rlhf.hardware import Machine
 from rlhf.memory.shapes import Shape, shape_of
 from rlhf.memory.weights import backbone_in, count_adapters, count_weights, embedding_weights, weights_in
+from rlhf.models.names import resolve
 from rlhf.stage_config import BatchSettings, LoraSettings, NamedDtype, OptimizerSettings, RunSettings, resolve_dtype
 
 BYTES: dict[NamedDtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -97,7 +98,7 @@ def role_of(
     settings: RunSettings,
     machine: Machine,
     *,
-    folder: str = "",
+    model: str = "",
     trained: bool = True,
     scalar: bool = False,
     adapters: bool = False,
@@ -105,15 +106,15 @@ def role_of(
 ) -> Role | None:
     """A role of a stage from the config.json of its model; None for a config that does not tell its sizes.
 
-    `folder` names the model: where it is a folder with safetensors files, these are counted. `adapters`: with
+    `model` is its name: where it is a folder with safetensors files, these are counted. `adapters`: with
     `lora_rank`, adapters of it are trained instead of its weights.
     """
     shape = shape_of(config)
     if shape is None:
         return None
     weights = count_weights(shape, scalar=scalar)
-    if folder and Path(folder).is_dir():
-        weights = _counted(Path(folder), shape, scalar=scalar) or weights
+    if model and (folder := Path(resolve(model))).is_dir():
+        weights = _counted(folder, shape, scalar=scalar) or weights
     count = weights if trained else 0
     if trained and adapters and isinstance(settings, LoraSettings) and settings.lora_rank:
         count = count_adapters(shape, settings.lora_rank, settings.lora_target_modules)

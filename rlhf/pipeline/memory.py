@@ -45,7 +45,7 @@ def _need(plan: Plan, stage: StagePlan, changes: Changes) -> Need | None:
     work = stage.spec.workload(config, stage.models, plan.machine)
     if work is None:
         return None
-    return Need(stage, work, stage_memory(work, plan.machine, capacity=plan.card.memory if plan.card else 0.0))
+    return Need(stage, work, stage_memory(work, plan.machine, capacity=plan.card.usable if plan.card else 0.0))
 
 
 def fits(need: Need, card: Card) -> bool:
@@ -55,15 +55,27 @@ def fits(need: Need, card: Card) -> bool:
 
 def remedy(plan: Plan, need: Need) -> Changes | None:
     """The smallest change of a stage's settings with which it fits; None if the ladder has none."""
-    assert plan.card is not None
-    stage, machine = need.stage, plan.machine
+    stage = need.stage
     typed = {name for name, source in stage.sources.items() if source in ("flag", "--set")}
-    for changes in candidates(stage.config, need.work, machine, typed=typed):
-        config = stage.config.model_copy(update=changes)
-        other = _need(plan, stage, changes)
-        if other and fits(other, plan.card) and not settings_problems(stage.spec, config, machine):
+    for changes in candidates(stage.config, need.work, plan.machine, typed=typed):
+        if _helps(plan, stage, changes):
+            for name in list(changes):  # of several that were added up, the cheapest may not be needed
+                fewer = {key: value for key, value in changes.items() if key != name}
+                if fewer and _helps(plan, stage, fewer):
+                    changes = fewer
             return changes
     return None
+
+
+def _helps(plan: Plan, stage: StagePlan, changes: Changes) -> bool:
+    """Whether a stage fits with other settings, and these go together."""
+    other = _need(plan, stage, changes)
+    if other is None or plan.card is None or not fits(other, plan.card):
+        return False
+    here = 0.0 if plan.machine.described else main_memory()
+    if here and max(other.memory.host.values()) > here:
+        return False
+    return not settings_problems(stage.spec, stage.config.model_copy(update=changes), plan.machine)
 
 
 def misfits(plan: Plan) -> list[Need]:

@@ -21,6 +21,8 @@ RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 # The ranks that a recipe is written for. The demo runs on whatever is there.
 RANKS = {
     "demo": (1, 2),
+    "smollm2-360m": (1, 2),
+    "qwen2.5-1.5b": (1, 2),
     "opt-1.3b": (1, 2, 4),
     "opt-13b": (8,),
     "opt-66b": (8,),

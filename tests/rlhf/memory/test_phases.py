@@ -37,7 +37,7 @@ def zero(stage: int, **more: Any) -> dict[str, Any]:
 
 
 # name: model, ranks, settings, what stays, peaks of NAMES; all in MB
-MEASURED: dict[str, tuple[dict[str, Any], int, dict[str, Any], float, tuple[float, ...]]] = {
+MEASURED: dict[str, tuple[dict[str, Any], int, dict[str, Any], float, tuple[float | None, ...]]] = {
     "ZeRO-2": (LLAMA, 1, zero(2), 843.9, (869.3, 849.9, 1008.9, 978.6, 971.1, 961.9)),
     "ZeRO-2 × 2": (LLAMA, 2, zero(2), 514.8, (527.5, 520.8, 613.3, 598.9, 598.3, 590.6)),
     "ZeRO-3": (LLAMA, 1, zero(3, **THREE), 1033.5, (1109.5, 1039.5, 1093.4, 1134.7, 1072.3, 1118.0)),
@@ -45,6 +45,10 @@ MEASURED: dict[str, tuple[dict[str, Any], int, dict[str, Any], float, tuple[floa
     "offload": (LLAMA, 1, zero(2, offload_optimizer=True), 202.5, (227.9, 208.5, 367.6, 337.2, 329.7, 320.5)),
     "offload, ZeRO-3 × 2": (
         LLAMA, 2, zero(3, offload_optimizer=True), 146.4, (208.4, 246.3, 244.7, 172.1, 228.4, 172.1),
+    ),
+    "LoRA, ZeRO-3 × 2": (
+        OPT, 2, {**zero(3, lora_rank=8, inference_tp_size=2), "reward_zero_stage": 3}, 267.1,
+        (311.0, 405.0, 382.0, 267.0, None, 314.0),
     ),
     "LoRA": (LLAMA, 1, zero(2, lora_rank=8), 396.2, (472.2, 402.5, 436.3, 398.4, 523.2, 514.2)),
     "ZeRO-1 × 2": (LLAMA, 2, zero(1), 514.8, (527.5, 520.8, 613.9, 616.5, 596.3, 600.5)),
@@ -80,11 +84,11 @@ def test_phases_are_within_four_percent_of_what_was_measured(name: str, monkeypa
     by_name = {phase.name: phase for phase in found.phases}
     assert sum(by_name["score"].roles.values()) / 1e6 == pytest.approx(stays, rel=0.025)
     for phase, measured in zip(NAMES, peaks, strict=True):
-        assert by_name[phase].total / 1e6 == pytest.approx(measured, rel=0.04), phase
+        assert measured is None or by_name[phase].total / 1e6 == pytest.approx(measured, rel=0.04), phase
 
 
 def test_sixteen_bytes_a_weight_by_hand() -> None:
-    """ZeRO-2 on one rank, in bf16: 2 for the weight, 12 for master and means, 4 for the average; 4 more of gradient in a
+    """ZeRO-2 on one rank, in bf16: 2 for the weight, 12 for master and means, 4 for the average; 4 of gradient in a
     step."""
     found = planned(LLAMA, 1, **zero(2))
     weights, critic = 25_303_552, 21_109_760

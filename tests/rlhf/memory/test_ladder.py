@@ -1,0 +1,69 @@
+"""rlhf/memory: which changes are tried, and in which order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rlhf.hardware import Machine
+from rlhf.memory.ladder import candidates
+from step1_sft.config import SFTConfig
+from step1_sft.spec import SPEC as SFT
+from step3_ppo.config import PPOConfig
+from step3_ppo.spec import SPEC as PPO
+
+MODEL = {
+    "model_type": "llama", "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 8, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+def tried(config: Any, machine: Machine, *typed: str) -> list[dict[str, Any]]:
+    spec, models = (PPO, {"actor_model": MODEL, "reward_model": MODEL}) if isinstance(config, PPOConfig) else (
+        SFT, {"model": MODEL},
+    )  # fmt: skip
+    work = spec.workload(config, models, machine)
+    assert work is not None
+    return list(candidates(config, work, machine, typed=typed))
+
+
+def test_on_one_gpu_each_change_is_tried_alone_and_then_added() -> None:
+    one = Machine(gpus=True, bf16=True)
+    found = tried(SFTConfig(micro_batch_size=4), one)
+    assert found[:5] == [
+        {"activation_checkpointing": True},
+        {"micro_batch_size": 2},
+        {"micro_batch_size": 1},
+        {"offload_optimizer": True},
+        {"lora_rank": 64},
+    ]
+    assert found[-1] == {
+        "activation_checkpointing": True, "micro_batch_size": 1, "offload_optimizer": True, "lora_rank": 64,
+    }  # fmt: skip
+
+
+def test_several_gpus_share_weights_and_the_copy() -> None:
+    found = tried(PPOConfig(micro_batch_size=1, activation_checkpointing=True), Machine(ranks=8, gpus=True, bf16=True))
+    assert {"reference_zero_stage": 3, "reward_zero_stage": 3} in found
+    assert {"actor_zero_stage": 3, "critic_zero_stage": 3} in found
+    assert [change for change in found if list(change) == ["inference_tp_size"]] == [
+        {"inference_tp_size": 2}, {"inference_tp_size": 4},
+    ]  # fmt: skip  # four key heads are not cut over eight
+
+
+def test_what_was_typed_or_is_already_so_is_not_tried() -> None:
+    one = Machine(gpus=True, bf16=True)
+    config = SFTConfig(micro_batch_size=1, activation_checkpointing=True, offload_optimizer=True, lora_rank=8)
+    assert tried(config, one) == []
+    found = tried(SFTConfig(micro_batch_size=1), one, "lora_rank", "offload_optimizer")
+    assert {key for change in found for key in change} == {"activation_checkpointing"}
+
+
+def test_reuse_and_compilation_end_where_weights_are_gathered() -> None:
+    config = PPOConfig(compile=True, reuse_forward=True)
+    found = tried(config, Machine(ranks=2, gpus=True, bf16=True))
+    whole = next(change for change in found if change.get("actor_zero_stage") == 3)
+    assert whole["compile"] is False and whole["reuse_forward"] is False
+
+
+def test_a_cpu_has_nowhere_to_offload_to() -> None:
+    assert all("offload_optimizer" not in change for change in tried(SFTConfig(), Machine()))
