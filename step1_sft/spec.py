@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from data import preflight
+from data.expected import expected_rows
 from data.packing import packing_problem
 from rlhf.hardware import Machine
-from rlhf.memory.workload import Workload, role_of, workload_of
+from rlhf.memory.workload import Workload, role_of, step_count, workload_of
 from rlhf.models.names import length_problems
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step1_sft.config import SFTConfig
@@ -28,7 +29,9 @@ def workload(config: SFTConfig, models: Models, machine: Machine) -> Workload | 
     model = role_of("model", models["model"], config, machine, model=config.model, adapters=True)
     tokens = config.max_prompt_length + config.max_response_length
     counted = tokens if config.train_on_prompt or config.packing else config.max_response_length
-    return workload_of((model,), config, machine, tokens=tokens, counted=counted, count=config.max_steps)
+    count = None if config.packing else expected_rows(config, stage=1)
+    count = step_count(count, config.mini_batch_size, passes=config.epochs, most=config.max_steps)
+    return workload_of((model,), config, machine, tokens=tokens, counted=counted, count=count)
 
 
 LAYOUT = Layout(

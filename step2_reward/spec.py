@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from data import preflight
+from data.expected import expected_rows
 from rlhf.hardware import Machine
-from rlhf.memory.workload import Workload, role_of, workload_of
+from rlhf.memory.workload import Workload, role_of, step_count, workload_of
 from rlhf.models.names import length_problems
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step2_reward.config import RewardConfig
@@ -24,7 +25,9 @@ def workload(config: RewardConfig, models: Models, machine: Machine) -> Workload
         return None
     model = role_of("model", models["model"], config, machine, model=config.model, scalar=True, adapters=True)
     tokens = config.max_prompt_length + config.max_response_length
-    return workload_of((model,), config, machine, tokens=tokens, counted=0, count=config.max_steps, sequences=2)
+    rows = expected_rows(config, stage=2)
+    count = step_count(rows, config.mini_batch_size, passes=config.epochs, most=config.max_steps)
+    return workload_of((model,), config, machine, tokens=tokens, counted=0, count=count, sequences=2)
 
 
 LAYOUT = Layout(

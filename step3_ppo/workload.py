@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from data.expected import expected_rows
 from rlhf.hardware import Machine, cpu_has_bf16
-from rlhf.memory.workload import Role, Rollout, Steps, Workload, role_of, workload_of
+from rlhf.memory.workload import Role, Rollout, Steps, Workload, role_of, step_count, workload_of
 from rlhf.stage_config import NamedDtype, resolve_dtype
 from rlhf.stages.spec import Models
 from step3_ppo.config import PPOConfig
@@ -15,21 +16,26 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
         return None
     actor_config, reward_config = models["actor_model"], models["reward_model"]
     of_actor, of_reward = config.actor_model, config.reward_model
-    critic_config, of_critic = (actor_config, of_actor) if config.critic_from == "actor" else (reward_config, of_reward)
+    # models of other families read other tokens, so the critic cannot start from such a reward model
+    alike = actor_config.get("model_type") == reward_config.get("model_type")
+    from_reward = config.critic_from == "reward" or (config.critic_from == "auto" and alike)
+    critic_config, of_critic = (reward_config, of_reward) if from_reward else (actor_config, of_actor)
     actor = role_of("actor", actor_config, config, machine, model=of_actor, adapters=True, average=config.ema)
     critic = role_of("critic", critic_config, config, machine, model=of_critic, scalar=True)
     reference = role_of("reference", actor_config, config, machine, model=of_actor, trained=False)
     reward = role_of("reward model", reward_config, config, machine, model=of_reward, trained=False, scalar=True)
     roles = (actor, critic, reward) if config.lora_rank else (actor, critic, reference, reward)
-    count = config.iterations
-    count = config.max_steps if count is None else min(count, config.max_steps or count)
+    prompts = max(config.rollout_batch_size // config.responses_per_prompt, 1)
+    rows = expected_rows(config, stage=3) if config.iterations is None else config.iterations * prompts
+    count = step_count(rows, prompts, most=config.max_steps)
     share = -(-config.mini_batch_size // machine.world_size)
+    mixed = config.ptx_length if config.ptx_data else 0  # all tokens of the pretraining text count
     return workload_of(
         roles,
         config,
         machine,
-        tokens=config.max_prompt_length + config.max_response_length,
-        counted=config.max_response_length,
+        tokens=max(config.max_prompt_length + config.max_response_length, mixed),
+        counted=max(config.max_response_length, mixed),
         count=count,
         rollout=None if actor is None else _rollout(config, actor, machine),
         kept_rows=share if config.reuse_forward else 0,

@@ -134,6 +134,13 @@ def _counted(folder: Path, shape: Shape, *, scalar: bool) -> int | None:
     return body + (0 if shape.tied else embedding_weights(shape)) if whole == body + shape.embed else whole
 
 
+def step_count(rows: int | None, batch: int, *, passes: int = 1, most: int | None = None) -> int | None:
+    """Steps of `batch` rows in so many passes over the rows, `most` of them at most; None where nothing tells."""
+    if rows is None:
+        return most
+    return min(-(-rows // batch) * passes, most or rows * passes)
+
+
 def workload_of(
     roles: tuple[Role | None, ...],
     settings: RunSettings,

@@ -70,7 +70,7 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
         fit: bool,
         **flags: Any,
     ) -> int:
-        _refuse_elsewhere(flags, gpu_memory=gpu_memory, dry_run=dry_run)
+        _refuse_elsewhere(flags, dry_run, gpu_memory=gpu_memory, gpu_tflops=gpu_tflops, peak_share=peak_share)
         request = Request(given(flags), sets, recipe, overwrite, gpu_memory, gpu_tflops, fit)
         chosen, why = choose_recipe(request)
         if why:
@@ -78,12 +78,11 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
         request = replace(request, recipe=chosen)
 
         def plan_with(prepared: Mapping[str, Any] | None = None) -> Plan:
-            plan = make_plan(specs, request, evaluation_problems=evaluation_problems, prepared=prepared)
-            added = list(_fitting(plan)) if fit else []
-            if not added:
-                return plan
-            fitted = replace(request, sets=(*request.sets, *added))
-            return make_plan(specs, fitted, evaluation_problems=evaluation_problems, prepared=prepared)
+            asked = request
+            if fit:  # the first plan only says what does not fit
+                plan = make_plan(specs, request, evaluation_problems=evaluation_problems, prepared=prepared)
+                asked = replace(request, fit=False, sets=(*request.sets, *_fitting(plan)))
+            return make_plan(specs, asked, evaluation_problems=evaluation_problems, prepared=prepared)
 
         plan = plan_with()
         if dry_run:
@@ -101,14 +100,15 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
     return command
 
 
-def _refuse_elsewhere(flags: Mapping[str, Any], *, gpu_memory: float | None, dry_run: bool) -> None:
-    """A machine that is not this one can be planned for, and nothing else."""
-    if gpu_memory is None:
-        return
-    if not dry_run:
+def _refuse_elsewhere(flags: Mapping[str, Any], dry_run: bool, **asked: float | None) -> None:
+    """What only a plan answers; a machine that is not this one can be planned for, and nothing else."""
+    if asked["gpu_memory"] is not None and not dry_run:
         raise ConfigError("--gpu-memory describes a machine that is not this one; add --dry-run, or leave it out")
-    if flags.get("num_gpus") == 0:
+    if asked["gpu_memory"] is not None and flags.get("num_gpus") == 0:
         raise ConfigError("--gpu-memory describes GPUs, and --num-gpus 0 wants none; drop one of them")
+    idle = [f"--{name.replace('_', '-')}" for name, value in asked.items() if value is not None and not dry_run]
+    if idle:
+        raise ConfigError(*(f"{flag} is for the time in a plan: it has no effect without --dry-run" for flag in idle))
 
 
 def _fitting(plan: Plan) -> Iterator[str]:

@@ -81,7 +81,9 @@ class PipelineConfig(Config):
     force: bool | None = setting(
         None, "run although the memory is too small by the plan, or the reward model fails the gate", resumable=True
     )
-    price_per_gpu_hour: float | None = setting(None, "price for the cost column of the last table", gt=0)
+    price_per_gpu_hour: float | None = setting(
+        None, "price of a GPU for an hour, for the costs in the plan and in the last table", gt=0
+    )
 
     # training
     dtype: Dtype | None = setting(None, "number format of training; auto: bf16 on GPUs that compute in it, else fp32")

@@ -109,7 +109,7 @@ def make_plan(
         settings |= inputs.settings
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
         problems += [*wrong, *settings_problems(spec, config, machine)]
-        finished = not request.overwrite and not pending and _state(config, spec, problems)
+        finished = not request.overwrite and not pending and _state(config, spec, [] if request.fit else problems)
         models: Models = {}
         if not pending:
             models, wrong = inputs.look(trust_remote_code=config.trust_remote_code, facts=elsewhere)

@@ -22,7 +22,8 @@ _MODEL_FLAGS = ("actor_model", "reward_model", "sft_model", "data_path")
 @dataclass(frozen=True)
 class Request:
     """What the user typed. With `gpu_memory` (GB of each GPU) the plan is for a machine that is not this one, with GPUs
-    of `gpu_tflops`·10¹² operations a second; `fit` lets the plan change settings until each stage fits."""
+    of `gpu_tflops`·10¹² operations a second; `fit`: settings are still to be changed until each stage fits, so they may
+    differ from those of a run that the folder holds."""
 
     flags: Mapping[str, Any] = field(default_factory=dict)
     sets: Sequence[str] = ()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from rlhf import hardware
+from rlhf.files import claim_folder, write_yaml
 from rlhf.memory import cards
 from rlhf.pipeline import memory
 from tests.helpers import calls
@@ -117,6 +118,28 @@ def test_fit_leaves_what_was_typed() -> None:
     assert "lora_rank=64" in done.stdout
 
 
+def test_fit_continues_the_run_that_it_started(seven: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder's settings are those that --fit chose, LoRA among them, which no flag of the command names."""
+    with_gpus(monkeypatch, 1, 25.4)
+    monkeypatch.setattr("rlhf.pipeline.memory.main_memory", lambda: 32e9)  # too little to offload into
+    started: list[Any] = []
+
+    def started_with(plan: Any, **_: Any) -> int:
+        started.append(plan)
+        claim_folder(plan.pipeline.output_dir)
+        for stage in plan.stages:
+            claim_folder(stage.config.output_dir)
+            write_yaml(stage.config.output_dir / "config.yaml", stage.config.model_dump(mode="json"))
+        return 0
+
+    monkeypatch.setattr("rlhf.pipeline.run.run_pipeline", started_with)
+    for _ in range(2):
+        done = run(*seven, "--fit", "--stages", "1")
+        assert done.exit_code == 0, done.output
+    assert [stage.config.lora_rank for stage in started[0].stages] == [64]
+    assert [s.config for s in started[1].stages] == [s.config for s in started[0].stages]
+
+
 def test_a_model_that_no_change_makes_fit() -> None:
     done = run("--actor-model", "llama-3.1-70b", "--data-path", "org/rows", "--gpu-memory", "24", "--dry-run", "--fit")
     assert done.exit_code == 2
@@ -165,6 +188,7 @@ def test_on_a_cpu_a_plan_far_beyond_main_memory_warns(seven: list[str], monkeypa
             ["--gpu-memory", "80", "--num-gpus", "0", "--dry-run"],
             "--gpu-memory describes GPUs, and --num-gpus 0 wants none",
         ),
+        (["--peak-share", "0.4"], "--peak-share is for the time in a plan: it has no effect without --dry-run"),
         (["--gpu-memory", "0", "--dry-run"], "--gpu-memory"),
         (["--peak-share", "40", "--dry-run"], "--peak-share"),
     ],
