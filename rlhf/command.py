@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,11 +17,12 @@ from typing import Any, NoReturn
 
 import click
 
-from rlhf import process
+from rlhf import process, slurm
 from rlhf.console.text import clean
 from rlhf.errors import EXIT_FAILURE, EXIT_USER, Terminated, error_lines
 from rlhf.files import expand_user
 
+ECHO_SECONDS = 5.0  # in which a signal may come twice, from a scheduler and from what it started
 WIDEST_HELP = 110  # columns; a wider terminal does not make the lines of a help longer
 
 
@@ -45,6 +47,9 @@ class Command(click.Command):
 
     def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
         process.set_is_rank(self.is_rank)
+        if self.is_rank and not process.launched():
+            for name, value in slurm.rank_variables().items():
+                os.environ.setdefault(name, value)
         if not standalone_mode:
             return super().main(*args, standalone_mode=False, **kwargs)
         try:
@@ -123,10 +128,18 @@ def leave(code: int) -> NoReturn:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Inside, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread."""
+    """Inside, SIGTERM (and SIGHUP, unless it is ignored) raises `Terminated` in the main thread.
+
+    A repetition within `ECHO_SECONDS` does not count: schedulers signal every process, and what starts a process passes
+    the signal on as well.
+    """
+    raised: list[float] = []
 
     def handler(*_: object) -> None:
-        raise Terminated
+        now = time.monotonic()
+        if not raised or now - raised[0] > ECHO_SECONDS:
+            raised[:] = [now]
+            raise Terminated
 
     numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
     for number in numbers:

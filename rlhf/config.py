@@ -6,6 +6,8 @@ problems are reported at once, an unknown key with the nearest name. Imports no 
 
 from __future__ import annotations
 
+import math
+import os
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -300,3 +302,15 @@ def _as_saved(config_class: type[Config], name: str, value: Any) -> Any:
         return value
     config, problems = build_leniently(config_class, {name: value}, where="")
     return value if problems else config.model_dump(mode="json")[name]
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """The number of seconds in an environment variable. Raises ConfigError when it holds something else."""
+    text = os.environ.get(variable, "").strip()
+    try:
+        value = float(text) if text else default
+    except ValueError:
+        value = math.nan
+    if not value > 0:
+        raise ConfigError(f"{variable}={text} must be a number of seconds above 0")
+    return value

@@ -189,6 +189,22 @@ def file_problems(path: Path, *, flag: str) -> list[str]:
     return []
 
 
+def appears(path: Path, *, seconds: float) -> bool:
+    """Whether a path that another machine makes becomes visible within `seconds`.
+
+    A network file system remembers for a minute or more that a name was not there; listing the folder asks again.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)
+        if path.exists():
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+
+
 def claim_folder(folder: Path) -> None:
     """Make `folder` the folder of a run. Raises ConfigError when it cannot be one, or holds what no run wrote."""
     problems = folder_problems(folder)

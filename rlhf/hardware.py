@@ -8,9 +8,12 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from rlhf import nvml
 
 _CGROUP = Path("/sys/fs/cgroup")
 _AMD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
@@ -52,12 +55,23 @@ def accelerators() -> int:
     """GPUs that torch could use here: those that are visible, 0 when the installed torch is built without GPUs."""
     build = torch_build()
     if build == "cuda":
-        return len(visible(_nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+        return len(visible_indices())
     if build == "rocm":
         names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
         listed = next((os.environ[name] for name in names if name in os.environ), None)
         return len(visible(_amd_gpus(), listed))
     return 0
+
+
+def visible_indices() -> list[int]:
+    """The numbers, in the order of the bus, of the NVIDIA GPUs that are visible."""
+    uuids = [gpu.uuid for gpu in nvml.gpus()]
+    entries = visible(_nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
+    found = []
+    for entry in entries:
+        named = [index for index, uuid in enumerate(uuids) if uuid.startswith(entry)]
+        found.append(int(entry) if entry.isdigit() else named[0] if named else 0)
+    return found
 
 
 def idle_gpus() -> int:
@@ -66,8 +80,11 @@ def idle_gpus() -> int:
 
 
 def bf16_gpus() -> bool:
-    """Whether all GPUs multiply bf16 in hardware."""
-    return torch_build() == "rocm" or (accelerators() > 0 and min(_nvidia_capabilities()) >= _BF16_CAPABILITY)
+    """Whether all visible GPUs multiply bf16 in hardware."""
+    if torch_build() == "rocm":
+        return True
+    capabilities = _nvidia_capabilities()
+    return accelerators() > 0 and all(capabilities[index] >= _BF16_CAPABILITY for index in visible_indices())
 
 
 def cpu_has_bf16() -> bool:
@@ -89,10 +106,22 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def visible(count: int, listed: str | None) -> list[str]:
+def port_is_free(port: int) -> bool:
+    """Whether nobody listens on a TCP port of this machine."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except OSError:
+            return False
+    return True
+
+
+def visible(count: int, listed: str | None, uuids: Sequence[str] = ()) -> list[str]:
     """The devices that a `*_VISIBLE_DEVICES` value leaves of `count`: "2,0" → ["2", "0"], "" → [].
 
-    As in the driver, an entry that does not exist ends the list. Names (UUIDs) are taken as they are.
+    As in the driver, an entry that does not exist ends the list, a UUID may be cut short as long as it names one GPU,
+    and a process sees one MIG device at most. Without `uuids`, UUIDs are taken as they are.
     """
     if listed is None:
         return [str(index) for index in range(count)]
@@ -100,7 +129,11 @@ def visible(count: int, listed: str | None) -> list[str]:
     for entry in (part.strip() for part in listed.split(",")):
         if not entry or (re.fullmatch(r"-?\d+", entry) and not 0 <= int(entry) < count) or entry in found:
             break
+        if entry.startswith("GPU-") and uuids and sum(uuid.startswith(entry) for uuid in uuids) != 1:
+            break
         found.append(entry)
+        if entry.startswith("MIG-"):
+            break
     return found if count else []
 
 

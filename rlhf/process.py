@@ -39,6 +39,21 @@ def local_world_size() -> int:
     return local or world_size()
 
 
+def local_rank() -> int:
+    """The number of this rank on its node."""
+    return (_number("LOCAL_RANK") or 0) if launched() else 0
+
+
+def node_count() -> int:
+    """The number of nodes; 1 where the launcher does not say how many ranks a node has."""
+    return max(1, world_size() // local_world_size())
+
+
+def node() -> int:
+    """The number of this rank's node."""
+    return rank() // local_world_size()
+
+
 def launcher_problems() -> list[str]:
     """What a launcher's variables say that cannot be. A rank that believed it would wait for others for ever."""
     names = ("RANK", "WORLD_SIZE")

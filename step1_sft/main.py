@@ -72,7 +72,7 @@ def run(config: SFTConfig) -> StageResult:
             # 6 save
             stage.save(
                 score=-stage.state["after"] if evaluated else None,
-                skipped=not done.applied,
+                skipped=done.skipped,
                 rows=lambda kept=batches: kept_rows(kept),
             )
     before, after = stage.state["before"], stage.state["after"]

@@ -89,7 +89,7 @@ def run(config: RewardConfig) -> StageResult:
             # 6 save
             stage.save(
                 score=stage.state["figures"]["reward/accuracy"] if evaluated else None,
-                skipped=not done.applied,
+                skipped=done.skipped,
                 rows=lambda kept=batches: kept_rows(kept),
             )
     figures, (mean, std) = stage.state["figures"], stage.state["spread"]

@@ -101,7 +101,7 @@ class Roles:
 
     @property
     def skipped_steps(self) -> int:
-        """Optimiser steps of actor and critic that were not applied, since the run began."""
+        """Optimiser steps of actor and critic that were not finite, since the run began."""
         return self.actor.engine.steps_skipped + self.critic.engine.steps_skipped
 
 

@@ -142,6 +142,11 @@ class LeanForward:
         """Attention of prompts to themselves: [B, T, H, E], from query [B, H, T, E], key and value [B, K, T, E]."""
         if suits_products(query, key):
             return products(query, key, value, mask, self.scale)
+        grouped = self.group > 1
+        if grouped and mask is not None and query.is_cuda:
+            # with a mask and groups torch has no fused kernel for GPUs, and writes all scores in fp32
+            key, value = (x.repeat_interleave(self.group, dim=1) for x in (key, value))
+            grouped = False
         return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=self.group > 1
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         ).transpose(1, 2)

@@ -12,9 +12,10 @@ import click
 import rlhf
 from rlhf.command import Command
 from rlhf.config import given, groups_of, options
-from rlhf.console import say
+from rlhf.console import say, warn
 from rlhf.errors import EXIT_DONE, ConfigError
 from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.gpu_state import gpu_warnings
 from rlhf.pipeline.memory import fitting_sets, memory_problems, set_values, warn_of_main_memory
 from rlhf.pipeline.plan import Plan, make_plan
 from rlhf.pipeline.plan_text import continue_command, show_plan
@@ -85,6 +86,8 @@ def pipeline_command(name: str, specs: Sequence[StageSpec], *, help: str) -> cli
             return make_plan(specs, asked, evaluation_problems=evaluation_problems, prepared=prepared)
 
         plan = plan_with()
+        for line in gpu_warnings(plan.placement):
+            warn(line)
         if dry_run:
             show_plan(plan, peak_share=peak_share)
         if not plan.pipeline.force and (problems := memory_problems(plan)):

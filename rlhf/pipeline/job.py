@@ -10,7 +10,8 @@ from typing import Any
 
 from rlhf.console.replay import Replay
 from rlhf.errors import RLHFError
-from rlhf.pipeline.launch import Placement, RankFailed, launch
+from rlhf.pipeline.launch import launch
+from rlhf.pipeline.placed import Placement, RankFailed
 from rlhf.stages.result import LOG_NAME
 
 LAST_LINES = 50  # of a job's output that are kept for its result

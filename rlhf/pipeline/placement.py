@@ -1,45 +1,101 @@
-"""How many ranks run where: from the flags, the hostfile and what the machine has."""
+"""How many ranks run where: from the flags, the hostfile, Slurm and what the machines have."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from rlhf import hardware
+from rlhf import hardware, slurm
+from rlhf.pipeline import remote
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.launch import Placement
+from rlhf.pipeline.gpu_state import visibility_problems
+from rlhf.pipeline.placed import Placement
 
 
 def place(pipeline: PipelineConfig, *, described: bool = False) -> tuple[Placement, list[str]]:
-    """The placement of a run's ranks, and its problems on this machine; on one that is only `described` it has all the
-    GPUs that are asked for."""
-    visible = (pipeline.num_gpus or 1) if described else hardware.accelerators()
-    gpus = visible > 0 and pipeline.num_gpus != 0
+    """The placement of a run's ranks, and its problems on this machine and, by ssh, on those of the hostfile. On
+    machines that are only `described` they have all the GPUs that are asked for, and nothing is looked at."""
     hosts, problems = _hosts(pipeline.hostfile) if pipeline.hostfile else ({}, [])
-    nodes = pipeline.num_nodes or len(hosts) or 1
+    nodes, node_rank, master_addr = pipeline.num_nodes or len(hosts) or 1, pipeline.node_rank, pipeline.master_addr
     if hosts and nodes > len(hosts):
         problems.append(
             f"--num-nodes {nodes}: {pipeline.hostfile} lists {len(hosts)} hosts; add hosts or lower --num-nodes"
         )
+    if described:
+        ranks = pipeline.num_gpus or (min(hosts.values()) if hosts else 1)
+        gpus = pipeline.num_gpus != 0
+        return Placement(ranks=ranks, gpus=gpus, bf16=gpus, nodes=nodes), problems
+    step = slurm.step()
+    if step is not None and step.tasks > 1:
+        if step.tasks != step.nodes:
+            problems.append(
+                f"srun has started {step.tasks} copies of train.py on {step.nodes} nodes; start one on each, which "
+                "starts the node's ranks: srun --ntasks-per-node=1 --gpus-per-node=8 python train.py …"
+            )
+        elif nodes == 1:
+            nodes, node_rank, master_addr = step.nodes, step.node, step.first_host
+    if nodes > 1 and node_rank is None and hosts and not problems:
+        return _by_ssh(pipeline, list(hosts)[:nodes], list(hosts.values())[:nodes])
+    visible = hardware.accelerators()
+    gpus = visible > 0 and pipeline.num_gpus != 0
     ranks = pipeline.num_gpus or (min(hosts.values()) if hosts else visible if gpus else 1)
-    by_ssh = nodes > 1 and pipeline.node_rank is None
-    if by_ssh and pipeline.hostfile and not described and not (shutil.which("pdsh") and shutil.which("ssh")):
+    problems += _too_many(ranks, visible, gpus)
+    problems += visibility_problems() if pipeline.num_gpus != 0 else []
+    if nodes > 1 and node_rank == 0 and not hardware.port_is_free(pipeline.master_port):
         problems.append(
-            "--hostfile without --node-rank starts the other machines through pdsh and ssh, which are not installed "
-            "here; install them, or start train.py on each machine with --node-rank and --master-addr"
+            f"--master-port {pipeline.master_port} is in use on this machine; give another one on all nodes"
         )
-    if not by_ssh:
-        problems += _too_many(ranks, visible, gpus)
     placement = Placement(
         ranks=ranks,
         gpus=gpus,
+        bf16=gpus and hardware.bf16_gpus(),
         nodes=nodes,
-        node_rank=pipeline.node_rank if nodes > 1 else None,
-        hostfile=pipeline.hostfile if nodes > 1 else None,
-        master_addr=(pipeline.master_addr or "") if nodes > 1 else "",
+        node_rank=node_rank if nodes > 1 else None,
+        master_addr=(master_addr or "") if nodes > 1 else "",
         master_port=pipeline.master_port,
     )
     return placement, problems
+
+
+def _by_ssh(pipeline: PipelineConfig, hosts: list[str], slots: list[int]) -> tuple[Placement, list[str]]:
+    """The placement on hosts that are reached by ssh. This machine may have no GPU: what counts is what they have."""
+    ranks = pipeline.num_gpus or min(slots)
+    if not shutil.which("ssh"):
+        wrong = (
+            "--hostfile without --node-rank starts the other machines by ssh, which is not installed here; install it, "
+            "or start train.py on each machine with --node-rank and --master-addr"
+        )
+        return Placement(ranks=ranks, nodes=len(hosts), hosts=tuple(hosts)), [wrong]
+    found, wrong = remote.ask(tuple(hosts), pipeline.master_port)
+    gpus = pipeline.num_gpus != 0 and any(each["gpus"] for each in found.values())
+    for host, each in found.items():
+        if each["problems"]:
+            wrong += [f"{host}: {problem}" for problem in each["problems"]]
+        elif gpus and ranks > each["gpus"]:
+            wrong.append(f"{host} has {each['gpus']} GPUs for {ranks} ranks; correct its slots, or lower --num-gpus")
+        elif not gpus and ranks > each["cores"]:
+            wrong.append(f"{host} has no GPU that can be used, and {each['cores']} cores for {ranks} ranks")
+    placement = Placement(
+        ranks=ranks,
+        gpus=gpus,
+        bf16=gpus and all(each["bf16"] for each in found.values()),
+        nodes=len(hosts),
+        hostfile=pipeline.hostfile,
+        hosts=tuple(hosts),
+        master_addr=pipeline.master_addr or _first_address(hosts, found),
+        master_port=pipeline.master_port,
+    )
+    return placement, [f"--hostfile {pipeline.hostfile}: {problem}" for problem in wrong]
+
+
+def _first_address(hosts: list[str], found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The address of the first host: that to which ssh connects, or if it is this machine, from which ssh came to the
+    others. Names may be known to ssh alone."""
+    caller = next((found[host]["caller"] for host in hosts[1:] if host in found), "")
+    own = remote.is_here(hosts[0])
+    return (caller if own else found.get(hosts[0], {}).get("address", "")) or hosts[0]
 
 
 def placement_text(placement: Placement) -> str:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rlhf import hardware
 from rlhf.config import build_leniently, flag_of, must_be_alike, parse_sets
 from rlhf.errors import ConfigError, UserError
 from rlhf.files import folder_problems
 from rlhf.hardware import Machine
 from rlhf.memory.cards import Card, described, this_card
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.launch import Placement
+from rlhf.pipeline.placed import Placement
 from rlhf.pipeline.placement import place
 from rlhf.pipeline.preparation import prepared_before
 from rlhf.pipeline.recipes import Request, module_problems, read_recipe
@@ -133,11 +132,14 @@ def make_plan(
 
 
 def machine_of(placement: Placement, *, described: bool = False) -> Machine:
-    """The hardware of a run: the ranks of its placement on GPUs or CPUs. GPUs of a machine that is only `described` are
-    taken to compute in bf16."""
-    gpus = placement.gpus
-    bf16 = gpus and (described or hardware.bf16_gpus())
-    return Machine(ranks=placement.ranks, nodes=placement.nodes, gpus=gpus, bf16=bf16, described=described)
+    """The hardware of a run, where its placement says."""
+    return Machine(
+        ranks=placement.ranks,
+        nodes=placement.nodes,
+        gpus=placement.gpus,
+        bf16=placement.bf16,
+        described=described,
+    )
 
 
 def _card(request: Request) -> Card | None:

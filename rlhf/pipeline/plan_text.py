@@ -57,9 +57,9 @@ def _show_stage(plan: Plan, stage: StagePlan) -> None:
     gpus = plan.machine.gpus
     dtype = resolve_dtype(config.dtype, gpus=gpus, bf16=plan.machine.bf16)
     say(f"    dtype: {dtype}, {_zero(config, gpus=gpus)}")
-    words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)], plan.placement)
-    times = f"{plan.placement.ranks} × " if plan.placement.nodes == 1 and plan.placement.ranks > 1 else ""
-    say(f"    {times}{shown(words)}")
+    ranks = plan.placement.world_size
+    words = command(stage.spec.package, ["--config", str(folder / CONFIG_NAME)])
+    say(f"    {f'{ranks} × ' if ranks > 1 else ''}{shown(words)}")
 
 
 def _zero(config: RunSettings, *, gpus: bool) -> str:

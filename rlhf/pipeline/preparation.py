@@ -14,7 +14,7 @@ from rlhf.errors import ConfigError
 from rlhf.files import claim_folder, write_json
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.job import as_flags, run_job
-from rlhf.pipeline.launch import Placement
+from rlhf.pipeline.placed import Placement
 from rlhf.stages.result import DONE_NAME
 
 FOLDER = "prepare"

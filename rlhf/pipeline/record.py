@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import subprocess
 from pathlib import Path
 from typing import Any
 
-import rlhf
 from rlhf.config import read_yaml
 from rlhf.files import write_yaml
-from rlhf.pipeline.launch import ROOT
+from rlhf.pipeline.placed import ROOT
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan
 from rlhf.pipeline.recipes import PIPELINE_NAME
 from rlhf.stages.result import DATA_NAME
-
-_PACKAGES = ("torch", "deepspeed", "transformers", "peft", "accelerate", "datasets", "tokenizers", "safetensors")
+from rlhf.versions import versions
 
 
 def record_run(plan: Plan, *, command: str) -> None:
@@ -38,7 +34,7 @@ def record_run(plan: Plan, *, command: str) -> None:
         "recipe": plan.recipe,
         "command": command,
         "ranks": placement_text(plan.placement),
-        "versions": _versions(),
+        "versions": versions(),
         "git": _git_revision(),
         "data": old.get("run", {}).get("data", {}),
     }
@@ -51,16 +47,6 @@ def record_data(output: Path, package: str, folder: Path) -> None:
         record = read_yaml(output / PIPELINE_NAME)
         record["run"]["data"][package] = read_yaml(folder / DATA_NAME)
         write_yaml(output / PIPELINE_NAME, record)
-
-
-def _versions() -> dict[str, str]:
-    found = {"rlhf-pipeline": rlhf.__version__, "python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _git_revision() -> str | None:

@@ -6,9 +6,9 @@ Imports no torch.
 
 from __future__ import annotations
 
+import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +17,19 @@ from typing import Any
 from rlhf.console import say
 from rlhf.console.text import clean, duration
 from rlhf.errors import EXIT_DONE, ConfigError, Terminated, error_lines
-from rlhf.files import claim_folder, empty_folder, lock_folder, release_folder, write_yaml
+from rlhf.files import appears, claim_folder, empty_folder, lock_folder, release_folder, write_yaml
 from rlhf.pipeline import preparation
 from rlhf.pipeline.closing import close_run
 from rlhf.pipeline.evaluation import EVALUATION_NAME
 from rlhf.pipeline.job import JobFailed, run_job
-from rlhf.pipeline.launch import RankFailed
+from rlhf.pipeline.placed import RankFailed
 from rlhf.pipeline.placement import placement_text
 from rlhf.pipeline.plan import Plan, StagePlan
 from rlhf.pipeline.recipes import PIPELINE_NAME
 from rlhf.pipeline.record import record_data, record_run
 from rlhf.stages.result import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
 
-_MARKER_SECONDS = 60.0  # for the first node's completion marker to reach the others
+_MARKER_SECONDS = 600.0  # for the first node's completion marker to reach the others
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,6 @@ def _run_stage(run: Run, index: int) -> StageResult:
             _await(folder, minutes=10)
             config, log_name = Path(own) / CONFIG_NAME, f"log.node{placement.node_rank}.txt"
         write_yaml(config, stage.config.model_dump(mode="json"))
-        if placement.nodes > 1 and placement.hostfile is None:  # the launcher tells nodes apart by their names
-            hosts = Path(own) / "hostfile"
-            hosts.write_text("".join(f"node-{i} slots={placement.ranks}\n" for i in range(placement.nodes)))
-            placement = replace(placement, hostfile=hosts)
         run_job(package, folder, package, ["--config", str(config)], placement, log_name)
     if not placement.first:
         _await(folder / DONE_NAME, minutes=_MARKER_SECONDS / 60)
@@ -137,11 +133,11 @@ def _start_of(stage: StagePlan) -> str:
 
 
 def _await(path: Path, *, minutes: float) -> None:
-    deadline = time.monotonic() + 60 * minutes
-    while not path.exists():
-        if time.monotonic() > deadline:
-            raise ConfigError(f"{path} did not appear: the nodes must share the output folder, and node 0 must run")
-        time.sleep(0.2)
+    if not appears(path, seconds=60 * minutes):
+        raise ConfigError(
+            f"{socket.gethostname()} has seen no {path} for {minutes:.0f} minutes: all nodes must share the output "
+            "folder, and node 0 must run"
+        )
 
 
 def _error(text: str) -> None:

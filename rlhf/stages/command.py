@@ -26,7 +26,7 @@ from rlhf.command import Command, UserPath, leave_through
 from rlhf.config import build, given, groups_of, options, read_yaml
 from rlhf.console import say, warn
 from rlhf.console.text import duration
-from rlhf.errors import EXIT_DONE, ConfigError, UserError
+from rlhf.errors import EXIT_DONE, ConfigError, TrainingError, UserError
 from rlhf.files import write_json
 from rlhf.stage_config import RunSettings
 from rlhf.stages.folder import open_folder
@@ -47,11 +47,8 @@ def stage_command(spec: StageSpec) -> click.Command:
     @options(spec.config_class)
     @click.option("--config", type=UserPath(), help="YAML file of settings; flags take precedence")
     @click.option("--overwrite", is_flag=True, help="new start in an output folder that already holds a run")
-    @click.option("--events", is_flag=True, hidden=True)  # RLHF_EVENTS=1 where a launcher does not pass it on
     @click.option("--local_rank", "--local-rank", type=int, hidden=True)  # launchers add it; LOCAL_RANK is what counts
-    def command(config: Path | None, overwrite: bool, events: bool, local_rank: int | None, **flags: Any) -> int:
-        if events:
-            os.environ["RLHF_EVENTS"] = "1"
+    def command(config: Path | None, overwrite: bool, local_rank: int | None, **flags: Any) -> int:
         _die_with_owner()
         if wrong := process.launcher_problems():
             raise ConfigError(*wrong)
@@ -80,12 +77,14 @@ def _run(spec: StageSpec, config: RunSettings) -> None:
     try:
         run: Callable[[Any], StageResult] = importlib.import_module(f"{spec.package}.main").run
         if spec.process_group:
-            _join(config.seed)
+            _join(config)
             _warn_of_slow_dtype(config.dtype)
+            _fetch_models(spec, config)
         result = run(config)
         if spec.process_group:
             importlib.import_module("rlhf.training.distributed").barrier()  # every rank has finished
     except BaseException as error:
+        _say_which_node(error)
         if process.is_main():
             _note_spent(config.output_dir, before + time.monotonic() - began)
         if not process.sends_events() and not isinstance(error, UserError):
@@ -94,6 +93,15 @@ def _run(spec: StageSpec, config: RunSettings) -> None:
         raise
     if process.is_main():
         _finish(config.output_dir, spec.package, result, seconds=before + time.monotonic() - began)
+
+
+def _say_which_node(error: BaseException) -> None:
+    """Raise TrainingError when the error comes from a node that is lost."""
+    if isinstance(error, RuntimeError) and process.node_count() > 1:
+        from rlhf.training.nodes import lost_node
+
+        if line := lost_node(error):
+            raise TrainingError(line) from error
 
 
 def _spent_before(folder: Path) -> float:
@@ -109,16 +117,29 @@ def _note_spent(folder: Path, seconds: float) -> None:
         write_json(folder / SPENT_NAME, {"seconds": round(seconds, 3)})
 
 
-def _join(seed: int) -> None:
-    """Join the process group. The process then ends by the group's shutdown: the interpreter's own exit can abort."""
+def _join(config: RunSettings) -> None:
+    """Join the process group, and see that its nodes are alike and stay. The process then ends by the group's shutdown:
+    the interpreter's own exit can abort."""
     import torch.distributed
 
-    from rlhf.training import cpu, distributed
+    from rlhf.training import cpu, distributed, nodes
 
     if not torch.distributed.is_initialized():
         leave_through(distributed.shutdown)
         cpu.tune()
-    distributed.init(seed)
+    distributed.init(config.seed)
+    nodes.watch_nodes()
+    nodes.check_nodes(config.output_dir)
+
+
+def _fetch_models(spec: StageSpec, config: RunSettings) -> None:
+    """On each node one rank downloads the models that are not there yet; the others wait for it, however long."""
+    from rlhf.models.fetching import fetch
+
+    if process.local_rank() == 0:
+        for name in dict.fromkeys(str(getattr(config, each.setting)) for each in spec.inputs):
+            fetch(name)
+    importlib.import_module("rlhf.training.distributed").barrier()
 
 
 def _warn_of_slow_dtype(dtype: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
+import socket
 import sys
 import warnings
 from datetime import timedelta
@@ -14,9 +15,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from rlhf import hardware, process
+from rlhf import hardware, nvml, process
+from rlhf.config import seconds_of
 from rlhf.errors import ConfigError
-from rlhf.training.zero_internals import turn_off_shared_memory_reduce
+from rlhf.training.network import choose_interface
+from rlhf.training.zero_internals import measure_memory_without_driver, turn_off_shared_memory_reduce
 
 # How long a rank waits where another may be reading or writing files alone: a model, a checkpoint, a data cache.
 PATIENCE = timedelta(hours=24)
@@ -24,16 +27,19 @@ PATIENCE = timedelta(hours=24)
 # Over gloo, also on GPUs, where a watchdog would end a rank that waits for files.
 _patient: dist.ProcessGroup | None = None
 
+# Whether the GPUs of all ranks multiply bf16: a rank on another card must not choose another dtype than the rest.
+_bf16_everywhere: bool | None = None
+
 
 def timeout() -> timedelta:
     """How long a rank waits in a collective of tensors, in which all ranks take part at once, before it ends with an
     error. The launcher does not wait: it sees a dead rank."""
-    return timedelta(seconds=float(os.environ.get("RLHF_TIMEOUT_SECONDS") or 1800))
+    return timedelta(seconds=seconds_of("RLHF_TIMEOUT_SECONDS", 1800))
 
 
 def init(seed: int = 0) -> None:
     """Join the process group and seed this rank. A process that no launcher started becomes rank 0 of 1."""
-    global _patient
+    global _patient, _bf16_everywhere
     process.set_is_rank(True)
     if not dist.is_initialized():
         if not process.launched():  # what is left over from another launcher would make it wait for others
@@ -46,13 +52,20 @@ def init(seed: int = 0) -> None:
             _refuse_unusable_gpus()
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+        choose_interface()
         import deepspeed
 
         turn_off_shared_memory_reduce()
+        measure_memory_without_driver()
         # a scheduler may show each rank its own GPU alone
+        _refuse_shared_gpus()
         accelerator().set_device(int(os.environ["LOCAL_RANK"]) % max(1, accelerator().device_count()))
-        deepspeed.init_distributed(verbose=False, timeout=timeout())
+        try:
+            deepspeed.init_distributed(verbose=False, timeout=timeout())
+        except dist.DistError as error:
+            raise _not_met(error) from error
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None  # type: ignore[assignment]
+        _bf16_everywhere = not max_over_ranks(not gpu_has_bf16()) if on_gpu() else None
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads:
         torch.set_num_threads(int(threads))
@@ -72,6 +85,26 @@ def _refuse_unusable_gpus() -> None:
     raise ConfigError(
         f"{hardware.accelerators()} GPU(s) are visible, but torch {torch.__version__} cannot use them: {reason}; "
         "install a driver or a torch that fit, or set CUDA_VISIBLE_DEVICES= to compute on the CPU"
+    )
+
+
+def _refuse_shared_gpus() -> None:
+    """Raise ConfigError when two ranks would get the same GPU, which NCCL does not allow."""
+    ranks, gpus = process.local_world_size(), accelerator().device_count()
+    # where each rank sees one GPU alone, it may be another for each
+    if on_gpu() and ranks > gpus and (gpus > 1 or len(nvml.gpus()) == 1):
+        raise ConfigError(f"{ranks} ranks were started on this machine, which shows {gpus} GPUs; start {gpus} at most")
+
+
+def _not_met(error: Exception) -> ConfigError:
+    """The error of a rank that has not met the others, as the user sees it."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    text = str(error).strip().splitlines()[0]
+    if "EADDRINUSE" in text or "address already in use" in text.lower():
+        return ConfigError(f"port {port} of this machine is in use; give all nodes another --master-port (MASTER_PORT)")
+    return ConfigError(
+        f"rank {process.rank()} of {process.world_size()}, on {socket.gethostname()}, has not met the others at "
+        f"{address}:{port} ({text}); start the same command on every node, and open the port between them"
     )
 
 
@@ -131,7 +164,9 @@ def free_memory() -> int:
 
 
 def gpu_has_bf16() -> bool:
-    """Whether this process computes on a GPU that multiplies bf16 in hardware."""
+    """Whether this process, and every other rank, computes on a GPU that multiplies bf16 in hardware."""
+    if _bf16_everywhere is not None:
+        return _bf16_everywhere
     if accelerator().device_name() == "cuda":  # DeepSpeed also counts GPUs that only emulate it
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return on_gpu() and bool(accelerator().is_bf16_supported())

@@ -32,11 +32,17 @@ REDUCE_BUCKET = 200_000_000
 @dataclass(frozen=True)
 class Step:
     """What became of an optimiser step: whether it was applied, the norm of the gradient before clipping, and the
-    learning rate."""
+    learning rate. `rescaled`: it was not applied, but what overflowed was fp16's loss scale, which is lower now."""
 
     applied: bool
     grad_norm: float
     learning_rate: float
+    rescaled: bool = False
+
+    @property
+    def skipped(self) -> bool:
+        """Whether something was not finite, whatever the loss scale."""
+        return not self.applied and not self.rescaled
 
 
 def train_config(
@@ -121,8 +127,8 @@ def learning_rate_at(step: int, *, peak: float, total: int, warmup_ratio: float,
 class TrainEngine:
     """A model in training: a DeepSpeed engine with a learning rate schedule of our own. Call it like the model.
 
-    `steps_done` counts optimiser steps that were applied, `steps_skipped` those that were not. `total_steps` is the
-    length of the schedule, `learning_rate` its peak. `dtype` is that of the model's weights. `where` names the engine
+    `steps_done` counts optimiser steps that were applied, `steps_skipped` those that were not finite. `total_steps` is
+    the length of the schedule, `learning_rate` its peak. `dtype` is that of the weights. `where` names the engine
     in errors ("step3_ppo (actor)"). Raises ConfigError for settings that do not go together.
     """
 
@@ -198,13 +204,16 @@ class TrainEngine:
         self._norm = None
         if self._returns_freed:
             cpu.return_freed()
+        scale = zero_internals.current_loss_scale(self._engine)
         self._engine.step()
         norm = self._norm if self._guarded else self._engine.get_global_grad_norm()
         norm = float("nan") if norm is None else float(norm)
         applied = math.isfinite(norm) and bool(self._engine.was_step_applied())
+        rescaled = not applied and zero_internals.current_loss_scale(self._engine) < scale
+        step = Step(applied, norm, rate, rescaled)
         self.steps_done += applied
-        self.steps_skipped += not applied
-        return Step(applied, norm, rate)
+        self.steps_skipped += step.skipped
+        return step
 
     def skip_step(self) -> None:
         """Count a step that the caller did not take, because what it would learn from is not finite."""

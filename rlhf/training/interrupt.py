@@ -4,10 +4,13 @@ checkpoint and end."""
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rlhf import process
+from rlhf.command import ECHO_SECONDS
 from rlhf.errors import Terminated
 from rlhf.training import distributed
 
@@ -15,16 +18,20 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupts:
-    """Remembers the first signal. A second one ends the process at once, without a checkpoint."""
+    """Remembers the first signal. A second one ends the process at once, without a checkpoint; for a rank of several, a
+    repetition within `ECHO_SECONDS` is not a second one: srun and torchrun pass on what the rank itself has got."""
 
     def __init__(self) -> None:
         self.received = 0
+        self._at = 0.0
 
     def note(self, number: int, frame: FrameType | None) -> None:
         """The handler of the signals."""
-        if self.received:
+        now = time.monotonic()
+        if not self.received:
+            self.received, self._at = number, now
+        elif not process.launched() or now - self._at > ECHO_SECONDS:
             self.end(number)
-        self.received = number
 
     def agreed(self) -> int:
         """The signal that any rank has received, 0 for none; the same on every rank. All ranks call it."""

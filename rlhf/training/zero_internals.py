@@ -21,6 +21,8 @@ On DeepSpeed's optimiser (`engine.optimizer`):
     micro_step_id                    ZeRO 1 and 2: the number of backwards since the last step, less one
 In `deepspeed.ops`:
     __compatible_ops__               which compiled operators DeepSpeed believes it can build, by name
+In `deepspeed.accelerator.cuda_accelerator`:
+    pynvml                           the driver's library, if it is installed; without it, torch tells the free memory
 
 `engine` is DeepSpeed's engine in all functions here; `TrainEngine` has a method for whatever others need of it.
 """
@@ -141,6 +143,11 @@ def loss_scale(engine: Any) -> dict[str, Any]:
     return {} if scaler is None else {k: v for k, v in vars(scaler).items() if isinstance(v, (int, float))}
 
 
+def current_loss_scale(engine: Any) -> float:
+    """By how much the loss is multiplied now; 1 where there is no scaler."""
+    return float(loss_scale(engine).get("cur_scale", 1.0))
+
+
 def set_loss_scale(engine: Any, numbers: Mapping[str, Any]) -> None:
     """Put back what `loss_scale` gave. Another ZeRO stage may have another scaler, or none; a number that it does not
     know is left out."""
@@ -159,3 +166,11 @@ def turn_off_shared_memory_reduce() -> None:
     import deepspeed.ops
 
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def measure_memory_without_driver() -> None:
+    """Let DeepSpeed ask torch for free memory, not the driver: to find a GPU in the driver's list it reads
+    CUDA_VISIBLE_DEVICES as numbers, and UUIDs, of MIG devices too, end the process."""
+    from deepspeed.accelerator import cuda_accelerator
+
+    cuda_accelerator.pynvml = None

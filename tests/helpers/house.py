@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"console", "training"},
     "generation": {"console", "training", "models"},
     "memory": {"models.names"},
-    "stages": {"console", "memory", "models.names", "training"},
+    "stages": {"console", "memory", "models.names", "models.fetching", "training"},
     "chat": {"console", "models", "generation", "training"},
     "evaluate": {"console", "models", "generation", "training"},
     "report": {"console", "stages", "evaluate"},
@@ -53,11 +53,12 @@ STAGE_NAMES = re.compile(r"\bstep[0-9]_\w+")
 
 # What answers --help and checks settings: these must be importable without the seconds that torch takes.
 TORCH_FREE = {
-    "rlhf": "process command config console errors files hardware json_lines metrics rendering stage_config template "
-    "memory.phases memory.effort memory.ladder memory.cards memory.known "
-    "stages.command stages.problems stages.spec models.names models.families models.weights pipeline.command "
-    "pipeline.run pipeline.placement "
-    "pipeline.plan pipeline.launch pipeline.memory report.page report.charts chat.__main__ chat.session chat.screen "
+    "rlhf": "process command config console errors files hardware json_lines metrics nvml rendering slurm stage_config "
+    "template versions memory.phases memory.effort memory.ladder memory.cards memory.known "
+    "stages.command stages.problems stages.spec models.names models.families models.weights models.fetching "
+    "pipeline.command pipeline.run pipeline.placement "
+    "pipeline.plan pipeline.launch pipeline.node pipeline.memory report.page report.charts chat.__main__ chat.session "
+    "chat.screen "
     "chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges evaluate.comparison "
     "generation.speaker generation.streaming",
     "data": "adapters blend config contents example hub preflight readers sources",

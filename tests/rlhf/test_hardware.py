@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rlhf import hardware
+from rlhf import hardware, nvml
 from rlhf.errors import error_lines
 from rlhf.hardware import visible
 from rlhf.pipeline.config import PipelineConfig
@@ -31,6 +31,35 @@ from step3_ppo.config import PPOConfig
 )
 def test_visible_devices(listed: str | None, expected: list[str]) -> None:
     assert visible(4, listed) == expected
+
+
+UUIDS = ("GPU-aa10", "GPU-aa20", "GPU-bb30", "GPU-cc40")
+
+
+@pytest.mark.parametrize(
+    "listed, expected",
+    [
+        ("GPU-bb30,GPU-aa10", ["GPU-bb30", "GPU-aa10"]),
+        ("GPU-bb", ["GPU-bb"]),
+        ("GPU-aa,GPU-bb", []),  # names two
+        ("GPU-bb30,GPU-dd50,GPU-aa10", ["GPU-bb30"]),
+        ("MIG-9f,MIG-8e", ["MIG-9f"]),  # a process sees one, and NCCL joins no two of a GPU
+    ],
+)
+def test_visible_devices_by_uuid(listed: str, expected: list[str]) -> None:
+    """Every UUID counted as a GPU, whether it existed or not."""
+    assert visible(4, listed, UUIDS) == expected
+
+
+def test_only_visible_gpus_say_whether_there_is_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old card that nobody uses made a run fp32."""
+    found = [nvml.Gpu(index, uuid, "card", 0, {}) for index, uuid in enumerate(UUIDS[:2])]
+    monkeypatch.setattr(nvml, "gpus", lambda: found)
+    monkeypatch.setattr(hardware, "torch_build", lambda: "cuda")
+    monkeypatch.setattr(hardware, "_nvidia_capabilities", lambda: [(7, 0), (8, 0)])
+    for listed, gpus, bf16 in (("0,1", 2, False), ("1", 1, True), ("GPU-aa20", 1, True), ("GPU-aa10", 1, False)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+        assert (hardware.accelerators(), hardware.bf16_gpus()) == (gpus, bf16)
 
 
 def test_no_device_is_visible_where_none_is() -> None:
@@ -104,25 +133,6 @@ def test_more_ranks_than_the_machine_holds(monkeypatch: pytest.MonkeyPatch) -> N
     (problem,) = place(PipelineConfig(num_gpus=8))[1]
     assert "there are 8 GPUs, but the installed torch is built without GPU support" in problem
     assert "use --num-gpus 4 or less" in problem
-
-
-def test_a_hostfile_says_the_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _machine(monkeypatch, gpus=4, cores=16)
-    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    path = tmp_path / "hosts"
-    path.write_text("node-a slots=4\nnode-b slots=4  # the second\n\n")
-    placement, problems = place(PipelineConfig(hostfile=path))
-    assert problems == []
-    assert (placement.nodes, placement.ranks, placement.world_size, placement.first) == (2, 4, 8, True)
-    path.write_text("node-a slots=4\nnode-a slots=4\nnode-b\n")
-    assert [p.partition(", ")[2] for p in place(PipelineConfig(hostfile=path))[1]] == [
-        "line 2: node-a is listed twice",
-        "line 3: write it as 'host slots=8', not 'node-b'",
-    ]
-    assert "cannot be read" in place(PipelineConfig(hostfile=tmp_path / "none"))[1][0]
-    monkeypatch.setattr("shutil.which", lambda name: None)
-    path.write_text("node-a slots=4\nnode-b slots=4\n")
-    assert "pdsh and ssh, which are not installed" in place(PipelineConfig(hostfile=path))[1][0]
 
 
 # --- dtype, optimiser and ZeRO ---------------------------------------------------------------------------------------

@@ -205,10 +205,10 @@ def test_a_rank_behind_a_launcher_watches_the_process_that_wants_it(name: str, t
         rank.kill()
 
 
-def test_a_rank_that_ignores_the_signal_is_killed_after_a_grace(
+def test_a_rank_that_ignores_the_signal_is_killed_after_the_grace_that_was_given(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launching, "GRACE_SECONDS", 0.5)
+    monkeypatch.setenv("RLHF_GRACE_SECONDS", "0.5")
     started = tmp_path / "started"
     do = (
         "signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -230,15 +230,53 @@ def test_a_rank_that_ignores_the_signal_is_killed_after_a_grace(
     assert gone([int(started.read_text())])
 
 
-def test_commands_as_one_would_type_them(tmp_path: Path) -> None:
-    assert shown(command("step1_sft", ["--config", "a b.yaml"], Placement(ranks=8))) == (
-        "python -m step1_sft --config 'a b.yaml'"
+def _rank_that_counts(folder: Path, *, seconds: float) -> str:
+    """Code of a rank that notes signals, as one does in a step, and ends by itself after some time."""
+    return (
+        "got = []\n"
+        "for number in (signal.SIGTERM, signal.SIGINT):\n"
+        "    signal.signal(number, lambda number, frame, got=got: got.append(number))\n"
+        f"(Path({str(folder)!r}) / f'{{rank}}.started').write_text('')\n"
+        f"end = time.monotonic() + {seconds}\n"
+        "while time.monotonic() < end or not got: time.sleep(0.05)\n"
+        f"(Path({str(folder)!r}) / f'{{rank}}.got').write_text(str(len(got)))\n"
+        "os._exit(143)"
     )
-    each = Placement(ranks=8, gpus=True, nodes=2, node_rank=1, hostfile=Path("hosts"), master_addr="10.0.0.1")
-    assert shown(command("step1_sft", ["--config", "c.yaml"], each)) == (
-        "python -m deepspeed.launcher.runner --num_nodes 2 --num_gpus 8 --master_port 29500 --hostfile hosts "
-        "--master_addr 10.0.0.1 --no_ssh --node_rank 1 --no_local_rank --quiet --module step1_sft --events "
-        "--config c.yaml"
-    )
-    by_ssh = Placement(ranks=8, gpus=True, nodes=2, hostfile=Path("hosts"))
-    assert "--no_ssh" not in command("step1_sft", [], by_ssh)
+
+
+def test_a_signal_reaches_each_rank_once_and_ranks_may_take_their_time(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks had 120 s, in which a large model writes no checkpoint. A signal to a rank's group was passed on once more
+    by a launcher in it, so that a rank got two, and ended without a checkpoint."""
+    monkeypatch.delenv("RLHF_GRACE_SECONDS", raising=False)
+
+    def stop() -> None:
+        for rank in range(2):
+            while not (tmp_path / f"{rank}.started").exists():
+                time.sleep(0.02)
+        raise Terminated
+
+    words = ["--output-dir", str(tmp_path / "out"), "--do", _rank_that_counts(tmp_path, seconds=3.0)]
+    with pytest.raises(Terminated):
+        launch(name, words, Placement(ranks=2), line=lambda text: None, started=stop)
+    assert [(tmp_path / f"{rank}.got").read_text() for rank in range(2)] == ["1", "1"]
+
+
+def test_when_ranks_end_as_a_signal_asks_the_run_does_too(name: str, tmp_path: Path) -> None:
+    """The signal may have come to a rank of another node. It was reported as a failure that gave no reason."""
+    with pytest.raises(Terminated):
+        run(name, tmp_path, "--do", "os._exit(143)")
+    with pytest.raises(KeyboardInterrupt):
+        run(name, tmp_path / "again", "--do", "os._exit(130)")
+
+
+def test_commands_as_one_would_type_them() -> None:
+    assert shown(command("step1_sft", ["--config", "a b.yaml"])) == "python -m step1_sft --config 'a b.yaml'"
+
+
+def test_a_node_s_ranks_get_their_numbers_over_all_nodes() -> None:
+    second = Placement(ranks=4, nodes=2, node_rank=1, master_addr="10.0.0.1", master_port=29501)
+    found = environment(second, rank=3, port=second.master_port)
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [found[name] for name in names] == ["7", "3", "8", "4", "10.0.0.1", "29501"]

@@ -13,7 +13,7 @@ from rlhf.errors import ConfigError
 from rlhf.models.causal_model import CausalModel
 from rlhf.models.lora import attach
 from rlhf.stage_config import LoraSettings
-from rlhf.training import distributed
+from rlhf.training import distributed, zero_internals
 from rlhf.training.engine import enable_activation_checkpointing, learning_rate_at, train_config
 from tests.helpers import engines
 from tests.helpers.tiny import tiny_lm
@@ -165,6 +165,18 @@ def test_a_gradient_that_is_not_a_number_changes_nothing(zero_stage: int, expect
     # and nothing of it is left for the steps that follow: neither in gradients, nor in the optimiser, nor in the rate
     assert engines.steps(train, 4) == pytest.approx(expected[1], rel=1e-5)
     assert engines.furthest(engines.weights(train), expected[0]) < TOLERANCE
+
+
+def test_a_loss_scale_that_was_too_high_is_no_bad_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp16 the first steps find the loss scale. Each was reported as a bad batch, and ten of them ended the run."""
+    train = engines.engine(0)
+    scales = iter([4096.0, 2048.0, 1.0, 1.0])  # before and after each of two steps: it falls, it cannot fall
+    monkeypatch.setattr(zero_internals, "current_loss_scale", lambda engine: next(scales))
+    for expected in (True, False):
+        engines.backward(train, range(4), 2, scale=math.inf)
+        done = train.step()
+        assert (done.applied, done.rescaled, done.skipped) == (False, expected, not expected)
+    assert (train.steps_done, train.steps_skipped) == (0, 1)
 
 
 @pytest.mark.parametrize("zero_stage", ZERO_STAGES)

@@ -1,0 +1,148 @@
+"""Several machines: whether they are alike, and which one is lost.
+
+A process that has died closes its connections, and the others see it at once. A machine without power, or behind a
+link that is cut, says nothing: a rank would wait for it as long as for one that writes a large file. So one rank of
+each node tells the others every few seconds, through the group's store, that it is alive.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rlhf import process
+from rlhf.console import warn
+from rlhf.errors import EXIT_FAILURE, ConfigError
+from rlhf.files import appears
+from rlhf.training import distributed
+from rlhf.training.network import address_towards
+from rlhf.versions import on_a_node, version_problems
+
+_BEAT_SECONDS = 5.0
+_FOLDER_SECONDS = 60.0  # for a file of one node to become visible on the others
+_LOST = re.compile(
+    r"connection (closed|reset)|broken pipe|connection (refused|timed out)|no route to host|remote ?error|socket"
+    r"|timed out waiting|collective operation timeout",
+    re.IGNORECASE,
+)
+
+_nodes: dict[str, str] = {}  # address → name of the node
+
+
+# --- are they alike? --------------------------------------------------------------------------------------------------
+
+
+def check_nodes(folder: Path) -> None:
+    """Raise ConfigError, on every rank, when nodes have other versions than the first, or do not see the run's folder;
+    warn when their GPUs differ. All ranks call it."""
+    if process.node_count() == 1:
+        return
+    rank = distributed.rank()
+    token = folder / f".nodes-{distributed.gather_objects(secrets.token_hex(4))[0]}"
+    if rank == 0:
+        token.touch()
+    distributed.barrier()
+    first_here = process.local_rank() == 0
+    sees = not first_here or rank == 0 or appears(token, seconds=_FOLDER_SECONDS)
+    card = torch.cuda.get_device_name() if distributed.on_gpu() and torch.cuda.is_available() else ""
+    told = (name_of_node(), on_a_node() if first_here else None, sees, card)
+    everywhere = distributed.gather_objects(told)
+    address = address_towards(os.environ["MASTER_ADDR"])
+    _nodes.update({where: name for where, name in distributed.gather_objects((address, told[0])) if where})
+    if rank == 0:
+        token.unlink(missing_ok=True)
+    found = version_problems({name: versions for name, versions, _, _ in everywhere if versions is not None})
+    found += [
+        f"{name} does not see {folder.absolute()} of {everywhere[0][0]}: all nodes must share the folder of the run"
+        for name, _, seen, _ in everywhere
+        if not seen
+    ]
+    if found:
+        raise ConfigError(*found)
+    cards = {name: card for name, _, _, card in everywhere if card}
+    if len(set(cards.values())) > 1:
+        warn(f"the nodes' GPUs differ ({', '.join(f'{n} {c}' for n, c in cards.items())}): the slowest sets the pace")
+
+
+def name_of_node() -> str:
+    """This machine, as messages name it."""
+    return f"node {process.node()} ({socket.gethostname()})"
+
+
+def lost_node(error: BaseException) -> str | None:
+    """A line that says which node is lost, for an error of the libraries between nodes; None for other errors."""
+    text = str(error)
+    if process.node_count() == 1 or not isinstance(error, RuntimeError) or not _LOST.search(text):
+        return None
+    here = name_of_node()
+    named = [name for address, name in _nodes.items() if address in re.findall(r"\d+\.\d+\.\d+\.\d+", text)]
+    others = [name for name in dict.fromkeys(_nodes.values()) if name != here]
+    names = [name for name in named if name != here] or (others if len(others) == 1 else [])
+    who = names[0] if names else "another node"
+    return (
+        f"{who} has ended, or cannot be reached from {here}; its own output says why ({text.strip().splitlines()[0]})"
+    )
+
+
+# --- are they there? --------------------------------------------------------------------------------------------------
+
+
+def watch_nodes() -> None:
+    """From now on end this process with one line when another node has been silent for as long as a rank waits for
+    others (RLHF_TIMEOUT_SECONDS). Call it once, in the process group."""
+    if process.node_count() > 1 and process.local_rank() == 0:
+        store = _connect()
+        threading.Thread(target=_beat, args=(store, _end), daemon=True, name="nodes").start()
+
+
+def _connect() -> Any:
+    """A connection of its own: the group's is held by whatever waits on it."""
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store: Any = dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=60))  # type: ignore[attr-defined]
+    return dist.PrefixStore("nodes", store)  # type: ignore[attr-defined]
+
+
+def _beat(store: Any, end: Callable[[str], None]) -> None:
+    """Tell the others that this node is alive, and look after them, for ever."""
+    own, nodes = process.node(), process.node_count()
+    limit = distributed.timeout().total_seconds()
+    store.set_timeout(timedelta(seconds=min(limit, 30)))
+    names: dict[int, str] = {0: f"node 0 ({os.environ['MASTER_ADDR']})"}
+    beats = dict.fromkeys(range(nodes), "")
+    seen = dict.fromkeys(range(nodes), time.monotonic())
+    number = 0
+    while True:
+        number += 1
+        try:
+            store.set(f"{own}", f"{number} {name_of_node()}")
+            for node in range(nodes):
+                if node != own and store.check([f"{node}"]):
+                    beat, _, names[node] = store.get(f"{node}").decode().partition(" ")
+                    if beat != beats[node]:
+                        beats[node], seen[node] = beat, time.monotonic()
+        except (dist.DistError, RuntimeError, OSError):  # the store is on node 0
+            pass
+        now = time.monotonic()
+        for node in range(nodes):
+            if node != own and now - seen[node] > limit:
+                name = names.get(node, f"node {node}")
+                end(f"{name} has not answered {name_of_node()} for {limit:.0f} s: it is down, or the link to it is cut")
+                return
+        time.sleep(min(_BEAT_SECONDS, limit / 4))
+
+
+def _end(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    os._exit(EXIT_FAILURE)

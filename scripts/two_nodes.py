@@ -1,0 +1,224 @@
+"""python -m scripts.two_nodes: the demo on two pretended nodes of this machine, and what may happen to them.
+
+Each node is a network namespace with its own address and host name, joined to the other by a bridge; both see the same
+files. The demo is started in each of the ways of docs/cluster.md, and its metrics, rollouts and models must be those of
+two ranks on one machine. Then a node dies, comes late, and so on: both nodes must end with a line that says so, and the
+same command must go on. It needs Linux, root and `ip`, and `sshd` for the hostfile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import click
+
+from rlhf.command import Command, UserPath
+from rlhf.console import say
+from rlhf.errors import EXIT_DONE, EXIT_FAILURE, EXIT_TERMINATED, EXIT_USER, ConfigError
+from rlhf.files import claim_folder, empty_folder
+from rlhf.pipeline.placed import ROOT
+from scripts.nightly_kill import differences
+from scripts.pretended_nodes import (
+    PORT,
+    SHORT,
+    SILENCE_SECONDS,
+    STAGES,
+    WAYS,
+    Trial,
+    by_node_rank,
+    environment,
+    two_nodes,
+    until,
+    wait,
+)
+
+# --- what may happen: the exit codes, and the words that must be in the output of each node ---------------------------
+
+Expected = tuple[list[int], list[int], list[str]]  # found codes, expected codes, words that each node must have said
+
+
+def dies(trial: Trial) -> Expected:
+    """Power is cut: no packet says that it has ended."""
+    first, second = trial.both()
+    until(lambda: trial.step() >= 2)
+    trial.nodes[1].kill()
+    codes = wait([first], seconds=6 * SILENCE_SECONDS)
+    wait([second])
+    return codes, [EXIT_FAILURE], ["node 1 (node-b)", ""]
+
+
+def crashes(trial: Trial) -> Expected:
+    """The other node's ranks are killed, and the network says so."""
+    first, second = trial.both()
+    until(lambda: trial.step() >= 2)
+    for pid in trial.nodes[1].pids():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    codes = wait([first], seconds=6 * SILENCE_SECONDS)
+    wait([second])
+    return codes, [EXIT_FAILURE], ["node 1 (node-b)", ""]
+
+
+def late(trial: Trial) -> Expected:
+    first = trial.node_rank(0)
+    until(lambda: (trial.folder / STAGES[0] / "config.yaml").exists())
+    time.sleep(SILENCE_SECONDS / 2)
+    return wait([first, trial.node_rank(1)]), [EXIT_DONE, EXIT_DONE], ["", ""]
+
+
+def link_drops(trial: Trial) -> Expected:
+    """For a time that is shorter than the limit."""
+    started = trial.both()
+    until(lambda: trial.step() >= 2)
+    trial.nodes[1].link("down")
+    time.sleep(SILENCE_SECONDS / 2)
+    trial.nodes[1].link("up")
+    return wait(started), [EXIT_DONE, EXIT_DONE], ["", ""]
+
+
+def link_is_cut(trial: Trial) -> Expected:
+    started = trial.both()
+    until(lambda: trial.step() >= 2)
+    trial.nodes[1].link("down")
+    codes = wait(started, seconds=6 * SILENCE_SECONDS)
+    return codes, [EXIT_FAILURE, EXIT_FAILURE], ["node 1 (node-b)", "node 0 ("]
+
+
+def terminated(trial: Trial, *numbers: int) -> Expected:
+    started = trial.both()
+    until(lambda: trial.step() >= 2)
+    for number in numbers:
+        started[number].send_signal(signal.SIGTERM)
+    return wait(started), [EXIT_TERMINATED, EXIT_TERMINATED], ["is written", "terminated"]
+
+
+def other_version(trial: Trial) -> Expected:
+    """The second node has another checkout of the project."""
+    copy = trial.folder.parent / "checkout"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "tests", "output"))
+    with (copy / "rlhf" / "metrics.py").open("a") as file:
+        file.write("# changed\n")
+    started = [trial.node_rank(0), trial.node_rank(1, root=copy, PYTHONPATH=str(copy))]
+    said = "node 1 (node-b) and node 0 (node-a) differ: the files of this project are not the same"
+    return wait(started), [EXIT_USER, EXIT_USER], [said, said]
+
+
+def port_in_use(trial: Trial) -> Expected:
+    listen = f"import socket, time; s = socket.create_server(('', {PORT})); time.sleep(60)"
+    other = trial.nodes[0].start([sys.executable, "-c", listen], trial.folder.parent / "listen.txt")
+    time.sleep(1)
+    codes = wait([trial.node_rank(0)])
+    other.kill()
+    return codes, [EXIT_USER], [f"--master-port {PORT} is in use on this machine", ""]
+
+
+def not_shared(trial: Trial) -> Expected:
+    """The second node has the folder of the run for itself: an older copy of it, say."""
+    own = trial.folder.parent / "own"
+    shutil.rmtree(own, ignore_errors=True)
+    for stage in ("prepare", STAGES[0]):
+        (own / stage).mkdir(parents=True)
+    shutil.copy(trial.folder.parent / "whole" / "prepare" / "done.json", own / "prepare" / "done.json")
+    flags = (
+        "--num-nodes",
+        "2",
+        "--node-rank",
+        "1",
+        "--master-addr",
+        trial.nodes[0].address,
+        "--master-port",
+        str(PORT),
+    )
+    claim_folder(trial.folder)
+    mount = ["unshare", "--mount", "sh", "-c", f'mount --bind {own} {trial.folder} && exec "$@"', "sh", sys.executable]
+    second = trial.start(1, *flags, python=mount)
+    said = f"node 1 (node-b) does not see {trial.folder}/{STAGES[0]} of node 0 (node-a)"
+    return wait([trial.node_rank(0), second]), [EXIT_USER, EXIT_USER], [said, said]
+
+
+FAULTS: dict[str, Callable[[Trial], Expected]] = {
+    "dies": dies,
+    "crashes": crashes,
+    "late": late,
+    "link-drops": link_drops,
+    "link-is-cut": link_is_cut,
+    "term-all": lambda trial: terminated(trial, 0, 1),
+    "term-one": lambda trial: terminated(trial, 1),
+    "other-version": other_version,
+    "port-in-use": port_in_use,
+    "not-shared": not_shared,
+}
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@click.command("python -m scripts.two_nodes", cls=Command)
+@click.option("--output-dir", type=UserPath(), default="two-nodes", help="folder of all runs; it is emptied")
+@click.option("--ways", default=",".join(WAYS), help="ways to start, with commas between them; empty: none")
+@click.option("--faults", default=",".join(FAULTS), help="what shall happen, with commas between; empty: nothing")
+@click.option("--times", type=click.IntRange(min=1), default=1, help="how often all of it is done")
+def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
+    """Run the demo on two pretended nodes, in several ways and with several faults."""
+    if os.geteuid() != 0 or not shutil.which("ip"):
+        raise ConfigError("it makes network namespaces: run it as root, with `ip` installed")
+    folder = output_dir.absolute()
+    claim_folder(folder)
+    empty_folder(folder)
+    whole = folder / "whole"
+    words = [sys.executable, str(ROOT / "train.py"), "--output-dir", str(whole), *SHORT, "--num-gpus", "2"]
+    with (folder / "whole.txt").open("wb") as said:
+        subprocess.run(words, check=True, env=environment(), stdout=said, stderr=said, stdin=subprocess.DEVNULL)
+    say(f"two ranks on {socket.gethostname()}: done")
+    wrong = 0
+    for time_ in range(1, times + 1):
+        for name in filter(None, ways.split(",")):
+            with two_nodes() as nodes:
+                trial = Trial(nodes, folder / f"{name}-{time_}")
+                codes = WAYS[name](trial)
+                wrong += _report(name, trial, whole, codes, [EXIT_DONE] * len(codes))
+        for name in filter(None, faults.split(",")):
+            with two_nodes() as nodes:
+                trial = Trial(nodes, folder / f"{name}-{time_}")
+                codes, expected, said = FAULTS[name](trial)
+                wrong += _report(name, trial, None, codes, expected, said)
+                for node in nodes:
+                    node.link("up")
+            with two_nodes() as nodes:  # the same commands go on
+                trial = Trial(nodes, trial.folder)
+                codes = by_node_rank(trial)
+                wrong += _report(f"{name}, again", trial, whole, codes, [EXIT_DONE, EXIT_DONE])
+    say(f"{wrong} of all were not as they should be" if wrong else "all was as it should be")
+    return EXIT_FAILURE if wrong else EXIT_DONE
+
+
+def _report(
+    name: str, trial: Trial, whole: Path | None, codes: list[int], expected: list[int], said: Sequence[str] = ()
+) -> bool:
+    """Say how a trial went; whether something was wrong."""
+    problems = [f"exit codes {codes}, not {expected}"] if codes != expected else []
+    for number, words in enumerate(said):
+        lines = [line for line in trial.said(number).splitlines() if line.startswith("error:") and words in line]
+        if words and not lines and words not in trial.said(number):
+            problems.append(f"{trial.nodes[number].name} did not say {words!r}")
+        elif lines:
+            say(f"    {trial.nodes[number].name}: {lines[0]}")
+    if whole is not None and not problems:
+        for stage in STAGES:
+            problems += [f"{stage}: {line}" for line in differences(whole / stage, trial.folder / stage)]
+    say(f"{name}: {'; '.join(problems) or 'as it should be'}")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    main()
