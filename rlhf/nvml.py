@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 _MOST_PROCESSES = 64
@@ -34,6 +35,7 @@ class _Process(ctypes.Structure):
     )
 
 
+@lru_cache(maxsize=1)
 def gpus() -> list[Gpu]:
     """All GPUs of the machine, those that are not visible to torch included; empty without a driver."""
     try:

@@ -149,9 +149,10 @@ class Trial:
         return self.folder.parent / f"{self.folder.name}.{number}.txt"
 
     def start(
-        self, number: int, *more: str, python: Sequence[str] = (sys.executable,), **variables: str
+        self, number: int, *more: str, root: Path = ROOT, python: Sequence[str] = (sys.executable,), **variables: str
     ) -> subprocess.Popen[bytes]:
-        words = [*python, str(ROOT / "train.py"), "--output-dir", str(self.folder), *SHORT, "--num-gpus", "1", *more]
+        """Start train.py on a node: that of the project in `root`, by the Python in `python`."""
+        words = [*python, str(root / "train.py"), "--output-dir", str(self.folder), *SHORT, "--num-gpus", "1", *more]
         return self.nodes[number].start(words, self.output(number), **variables)
 
     def node_rank(self, number: int, **settings: Any) -> subprocess.Popen[bytes]:

@@ -129,19 +129,9 @@ def not_shared(trial: Trial) -> Expected:
     for stage in ("prepare", STAGES[0]):
         (own / stage).mkdir(parents=True)
     shutil.copy(trial.folder.parent / "whole" / "prepare" / "done.json", own / "prepare" / "done.json")
-    flags = (
-        "--num-nodes",
-        "2",
-        "--node-rank",
-        "1",
-        "--master-addr",
-        trial.nodes[0].address,
-        "--master-port",
-        str(PORT),
-    )
     claim_folder(trial.folder)
-    mount = ["unshare", "--mount", "sh", "-c", f'mount --bind {own} {trial.folder} && exec "$@"', "sh", sys.executable]
-    second = trial.start(1, *flags, python=mount)
+    script = f'mount --bind {own} {trial.folder} && exec "$@"'
+    second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
     said = f"node 1 (node-b) does not see {trial.folder}/{STAGES[0]} of node 0 (node-a)"
     return wait([trial.node_rank(0), second]), [EXIT_USER, EXIT_USER], [said, said]
 

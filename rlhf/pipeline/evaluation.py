@@ -13,7 +13,6 @@ from rlhf.config import build_leniently
 from rlhf.console import say, warn
 from rlhf.evaluate import comparison
 from rlhf.pipeline.job import JobFailed, as_flags, run_job
-from rlhf.pipeline.launch import Placement
 from rlhf.pipeline.plan import Plan, StagePlan
 
 EVALUATION_NAME = "evaluation.json"
@@ -63,7 +62,7 @@ def run_evaluation(plan: Plan, models: Mapping[str, str]) -> float:
     arguments += [*as_flags(settings), "--output", str(output / EVALUATION_NAME)]
     say(f"evaluate: {', '.join(compared)}")
     try:
-        run_job("evaluate", output, "rlhf.evaluate", arguments, Placement(gpus=plan.placement.gpus), "evaluate.log")
+        run_job("evaluate", output, "rlhf.evaluate", arguments, plan.placement.alone, "evaluate.log")
     except JobFailed as failure:
         if plan.evaluate is not None:
             raise

@@ -39,6 +39,11 @@ class Placement:
         return self.ranks * self.nodes
 
     @property
+    def alone(self) -> Placement:
+        """One process for what is no stage, on the first of the hosts: this machine may have no GPU."""
+        return Placement(gpus=self.gpus, bf16=self.bf16, hostfile=self.hostfile, hosts=self.hosts[:1])
+
+    @property
     def first(self) -> bool:
         """Whether this node writes the run's folder."""
         return not self.node_rank

@@ -36,7 +36,8 @@ def place(pipeline: PipelineConfig, *, described: bool = False) -> tuple[Placeme
             )
         elif nodes == 1:
             nodes, node_rank, master_addr = step.nodes, step.node, step.first_host
-    if nodes > 1 and node_rank is None and hosts and not problems:
+    by_ssh = node_rank is None and hosts and (nodes > 1 or not remote.is_here(next(iter(hosts))))
+    if by_ssh and not problems:
         return _by_ssh(pipeline, list(hosts)[:nodes], list(hosts.values())[:nodes])
     visible = hardware.accelerators()
     gpus = visible > 0 and pipeline.num_gpus != 0

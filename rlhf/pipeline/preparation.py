@@ -50,8 +50,8 @@ def seconds(output: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8")).get("seconds", 0.0)) if path.exists() else 0.0
 
 
-def prepare(output: Path, settings: Mapping[str, Any], *, gpus: bool) -> dict[str, Any]:
-    """Run the module, unless it has run before. Returns values of pipeline settings, and those of `evaluate:`.
+def prepare(output: Path, settings: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
+    """Run the module in `placement`, unless it has run before. Returns values of pipeline settings, and those of `evaluate:`.
 
     The module gets its settings as flags, and `--output-dir`. Its result is a JSON object, on its last line or in
     `prepare.json`. Raises JobFailed, and ConfigError when the result is empty or names unknown settings.
@@ -66,7 +66,7 @@ def prepare(output: Path, settings: Mapping[str, Any], *, gpus: bool) -> dict[st
     say(f"prepare: {module}")
     began = time.monotonic()
     flags = as_flags({name: value for name, value in settings.items() if name != "module"})
-    lines = run_job("prepare", folder, module, ["--output-dir", str(folder), *flags], Placement(gpus=gpus))
+    lines = run_job("prepare", folder, module, ["--output-dir", str(folder), *flags], placement)
     values = _json_object(lines) or _json_file(folder / RESULT_NAME)
     unknown = [key for key in values if key not in PipelineConfig.model_fields and key != "evaluate"]
     if not values or unknown:

@@ -58,7 +58,7 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
             placement = plan.placement
             if not placement.first:
                 _await(preparation.marker(run.output), minutes=30)
-            run = replace(run, plan=replan(preparation.prepare(run.output, plan.prepare, gpus=placement.gpus)))
+            run = replace(run, plan=replan(preparation.prepare(run.output, plan.prepare, placement.alone)))
         if plan.placement.first:
             record_run(run.plan, command=again)
         results = [_run_stage(run, index) for index in range(len(run.plan.stages))]

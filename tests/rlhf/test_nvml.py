@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -44,6 +45,13 @@ class Library:
         count._obj.value = 1
         found[0].pid, found[0].used = 40 + handle.value, 5 if handle.value == 1 else 2**64 - 1
         return 0
+
+
+@pytest.fixture(autouse=True)
+def anew() -> Iterator[None]:
+    nvml.gpus.cache_clear()
+    yield
+    nvml.gpus.cache_clear()
 
 
 def test_what_the_driver_tells(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,15 @@ def test_a_login_node_plans_for_the_gpus_of_its_hosts(hosts: Hosts) -> None:
 
 
 @pytest.mark.process
+def test_a_single_host_is_still_another_machine(hosts: Hosts) -> None:
+    """The run stayed on the machine that it was started from."""
+    placement, wrong = place(PipelineConfig(hostfile=hosts(slots=2, node_a={"gpus": 2, "bf16": True})))
+    assert (placement.hosts, placement.nodes, placement.ranks, placement.gpus, wrong) == (("node-a",), 1, 2, True, [])
+    here = hosts(**{socket.gethostname(): {}})
+    assert place(PipelineConfig(hostfile=here))[0].hosts == ()
+
+
+@pytest.mark.process
 def test_hosts_that_cannot_take_part_are_named(hosts: Hosts) -> None:
     path = hosts(
         "node-a",

@@ -37,8 +37,8 @@ def test_nodes_that_are_not_alike(run_ranks: Callable[..., list[Any]], tmp_path:
         found[0]
         == found[1]
         == [
-            "node 1 (host-1) and node 0 (host-0) differ: the files of this project are not the same; install the same on all "
-            "nodes",
+            "node 1 (host-1) and node 0 (host-0) differ: the files of this project are not the same; install the same on "
+            "all nodes",
             f"node 1 (host-1) does not see {tmp_path} of node 0 (host-0): all nodes must share the folder of the run",
         ]
     )
