@@ -51,7 +51,8 @@ def seconds(output: Path) -> float:
 
 
 def prepare(output: Path, settings: Mapping[str, Any], placement: Placement) -> dict[str, Any]:
-    """Run the module in `placement`, unless it has run before. Returns values of pipeline settings, and those of `evaluate:`.
+    """Run the module where `placement` says, unless it has run before. Returns values of pipeline settings, and those
+    of `evaluate:`.
 
     The module gets its settings as flags, and `--output-dir`. Its result is a JSON object, on its last line or in
     `prepare.json`. Raises JobFailed, and ConfigError when the result is empty or names unknown settings.

@@ -32,16 +32,14 @@ def test_nodes_that_are_not_alike(run_ranks: Callable[..., list[Any]], tmp_path:
     same = [{"torch": "2.13.0", "source": "a"}] * 2
     assert run_ranks(_check, tmp_path, same, False, environment=APART) == [[], []]
     assert list(tmp_path.iterdir()) == []
-    found = run_ranks(_check, tmp_path, [same[0], {"torch": "2.13.0", "source": "b"}], True, environment=APART)
-    assert (
-        found[0]
-        == found[1]
-        == [
-            "node 1 (host-1) and node 0 (host-0) differ: the files of this project are not the same; install the same on "
-            "all nodes",
-            f"node 1 (host-1) does not see {tmp_path} of node 0 (host-0): all nodes must share the folder of the run",
-        ]
-    )
+    other = [same[0], {"torch": "2.13.0", "source": "b"}]
+    first, second = run_ranks(_check, tmp_path, other, True, environment=APART)
+    differ = "node 1 (host-1) and node 0 (host-0) differ: the files of this project are not the same; "
+    assert first == [
+        f"{differ}install the same on all nodes",
+        f"node 1 (host-1) does not see {tmp_path} of node 0 (host-0): all nodes must share the folder of the run",
+    ]
+    assert second == first
 
 
 def _go_silent() -> list[str]:
