@@ -42,6 +42,11 @@ class Node:
         return f"rlhf-{self.name}"
 
     @property
+    def outer(self) -> str:
+        """The end of its cable that is at the bridge."""
+        return f"{self.space}-o"
+
+    @property
     def address(self) -> str:
         return f"{NETWORK}.{self.number + 1}"
 
@@ -76,7 +81,7 @@ class Node:
 
     def link(self, state: str) -> None:
         """Switch the cable between this node and the bridge "up" or "down"."""
-        run("ip", "link", "set", f"{self.space}-o"[:15], state)
+        run("ip", "link", "set", self.outer, state)
 
 
 def environment() -> dict[str, str]:
@@ -104,7 +109,7 @@ def two_nodes() -> Iterator[tuple[Node, Node]]:
         run("ip", "link", "add", BRIDGE, "type", "bridge")
         run("ip", "link", "set", BRIDGE, "up")
         for node in nodes:
-            outer, inner = f"{node.space}-o"[:15], f"{node.space}-i"[:15]
+            outer, inner = node.outer, f"{node.space}-i"
             run("ip", "netns", "add", node.space)
             run("ip", "link", "add", outer, "type", "veth", "peer", "name", inner)
             run("ip", "link", "set", inner, "netns", node.space)
@@ -128,6 +133,7 @@ def _remove(nodes: Sequence[Node]) -> None:
         for process in node.started:
             process.wait()
         _output("ip", "netns", "delete", node.space)
+        _output("ip", "link", "delete", node.outer)  # the namespace itself may take some seconds to go
     _output("ip", "link", "delete", BRIDGE)
 
 

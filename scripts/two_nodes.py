@@ -126,10 +126,9 @@ def not_shared(trial: Trial) -> Expected:
     """The second node has the folder of the run for itself: an older copy of it, say."""
     own = trial.folder.parent / "own"
     shutil.rmtree(own, ignore_errors=True)
-    for stage in ("prepare", STAGES[0]):
-        (own / stage).mkdir(parents=True)
+    for folder in (trial.folder, own, own / "prepare", own / STAGES[0]):
+        claim_folder(folder)
     shutil.copy(trial.folder.parent / "whole" / "prepare" / "done.json", own / "prepare" / "done.json")
-    claim_folder(trial.folder)
     script = f'mount --bind {own} {trial.folder} && exec "$@"'
     second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
     said = f"node 1 (node-b) does not see {trial.folder}/{STAGES[0]} of node 0 (node-a)"

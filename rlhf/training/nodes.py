@@ -103,8 +103,7 @@ def watch_nodes() -> None:
     """From now on end this process with one line when another node has been silent for as long as a rank waits for
     others (RLHF_TIMEOUT_SECONDS). Call it once, in the process group."""
     if process.node_count() > 1 and process.local_rank() == 0:
-        store = _connect()
-        threading.Thread(target=_beat, args=(store, _end), daemon=True, name="nodes").start()
+        _Watch(_connect(), _end).begin()
 
 
 def _connect() -> Any:
@@ -114,33 +113,53 @@ def _connect() -> Any:
     return dist.PrefixStore("nodes", store)  # type: ignore[attr-defined]
 
 
-def _beat(store: Any, end: Callable[[str], None]) -> None:
-    """Tell the others that this node is alive, and look after them, for ever."""
-    own, nodes = process.node(), process.node_count()
-    limit = distributed.timeout().total_seconds()
-    store.set_timeout(timedelta(seconds=min(limit, 30)))
-    names: dict[int, str] = {0: f"node 0 ({os.environ['MASTER_ADDR']})"}
-    beats = dict.fromkeys(range(nodes), "")
-    seen = dict.fromkeys(range(nodes), time.monotonic())
-    number = 0
-    while True:
-        number += 1
-        try:
-            store.set(f"{own}", f"{number} {name_of_node()}")
-            for node in range(nodes):
-                if node != own and store.check([f"{node}"]):
-                    beat, _, names[node] = store.get(f"{node}").decode().partition(" ")
-                    if beat != beats[node]:
-                        beats[node], seen[node] = beat, time.monotonic()
-        except (dist.DistError, RuntimeError, OSError):  # the store is on node 0
-            pass
-        now = time.monotonic()
-        for node in range(nodes):
-            if node != own and now - seen[node] > limit:
-                name = names.get(node, f"node {node}")
-                end(f"{name} has not answered {name_of_node()} for {limit:.0f} s: it is down, or the link to it is cut")
-                return
-        time.sleep(min(_BEAT_SECONDS, limit / 4))
+class _Watch:
+    """Tells the other nodes through `store` that this one is alive, and calls `end` with a line when one is silent.
+
+    Two threads: where the link to the store is cut, whatever asks it never comes back.
+    """
+
+    def __init__(self, store: Any, end: Callable[[str], None]) -> None:
+        self.store, self.end = store, end
+        self.own, self.nodes = process.node(), process.node_count()
+        self.limit = distributed.timeout().total_seconds()
+        # the store is on node 0
+        self.names = {node: f"node {node}" for node in range(self.nodes)} | {0: f"node 0 ({os.environ['MASTER_ADDR']})"}
+        self.seen = dict.fromkeys(range(self.nodes), time.monotonic())
+
+    def begin(self) -> None:
+        for work in (self.exchange, self.look):
+            threading.Thread(target=work, daemon=True, name=f"nodes: {work.__name__}").start()
+
+    def exchange(self) -> None:
+        """Write this node's sign of life and read those of the others, for ever."""
+        number, last = 0, dict.fromkeys(range(self.nodes), "")
+        while True:
+            number += 1
+            try:
+                self.store.set(f"{self.own}", f"{number} {name_of_node()}")
+                for node in set(range(self.nodes)) - {self.own}:
+                    if self.store.check([f"{node}"]):
+                        beat, _, self.names[node] = self.store.get(f"{node}").decode().partition(" ")
+                        if beat != last[node]:
+                            last[node], self.seen[node] = beat, time.monotonic()
+            except (RuntimeError, OSError):  # of the network
+                pass
+            time.sleep(self.pause)
+
+    def look(self) -> None:
+        """Come back when a node has been silent for too long, after `end` was told."""
+        while True:
+            time.sleep(self.pause)
+            for node in range(self.nodes):
+                if node != self.own and time.monotonic() - self.seen[node] > self.limit:
+                    silence = f"has not answered {name_of_node()} for {self.limit:.0f} s"
+                    self.end(f"{self.names[node]} {silence}: it is down, or the link to it is cut")
+                    return
+
+    @property
+    def pause(self) -> float:
+        return min(_BEAT_SECONDS, self.limit / 4)
 
 
 def _end(text: str) -> None:

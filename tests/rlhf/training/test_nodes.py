@@ -42,8 +42,8 @@ def test_nodes_that_are_not_alike(run_ranks: Callable[..., list[Any]], tmp_path:
     assert second == first
 
 
-def _go_silent() -> list[str]:
-    """Both watch each other; after a while rank 1 says nothing any more."""
+def _go_silent(blocked: bool) -> list[str]:
+    """Both watch each other; after two seconds rank 1 says nothing any more, or hears nothing either."""
     told: list[str] = []
     nodes._BEAT_SECONDS = 0.2
     nodes.socket.gethostname = lambda: f"host-{distributed.rank()}"
@@ -52,7 +52,7 @@ def _go_silent() -> list[str]:
     began = time.monotonic()
 
     class Silent:
-        """A store that loses what is written after two seconds."""
+        """A store behind a link that is cut: what is written is lost, and perhaps nothing comes back."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(store, name)
@@ -60,23 +60,27 @@ def _go_silent() -> list[str]:
         def set(self, key: str, value: str) -> None:
             if time.monotonic() - began < 2:
                 store.set(key, value)
+            elif blocked:
+                time.sleep(600)
 
-    rank = distributed.rank()
-    if rank == 0:
-        nodes._beat(store, told.append)
-        distributed.barrier()
-        return told
-    nodes.threading.Thread(target=nodes._beat, args=(Silent(), told.append), daemon=True).start()
+    silent = distributed.rank() == 1
+    watch = nodes._Watch(Silent() if silent else store, told.append)
+    nodes.threading.Thread(target=watch.exchange, daemon=True).start()
+    if not silent or blocked:
+        watch.look()
     distributed.barrier()
     return told
 
 
 @pytest.mark.slow
-def test_a_node_that_says_nothing_is_lost(run_ranks: Callable[..., list[Any]]) -> None:
-    """A rank waited a day for one whose power was cut, as it waits for one that writes a file."""
-    first, second = run_ranks(_go_silent, environment=APART)
-    assert first == ["node 1 (host-1) has not answered node 0 (host-0) for 3 s: it is down, or the link to it is cut"]
-    assert second == []
+@pytest.mark.parametrize("blocked", [False, True])
+def test_a_node_that_says_nothing_is_lost(run_ranks: Callable[..., list[Any]], blocked: bool) -> None:
+    """A rank waited a day for one whose power was cut, as it waits for one that writes a file. And the one behind the
+    cut link never came back from asking."""
+    first, second = run_ranks(_go_silent, blocked, environment=APART)
+    line = "{} has not answered {} for 3 s: it is down, or the link to it is cut"
+    assert first == [line.format("node 1 (host-1)", "node 0 (host-0)")]
+    assert second == ([line.format("node 0 (host-0)", "node 1 (host-1)")] if blocked else [])
 
 
 @pytest.mark.parametrize(
