@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,16 @@ class Trial:
         return self.folder.parent / f"{self.folder.name}.{number}.txt"
 
     def start(
-        self, number: int, *more: str, root: Path = ROOT, python: Sequence[str] = (sys.executable,), **variables: str
+        self,
+        number: int,
+        *more: str,
+        root: Path = ROOT,
+        python: Sequence[str] = (sys.executable,),
+        variables: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start train.py on a node: that of the project in `root`, by the Python in `python`."""
         words = [*python, str(root / "train.py"), "--output-dir", str(self.folder), *SHORT, "--num-gpus", "1", *more]
-        return self.nodes[number].start(words, self.output(number), **variables)
+        return self.nodes[number].start(words, self.output(number), **(variables or {}))
 
     def node_rank(self, number: int, **settings: Any) -> subprocess.Popen[bytes]:
         """Start one node in the way of `--node-rank`."""
@@ -184,9 +189,8 @@ def by_slurm(trial: Trial) -> list[int]:
     step |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_LOCALID": "0"}
     # the first node's name is its address here: these nodes know no names
     step |= {"SLURM_STEP_NODELIST": f"{trial.nodes[0].address},{trial.nodes[1].address}"}
-    return wait(
-        [trial.start(number, **step, SLURM_PROCID=str(number), SLURM_NODEID=str(number)) for number in range(2)]
-    )
+    own = [step | {"SLURM_PROCID": str(number), "SLURM_NODEID": str(number)} for number in range(2)]
+    return wait([trial.start(number, variables=own[number]) for number in range(2)])
 
 
 def by_hostfile(trial: Trial) -> list[int]:
@@ -213,7 +217,7 @@ def by_hostfile(trial: Trial) -> list[int]:
         node.start([sshd, "-D", "-f", str(keys / "sshd")], keys / f"{node.name}.log")
     path = f"{keys / 'bin'}:{os.environ['PATH']}"
     flags = ("--hostfile", str(keys / "hosts"), "--master-port", str(PORT))
-    return wait([trial.start(0, *flags, PATH=path)])
+    return wait([trial.start(0, *flags, variables={"PATH": path})])
 
 
 def by_torchrun(trial: Trial) -> list[int]:

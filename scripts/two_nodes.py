@@ -108,7 +108,7 @@ def other_version(trial: Trial) -> Expected:
     shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "tests", "output"))
     with (copy / "rlhf" / "metrics.py").open("a") as file:
         file.write("# changed\n")
-    started = [trial.node_rank(0), trial.node_rank(1, root=copy, PYTHONPATH=str(copy))]
+    started = [trial.node_rank(0), trial.node_rank(1, root=copy, variables={"PYTHONPATH": str(copy)})]
     said = "node 1 (node-b) and node 0 (node-a) differ: the files of this project are not the same"
     return wait(started), [EXIT_USER, EXIT_USER], [said, said]
 
