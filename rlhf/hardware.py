@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import os
 import re
@@ -55,7 +54,7 @@ def accelerators() -> int:
     """GPUs that torch could use here: those that are visible, 0 when the installed torch is built without GPUs."""
     build = torch_build()
     if build == "cuda":
-        return len(visible_indices())
+        return len(visible_gpus())
     if build == "rocm":
         names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
         listed = next((os.environ[name] for name in names if name in os.environ), None)
@@ -63,28 +62,33 @@ def accelerators() -> int:
     return 0
 
 
-def visible_indices() -> list[int]:
-    """The numbers, in the order of the bus, of the NVIDIA GPUs that are visible."""
-    uuids = [gpu.uuid for gpu in nvml.gpus()]
-    entries = visible(_nvidia_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
+def visible_gpus() -> list[nvml.Gpu]:
+    """The NVIDIA GPUs that are visible; for a MIG device, whose GPU is not told, the first."""
+    known = nvml.gpus()
+    entries = visible(len(known), os.environ.get("CUDA_VISIBLE_DEVICES"), [gpu.uuid for gpu in known])
     found = []
     for entry in entries:
-        named = [index for index, uuid in enumerate(uuids) if uuid.startswith(entry)]
-        found.append(int(entry) if entry.isdigit() else named[0] if named else 0)
+        named = [gpu for gpu in known if gpu.uuid.startswith(entry)]
+        found.append(known[int(entry)] if entry.isdigit() else named[0] if named else known[0])
     return found
+
+
+def visible_part() -> str:
+    """The MIG device (`MIG-…`) that alone is visible; an empty string if none is."""
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0].strip()
+    return first if first.startswith("MIG-") else ""
 
 
 def idle_gpus() -> int:
     """GPUs of the machine that the installed torch cannot use, for a warning."""
-    return 0 if torch_build() else max(_nvidia_gpus(), _amd_gpus())
+    return 0 if torch_build() else max(len(nvml.gpus()), _amd_gpus())
 
 
 def bf16_gpus() -> bool:
     """Whether all visible GPUs multiply bf16 in hardware."""
     if torch_build() == "rocm":
         return True
-    capabilities = _nvidia_capabilities()
-    return accelerators() > 0 and all(capabilities[index] >= _BF16_CAPABILITY for index in visible_indices())
+    return accelerators() > 0 and all(gpu.capability >= _BF16_CAPABILITY for gpu in visible_gpus())
 
 
 def cpu_has_bf16() -> bool:
@@ -137,45 +141,19 @@ def visible(count: int, listed: str | None, uuids: Sequence[str] = ()) -> list[s
     return found if count else []
 
 
-@lru_cache(maxsize=1)
 def torch_build() -> str:
     """ "cuda", "rocm" or "" for CPU, from the installed torch's version file; nothing is imported."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or not spec.submodule_search_locations:
-        return ""
-    text = _read(Path(spec.submodule_search_locations[0]) / "version.py")
-    for name, build in (("cuda", "cuda"), ("hip", "rocm")):
-        if re.search(rf"^{name}\b[^=]*=\s*['\"]", text, re.MULTILINE):
-            return build
-    return ""
-
-
-def _nvidia_gpus() -> int:
-    return len(_nvidia_capabilities())
+    return next((build for name, build in (("cuda", "cuda"), ("hip", "rocm")) if name in torch_toolkits()), "")
 
 
 @lru_cache(maxsize=1)
-def _nvidia_capabilities() -> list[tuple[int, int]]:
-    """The compute capability of each NVIDIA GPU, from the driver's management library; empty without a driver."""
-    try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return []
-    if library.nvmlInit_v2() != 0:
-        return []
-    try:
-        count = ctypes.c_uint()
-        if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return []
-        found = []
-        for index in range(count.value):
-            handle, major, minor = ctypes.c_void_p(), ctypes.c_int(), ctypes.c_int()
-            library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle))
-            library.nvmlDeviceGetCudaComputeCapability(handle, ctypes.byref(major), ctypes.byref(minor))
-            found.append((major.value, minor.value))
-        return found
-    finally:
-        library.nvmlShutdown()
+def torch_toolkits() -> dict[str, str]:
+    """What the installed torch is built with, such as {"cuda": "13.0"}; empty for CPUs alone."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        return {}
+    text = _read(Path(spec.submodule_search_locations[0]) / "version.py")
+    return dict(re.findall(r"^(cuda|hip)\b[^=\n]*=\s*['\"]([^'\"]*)", text, re.MULTILINE))
 
 
 def _amd_gpus() -> int:

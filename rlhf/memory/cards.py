@@ -3,13 +3,10 @@ what is known of them. Imports no torch."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
-from rlhf import hardware
+from rlhf import hardware, nvml
 
 # Share of a GPU's memory that a plan may fill: the allocator loses some between blocks of other sizes.
 USABLE = 0.97
@@ -81,14 +78,17 @@ def described(gigabytes: float, tflops: float | None = None) -> Card:
 
 def this_card(tflops: float | None = None) -> Card | None:
     """The smallest visible GPU of this machine; None where the driver's library does not tell."""
-    found = _nvidia()
-    listed = hardware.visible(len(found), os.environ.get("CUDA_VISIBLE_DEVICES"))
-    seen = [found[int(index)] for index in listed if index.isdigit() and int(index) < len(found)] or found
+    seen = [gpu for gpu in hardware.visible_gpus() if gpu.memory]
     if not seen:
         return None
-    name, memory = min(seen, key=lambda card: card[1])
-    known, bandwidth = speed_of(name)
-    return Card(name, float(memory), tflops or known, bandwidth)
+    smallest = min(seen, key=lambda gpu: gpu.memory)
+    known, bandwidth = speed_of(smallest.name)
+    part = nvml.part_memory(hardware.visible_part()) if hardware.visible_part() else 0
+    if part:  # it has as large a share of the speed, nearly
+        share = part / smallest.memory
+        known, bandwidth = share * known, share * bandwidth
+    name = f"a part of {smallest.name}" if part else smallest.name
+    return Card(name, float(part or smallest.memory), tflops or known, bandwidth)
 
 
 def main_memory() -> float:
@@ -106,33 +106,3 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-
-
-class _Memory(ctypes.Structure):
-    _fields_ = (("total", ctypes.c_ulonglong), ("free", ctypes.c_ulonglong), ("used", ctypes.c_ulonglong))
-
-
-@lru_cache(maxsize=1)
-def _nvidia() -> tuple[tuple[str, int], ...]:
-    """Name and bytes of each NVIDIA GPU; none without a driver."""
-    try:
-        library = ctypes.CDLL("libnvidia-ml.so.1")
-    except OSError:
-        return ()
-    if library.nvmlInit_v2() != 0:
-        return ()
-    try:
-        count = ctypes.c_uint()
-        if library.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
-            return ()
-        found = []
-        for index in range(count.value):
-            handle, name, memory = ctypes.c_void_p(), ctypes.create_string_buffer(96), _Memory()
-            if library.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(handle)) != 0:
-                continue
-            library.nvmlDeviceGetName(handle, name, ctypes.c_uint(96))
-            if library.nvmlDeviceGetMemoryInfo(handle, ctypes.byref(memory)) == 0 and memory.total:
-                found.append((name.value.decode("utf-8", "replace"), int(memory.total)))
-        return tuple(found)
-    finally:
-        library.nvmlShutdown()

@@ -15,26 +15,35 @@ _SHARED_BYTES_A_RANK = 128 * 2**20
 _OWN_BYTES = 1e9  # what the driver and a display may hold on a GPU that is free
 
 
-def visibility_problems() -> list[str]:
-    """A line when CUDA_VISIBLE_DEVICES names none of the GPUs that the machine has, or several MIG devices."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES", "").strip()
-    all_gpus = nvml.gpus()
-    if not listed or listed == "-1" or not all_gpus or hardware.torch_build() != "cuda":
+def gpu_problems() -> list[str]:
+    """A line when no GPU can be used, although there are some: CUDA_VISIBLE_DEVICES names none of them, or the driver
+    is too old for torch."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    known = nvml.gpus()
+    if (listed is not None and listed.strip() in ("", "-1")) or not known or hardware.torch_build() != "cuda":
         return []
     if not hardware.accelerators():
-        known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in all_gpus)
+        names = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in known)
         return [
-            f"CUDA_VISIBLE_DEVICES={listed} names no GPU of this machine, which has {known}; name these or unset it"
+            f"CUDA_VISIBLE_DEVICES={listed} names no GPU of this machine, which has {names}; name these or unset it"
+        ]
+    driver, built = nvml.cuda_version(), hardware.torch_toolkits()["cuda"]
+    needed = built.partition(".")[0]
+    if driver is not None and needed.isdigit() and driver[0] < int(needed):  # a newer minor version is no obstacle
+        return [
+            f"the NVIDIA driver runs CUDA {driver[0]}.{driver[1]} at most, and the installed torch needs CUDA {built}: "
+            f"install a newer driver, or a torch that is built for CUDA {driver[0]} (--num-gpus 0 runs on the CPU)"
         ]
     return []
 
 
 def gpu_warnings(placement: Placement) -> list[str]:
     """What is not right, but may go well: GPUs that others use, different cards, little shared memory. A line each."""
-    if not placement.gpus or placement.hosts:
+    if placement.hosts:
+        return list(placement.warnings)
+    if not placement.gpus:
         return []
-    used = hardware.visible_indices()[: placement.ranks]
-    chosen = [gpu for gpu in nvml.gpus() if gpu.index in used]
+    chosen = hardware.visible_gpus()[: placement.ranks]
     return [*_in_use(chosen), *_mixed(chosen), *_little_shared_memory(placement.ranks)]
 
 

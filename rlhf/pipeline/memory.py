@@ -72,10 +72,17 @@ def _helps(plan: Plan, stage: StagePlan, changes: Changes) -> bool:
     other = _need(plan, stage, changes)
     if other is None or plan.card is None or not fits(other, plan.card):
         return False
-    here = 0.0 if plan.machine.described else main_memory()
-    if here and max(other.memory.host.values()) > here:
+    have = _main_memory(plan)
+    if have and max(other.memory.host.values()) > have:
         return False
     return not settings_problems(stage.spec, stage.config.model_copy(update=changes), plan.machine)
+
+
+def _main_memory(plan: Plan) -> float:
+    """Bytes of main memory of a machine of the run; 0 if unknown."""
+    if plan.machine.described:
+        return 0.0
+    return plan.placement.main_memory if plan.placement.hosts else main_memory()
 
 
 def misfits(plan: Plan) -> list[Need]:
@@ -117,11 +124,12 @@ def set_values(stage: StagePlan, changes: Changes) -> list[str]:
 
 def warn_of_main_memory(plan: Plan) -> None:
     """On CPUs, warn of a stage that takes far more than the machine has."""
-    have = main_memory()
+    have = _main_memory(plan)
     for need in needs(plan) if have and not plan.machine.gpus else ():
         wanted = need.memory.largest.total * plan.machine.ranks
         if wanted > FAR_BEYOND * have:
-            warn(f"{need.name} needs some {wanted / GB:.1f} GB of main memory, and this machine has {have / GB:.1f}")
+            machine = "a host" if plan.placement.hosts else "this machine"
+            warn(f"{need.name} needs some {wanted / GB:.1f} GB of main memory, and {machine} has {have / GB:.1f}")
 
 
 # --- what is printed --------------------------------------------------------------------------------------------------
@@ -173,7 +181,7 @@ def _show_verdict(plan: Plan, found: Sequence[Need]) -> None:
     each = "GPU" if plan.machine.gpus else "rank"
     head = f"largest: {phase.name} of {worst.name}, {phase.total / GB:.1f} GB on each {each}"
     if plan.card is None:
-        have = main_memory()
+        have = _main_memory(plan)
         rest = f"; {plan.machine.ranks} of them share {have / GB:.1f} GB of main memory" if have else ""
         say(head + ("" if plan.machine.gpus else rest))
         return

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from rlhf import hardware
 from rlhf.command import show_error, terminable
 from rlhf.errors import EXIT_DONE, ConfigError, Terminated
 from rlhf.files import appears
-from rlhf.pipeline.gpu_state import visibility_problems
+from rlhf.memory.cards import main_memory, this_card
+from rlhf.pipeline.gpu_state import gpu_problems, gpu_warnings
 from rlhf.pipeline.launch import launch
 from rlhf.pipeline.placed import Placement, RankFailed
 from rlhf.pipeline.remote import failure_line
@@ -32,17 +34,20 @@ _CONFIG_SECONDS = 60.0  # for a file that the first node has written to become v
 
 def facts(question: dict[str, Any]) -> dict[str, Any]:
     """What this host has, as JSON values."""
-    gpus = hardware.accelerators()
+    gpus, card = hardware.accelerators(), this_card()
     connection = os.environ.get("SSH_CONNECTION", "").split()  # client, its port, this host, its port
     return {
         "gpus": gpus,
         "bf16": gpus > 0 and hardware.bf16_gpus(),
+        "card": asdict(card) if gpus and card else None,
         "cores": hardware.cores(),
+        "main_memory": main_memory(),
         "versions": on_a_node(),
         "sees": Path(question["folder"]).is_dir(),
         "address": connection[2] if len(connection) == 4 else "",
         "caller": connection[0] if len(connection) == 4 else "",
-        "problems": visibility_problems(),
+        "problems": gpu_problems(),
+        "warnings": gpu_warnings(Placement(ranks=question["ranks"], gpus=gpus > 0)),
         "port_is_free": hardware.port_is_free(question["port"]),
     }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlhf.errors import RLHFError
+from rlhf.memory.cards import Card
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,6 +31,9 @@ class Placement:
     node_rank: int | None = None
     hostfile: Path | None = None
     hosts: tuple[str, ...] = ()
+    card: Card | None = None  # the smallest GPU of all hosts
+    main_memory: float = 0.0  # bytes of the host that has least
+    warnings: tuple[str, ...] = ()  # what the hosts say of their GPUs
     bf16: bool = False  # whether the GPUs of all nodes compute in bf16
     master_addr: str = ""
     master_port: int = 29500

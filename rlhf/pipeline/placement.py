@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rlhf import hardware, slurm
+from rlhf.memory.cards import Card
 from rlhf.pipeline import remote
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.gpu_state import visibility_problems
+from rlhf.pipeline.gpu_state import gpu_problems
 from rlhf.pipeline.placed import Placement
 
 
@@ -43,7 +44,7 @@ def place(pipeline: PipelineConfig, *, described: bool = False) -> tuple[Placeme
     gpus = visible > 0 and pipeline.num_gpus != 0
     ranks = pipeline.num_gpus or (min(hosts.values()) if hosts else visible if gpus else 1)
     problems += _too_many(ranks, visible, gpus)
-    problems += visibility_problems() if pipeline.num_gpus != 0 else []
+    problems += gpu_problems() if pipeline.num_gpus != 0 else []
     if nodes > 1 and node_rank == 0 and not hardware.port_is_free(pipeline.master_port):
         problems.append(
             f"--master-port {pipeline.master_port} is in use on this machine; give another one on all nodes"
@@ -69,7 +70,7 @@ def _by_ssh(pipeline: PipelineConfig, hosts: list[str], slots: list[int]) -> tup
             "or start train.py on each machine with --node-rank and --master-addr"
         )
         return Placement(ranks=ranks, nodes=len(hosts), hosts=tuple(hosts)), [wrong]
-    found, wrong = remote.ask(tuple(hosts), pipeline.master_port)
+    found, wrong = remote.ask(tuple(hosts), pipeline.master_port, ranks)
     gpus = pipeline.num_gpus != 0 and any(each["gpus"] for each in found.values())
     for host, each in found.items():
         if each["problems"]:
@@ -78,9 +79,15 @@ def _by_ssh(pipeline: PipelineConfig, hosts: list[str], slots: list[int]) -> tup
             wrong.append(f"{host} has {each['gpus']} GPUs for {ranks} ranks; correct its slots, or lower --num-gpus")
         elif not gpus and ranks > each["cores"]:
             wrong.append(f"{host} has no GPU that can be used, and {each['cores']} cores for {ranks} ranks")
+    cards = [Card(**each["card"]) for each in found.values() if each["card"]] if gpus else []
+    warnings = [f"{host}: {warning}" for host, each in found.items() if gpus for warning in each["warnings"]]
+    warnings += _unlike({host: Card(**each["card"]).name for host, each in found.items() if gpus and each["card"]})
     placement = Placement(
         ranks=ranks,
         gpus=gpus,
+        warnings=tuple(warnings),
+        card=min(cards, key=lambda card: card.memory, default=None),
+        main_memory=min((each["main_memory"] for each in found.values()), default=0.0),
         bf16=gpus and all(each["bf16"] for each in found.values()),
         nodes=len(hosts),
         hostfile=pipeline.hostfile,
@@ -89,6 +96,13 @@ def _by_ssh(pipeline: PipelineConfig, hosts: list[str], slots: list[int]) -> tup
         master_port=pipeline.master_port,
     )
     return placement, [f"--hostfile {pipeline.hostfile}: {problem}" for problem in wrong]
+
+
+def _unlike(cards: Mapping[str, str]) -> list[str]:
+    """A line when hosts have different GPUs."""
+    if len(set(cards.values())) < 2:
+        return []
+    return [f"the hosts' GPUs differ ({', '.join(map(' '.join, cards.items()))}): the slowest sets the pace"]
 
 
 def _first_address(hosts: list[str], found: Mapping[str, Mapping[str, Any]]) -> str:

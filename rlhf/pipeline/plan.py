@@ -7,7 +7,7 @@ the stage, flag, `--set`. All problems are reported at once. Imports no torch; t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ def make_plan(
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     base = pipeline.actor_model or _base_model(stages)
-    card = _card(request) if machine.gpus else None
+    card = _card(request, placement) if machine.gpus else None
     return Plan(
         tuple(specs), pipeline, given, request.recipe, placement, machine, card, stages, prepare, evaluate, base
     )
@@ -142,11 +142,14 @@ def machine_of(placement: Placement, *, described: bool = False) -> Machine:
     )
 
 
-def _card(request: Request) -> Card | None:
-    """The GPU of each rank: the one that is described, or this machine's."""
-    if request.gpu_memory is None:
-        return this_card(request.gpu_tflops)
-    return described(request.gpu_memory, request.gpu_tflops)
+def _card(request: Request, placement: Placement) -> Card | None:
+    """The GPU of each rank: the one that is described, that of the hosts, or this machine's."""
+    if request.gpu_memory is not None:
+        return described(request.gpu_memory, request.gpu_tflops)
+    if placement.hosts:
+        found = placement.card
+        return replace(found, tflops=request.gpu_tflops or found.tflops) if found else None
+    return this_card(request.gpu_tflops)
 
 
 def _base_model(stages: Sequence[StagePlan]) -> str:

@@ -65,7 +65,7 @@ def is_here(host: str) -> bool:
 
 def job(package: str, arguments: Sequence[str], placement: Placement, *, node_rank: int) -> str:
     """What a host reads first: a line that says what it shall run."""
-    own = asdict(replace(placement, hosts=(), hostfile=None, node_rank=node_rank))
+    own = asdict(replace(placement, hosts=(), hostfile=None, card=None, warnings=(), node_rank=node_rank))
     task = {"package": package, "arguments": list(arguments), "placement": own}
     return json.dumps({**task, "environment": environment(), "folder": os.getcwd()})
 
@@ -87,10 +87,11 @@ def environment() -> dict[str, str]:
 
 
 @lru_cache(maxsize=4)
-def ask(hosts: tuple[str, ...], port: int) -> tuple[dict[str, Any], list[str]]:
-    """What each host has, as `rlhf.pipeline.node` tells it, and a line for each that does not answer, has other
-    versions than this machine, or does not see this folder. `port`: the first host is asked whether it is free."""
-    question = json.dumps({"folder": os.getcwd(), "port": port, "environment": environment()})
+def ask(hosts: tuple[str, ...], port: int, ranks: int) -> tuple[dict[str, Any], list[str]]:
+    """What each host has for so many ranks, as `rlhf.pipeline.node` tells it, and a line for each that does not answer,
+    has other versions than this machine, or does not see this folder. `port`: the first host is asked whether it is
+    free."""
+    question = json.dumps({"folder": os.getcwd(), "port": port, "ranks": ranks, "environment": environment()})
     with ThreadPoolExecutor(max_workers=len(hosts)) as pool:
         answers = dict(zip(hosts, pool.map(lambda host: _ask(host, question), hosts), strict=True))
     found = {host: answer for host, answer in answers.items() if isinstance(answer, dict)}

@@ -53,10 +53,9 @@ def test_visible_devices_by_uuid(listed: str, expected: list[str]) -> None:
 
 def test_only_visible_gpus_say_whether_there_is_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
     """An old card that nobody uses made a run fp32."""
-    found = [nvml.Gpu(index, uuid, "card", 0, {}) for index, uuid in enumerate(UUIDS[:2])]
+    found = [nvml.Gpu(i, UUIDS[i], "card", capability, 0, 0, {}) for i, capability in enumerate(((7, 0), (8, 0)))]
     monkeypatch.setattr(nvml, "gpus", lambda: found)
     monkeypatch.setattr(hardware, "torch_build", lambda: "cuda")
-    monkeypatch.setattr(hardware, "_nvidia_capabilities", lambda: [(7, 0), (8, 0)])
     for listed, gpus, bf16 in (("0,1", 2, False), ("1", 1, True), ("GPU-aa20", 1, True), ("GPU-aa10", 1, False)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
         assert (hardware.accelerators(), hardware.bf16_gpus()) == (gpus, bf16)
@@ -81,11 +80,11 @@ def test_the_build_of_torch_is_read_from_its_version_file(
     (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\n{version}")
     spec = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    hardware.torch_build.cache_clear()
+    hardware.torch_toolkits.cache_clear()
     try:
         assert hardware.torch_build() == build
     finally:
-        hardware.torch_build.cache_clear()
+        hardware.torch_toolkits.cache_clear()
 
 
 def test_a_container_s_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

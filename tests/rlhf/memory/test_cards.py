@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from rlhf import nvml
 from rlhf.memory import cards
 from rlhf.memory.cards import described, main_memory, speed_of, this_card
+
+H100 = nvml.Gpu(0, "GPU-1b0d", "NVIDIA H100 80GB HBM3", (9, 0), 85 * 10**9, 0, {})
+T4 = nvml.Gpu(1, "GPU-5a0d", "Tesla T4", (7, 5), 16 * 10**9, 0, {})
 
 
 def test_a_described_card_has_the_memory_that_is_named() -> None:
@@ -20,20 +24,30 @@ def test_a_described_card_has_the_memory_that_is_named() -> None:
 
 def test_the_smallest_visible_gpu_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Mixed cards: the ranks are alike, so the smallest one decides."""
-    monkeypatch.setattr(cards, "_nvidia", lambda: (("NVIDIA H100 80GB HBM3", 85 * 10**9), ("Tesla T4", 16 * 10**9)))
+    monkeypatch.setattr(nvml, "gpus", lambda: [H100, T4])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     card = this_card()
     assert card is not None and (card.name, card.memory, card.tflops) == ("Tesla T4", 16e9, 65)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     card = this_card(tflops=1000)
     assert card is not None and (card.name, card.tflops, card.bandwidth) == ("NVIDIA H100 80GB HBM3", 1000, 3350)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a0d")  # a name does not tell which one: the smallest is taken
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a")
     card = this_card()
     assert card is not None and card.memory == 16e9
 
 
+def test_a_mig_device_is_a_part_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plan was that of the whole GPU, and fitted."""
+    monkeypatch.setattr(nvml, "gpus", lambda: [H100])
+    monkeypatch.setattr(nvml, "part_memory", {"MIG-1f": 17 * 10**9}.__getitem__)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1f")
+    card = this_card()
+    assert card is not None and (card.memory, card.tflops) == (17e9, pytest.approx(0.2 * 989))
+    assert card.name == "a part of NVIDIA H100 80GB HBM3"
+
+
 def test_no_driver_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cards, "_nvidia", lambda: ())
+    monkeypatch.setattr(nvml, "gpus", list)
     assert this_card() is None
 
 

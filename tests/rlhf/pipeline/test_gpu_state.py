@@ -12,7 +12,7 @@ from rlhf import hardware, nvml
 from rlhf.nvml import Gpu
 from rlhf.pipeline import gpu_state
 from rlhf.pipeline.config import PipelineConfig
-from rlhf.pipeline.gpu_state import gpu_warnings, visibility_problems
+from rlhf.pipeline.gpu_state import gpu_problems, gpu_warnings
 from rlhf.pipeline.placed import Placement
 from rlhf.pipeline.placement import place
 
@@ -22,19 +22,19 @@ A100, T4 = "NVIDIA A100-SXM4-80GB", "Tesla T4"
 @pytest.fixture
 def gpus(monkeypatch: pytest.MonkeyPatch):
     """`gpus(Gpu(...), ...)`: the driver tells of these."""
-    monkeypatch.setattr(hardware, "torch_build", lambda: "cuda")
+    monkeypatch.setattr(hardware, "torch_toolkits", lambda: {"cuda": "13.0"})
+    monkeypatch.setattr(nvml, "cuda_version", lambda: (13, 0))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(gpu_state.shutil, "disk_usage", lambda path: SimpleNamespace(total=1 << 34))
 
     def put(*found: Gpu) -> None:
         monkeypatch.setattr(nvml, "gpus", lambda: list(found))
-        monkeypatch.setattr(hardware, "_nvidia_capabilities", lambda: [(8, 0)] * len(found))
 
     return put
 
 
 def gpu(index: int, *, name: str = A100, used: int = 0, processes: dict[int, int] | None = None) -> Gpu:
-    return Gpu(index, f"GPU-{index}{index}aa", name, used, processes or {})
+    return Gpu(index, f"GPU-{index}{index}aa", name, (8, 0), 80 * 10**9, used, processes or {})
 
 
 def warnings(ranks: int) -> list[str]:
@@ -87,7 +87,7 @@ def test_a_list_that_names_no_gpu(gpus, monkeypatch: pytest.MonkeyPatch, listed:
     gpus(gpu(0), gpu(1))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
     expected = f"CUDA_VISIBLE_DEVICES={listed} names no GPU of this machine, which has 0 (GPU-00aa), 1 (GPU-11aa); "
-    assert [line.startswith(expected) for line in visibility_problems()] == ([] if named else [True])
+    assert [line.startswith(expected) for line in gpu_problems()] == ([] if named else [True])
     assert bool(place(PipelineConfig())[1]) is not named
     assert place(PipelineConfig(num_gpus=0))[1] == []
 
@@ -97,3 +97,16 @@ def test_more_ranks_than_mig_devices(gpus, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1f,MIG-2e")
     assert place(PipelineConfig())[0].ranks == 1
     assert place(PipelineConfig(num_gpus=2))[1] == ["--num-gpus 2: only 1 visible here; use --num-gpus 1"]
+
+
+def test_a_driver_that_is_too_old_for_torch(gpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks were started, and each ended with torch's own words."""
+    gpus(gpu(0))
+    monkeypatch.setattr(nvml, "cuda_version", lambda: (12, 4))
+    assert place(PipelineConfig())[1] == [
+        "the NVIDIA driver runs CUDA 12.4 at most, and the installed torch needs CUDA 13.0: install a newer driver, or "
+        "a torch that is built for CUDA 12 (--num-gpus 0 runs on the CPU)"
+    ]
+    assert place(PipelineConfig(num_gpus=0))[1] == []
+    monkeypatch.setattr(hardware, "torch_toolkits", lambda: {"cuda": "12.8"})  # its driver may be of any 12
+    assert place(PipelineConfig())[1] == []

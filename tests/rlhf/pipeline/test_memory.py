@@ -8,14 +8,14 @@ import re
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rlhf import hardware
+from rlhf import hardware, nvml
 from rlhf.files import claim_folder, write_yaml
-from rlhf.memory import cards
 from rlhf.pipeline import memory
 from tests.helpers import calls
 from tests.helpers.calls import run
@@ -50,9 +50,11 @@ def seven(tmp_path: Path, inputs: list[str]) -> list[str]:
 
 def with_gpus(monkeypatch: pytest.MonkeyPatch, count: int, gigabytes: float, name: str = "NVIDIA A100-SXM4") -> None:
     """As if this machine had these GPUs."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(hardware, "accelerators", lambda: count)
     monkeypatch.setattr(hardware, "bf16_gpus", lambda: True)
-    monkeypatch.setattr(cards, "_nvidia", lambda: ((name, int(gigabytes * 1e9)),) * count)
+    gpu = nvml.Gpu(0, "GPU-00", name, (8, 0), int(gigabytes * 1e9), 0, {})
+    monkeypatch.setattr(nvml, "gpus", lambda: [replace(gpu, index=index) for index in range(count)])
 
 
 def test_a_plan_for_eight_gpus_needs_neither_them_nor_a_network() -> None:
@@ -159,7 +161,7 @@ def test_a_machine_that_does_not_tell_its_memory_is_not_judged(
     seven: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_gpus(monkeypatch, 1, 25.4)
-    monkeypatch.setattr(cards, "_nvidia", lambda: ())
+    monkeypatch.setattr(nvml, "gpus", list)
     done = run(*seven, "--dry-run")
     assert done.exit_code == 0, done.output
     assert "fit" not in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlhf import hardware
+from rlhf.pipeline import remote
 from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.gpu_state import gpu_warnings
 from rlhf.pipeline.placement import place
 from rlhf.pipeline.plan import machine_of
 from tests.helpers import hosts as helper
@@ -45,6 +48,27 @@ def test_a_login_node_plans_for_the_gpus_of_its_hosts(hosts: Hosts) -> None:
     assert (machine.gpus, machine.bf16, machine.world_size) == (True, True, 16)
     mixed = hosts(slots=8, node_c=gpu, node_d={"gpus": 8, "bf16": False})
     assert not machine_of(place(PipelineConfig(hostfile=mixed))[0]).bf16
+
+
+@pytest.mark.process
+def test_the_smallest_gpu_of_all_hosts_counts(hosts: Hosts) -> None:
+    """A plan that was made on a login node said nothing of memory, and nothing of who else used a GPU."""
+
+    def host(name: str, memory: float, *warnings: str) -> dict[str, object]:
+        card = {"name": name, "memory": memory, "tflops": 1.0, "bandwidth": 1.0}
+        return {"gpus": 1, "card": card, "main_memory": memory, "warnings": warnings}
+
+    path = hosts(node_a=host("A100", 80e9), node_b=host("T4", 16e9, "GPU 0 is in use"))
+    placement = place(PipelineConfig(hostfile=path))[0]
+    assert placement.card is not None
+    assert (placement.card.name, placement.main_memory) == ("T4", 16e9)
+    assert gpu_warnings(placement) == [
+        "node-b: GPU 0 is in use",
+        "the hosts' GPUs differ (node-a A100, node-b T4): the slowest sets the pace",
+    ]
+    json.loads(remote.job("step1_sft", [], placement, node_rank=0))  # what a host is told
+    on_cpus = place(PipelineConfig(hostfile=path, num_gpus=0))[0]
+    assert (on_cpus.card, gpu_warnings(on_cpus)) == (None, [])
 
 
 @pytest.mark.process
