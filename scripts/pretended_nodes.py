@@ -23,7 +23,15 @@ BRIDGE, NETWORK, PORT = "rlhf-br", "10.77.0", 29611
 SILENCE_SECONDS = 20  # RLHF_TIMEOUT_SECONDS of all runs here
 LONGEST_SECONDS = 900
 # The demo, cut short: what is tried here does not depend on what is learned.
-SHORT = ("--max-steps", "8", "--force", "--set", "prepare.steps=3", "--set", "evaluate.max_prompts=4")
+_SETTINGS = {
+    "prepare.steps": 3,
+    "step1_sft.max_steps": 12,
+    "step1_sft.save_every": 3,
+    "step2_reward.max_steps": 4,
+    "step3_ppo.max_steps": 3,
+    "evaluate.max_prompts": 4,
+}
+SHORT = ("--force", *(word for name, value in _SETTINGS.items() for word in ("--set", f"{name}={value}")))
 
 
 @dataclass
@@ -146,6 +154,7 @@ class Trial:
 
     nodes: tuple[Node, Node]
     folder: Path
+    stages: tuple[str, ...] = STAGES  # those that are run, from the first
 
     def said(self, number: int) -> str:
         path = self.output(number)
@@ -164,6 +173,7 @@ class Trial:
     ) -> subprocess.Popen[bytes]:
         """Start train.py on a node: that of the project in `root`, by the Python in `python`."""
         words = [*python, str(root / "train.py"), "--output-dir", str(self.folder), *SHORT, "--num-gpus", "1", *more]
+        words += ["--stages", ",".join(str(STAGES.index(stage) + 1) for stage in self.stages)]
         return self.nodes[number].start(words, self.output(number), **(variables or {}))
 
     def node_rank(self, number: int, **settings: Any) -> subprocess.Popen[bytes]:
@@ -194,7 +204,11 @@ def by_slurm(trial: Trial) -> list[int]:
 
 
 def by_hostfile(trial: Trial) -> list[int]:
-    """From the first node by ssh, with an sshd on each."""
+    return wait([from_hostfile(trial)])
+
+
+def from_hostfile(trial: Trial) -> subprocess.Popen[bytes]:
+    """Start all nodes from the first one by ssh, with an sshd on each."""
     keys = trial.folder.parent / "ssh"
     keys.mkdir(exist_ok=True)
     if not (keys / "key").exists():
@@ -217,7 +231,7 @@ def by_hostfile(trial: Trial) -> list[int]:
         node.start([sshd, "-D", "-f", str(keys / "sshd")], keys / f"{node.name}.log")
     path = f"{keys / 'bin'}:{os.environ['PATH']}"
     flags = ("--hostfile", str(keys / "hosts"), "--master-port", str(PORT))
-    return wait([trial.start(0, *flags, variables={"PATH": path})])
+    return trial.start(0, *flags, variables={"PATH": path})
 
 
 def by_torchrun(trial: Trial) -> list[int]:

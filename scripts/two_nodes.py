@@ -3,7 +3,8 @@
 Each node is a network namespace with its own address and host name, joined to the other by a bridge; both see the same
 files. The demo is started in each of the ways of docs/cluster.md, and its metrics, rollouts and models must be those of
 two ranks on one machine. Then a node dies, comes late, and so on: both nodes must end with a line that says so, and the
-same command must go on. It needs Linux, root and `ip`, and `sshd` for the hostfile.
+same command must go on. It needs Linux, root and `ip`; `sshd` for hostfiles, `faketime` for a clock that is off and
+`bindfs` for a folder that is slow to show files.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from scripts.pretended_nodes import (
     Trial,
     by_node_rank,
     environment,
+    from_hostfile,
     two_nodes,
     until,
     wait,
@@ -43,6 +45,10 @@ from scripts.pretended_nodes import (
 
 # --- what may happen: the exit codes, and the words that must be in the output of each node ---------------------------
 
+SLOW_SECONDS = 15
+_WITH_SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin"
+TOOLS = {"hostfile": "sshd", "hosts-one-dies": "sshd", "hosts-term": "sshd", "host-is-down": "sshd"}
+TOOLS |= {"clock-is-off": "faketime", "slow-folder": "bindfs"}
 Expected = tuple[list[int], list[int], list[str]]  # found codes, expected codes, words that each node must have said
 
 
@@ -66,6 +72,10 @@ def crashes(trial: Trial) -> Expected:
     codes = wait([first], seconds=6 * SILENCE_SECONDS)
     wait([second])
     return codes, [EXIT_FAILURE], ["node 1 (node-b)", ""]
+
+
+def never_comes(trial: Trial) -> Expected:
+    return wait([trial.node_rank(0)]), [EXIT_USER], ["rank 0 of 2, on node-a, has not met node 1", ""]
 
 
 def late(trial: Trial) -> Expected:
@@ -99,6 +109,42 @@ def terminated(trial: Trial, *numbers: int) -> Expected:
     for number in numbers:
         started[number].send_signal(signal.SIGTERM)
     return wait(started), [EXIT_TERMINATED, EXIT_TERMINATED], ["is written", "terminated"]
+
+
+def hosts_one_dies(trial: Trial) -> Expected:
+    """As `dies`, of ranks that were started by ssh."""
+    started = from_hostfile(trial)
+    until(lambda: trial.step() >= 2)
+    trial.nodes[1].kill()
+    return wait([started], seconds=6 * SILENCE_SECONDS), [EXIT_FAILURE], ["node 1 (node-b)", ""]
+
+
+def hosts_terminated(trial: Trial) -> Expected:
+    """SIGTERM to the one train.py, which has started all ranks by ssh."""
+    started = from_hostfile(trial)
+    until(lambda: trial.step() >= 2)
+    started.send_signal(signal.SIGTERM)
+    return wait([started]), [EXIT_TERMINATED], ["is written", ""]
+
+
+def host_is_down(trial: Trial) -> Expected:
+    trial.nodes[1].link("down")
+    return wait([from_hostfile(trial)]), [EXIT_USER], ["node-b does not answer by ssh", ""]
+
+
+def clock_is_off(trial: Trial) -> Expected:
+    """By a day, on the second node."""
+    second = trial.node_rank(1, python=["faketime", "-f", "+1d", sys.executable])
+    return wait([trial.node_rank(0), second]), [EXIT_DONE, EXIT_DONE], ["", ""]
+
+
+def slow_folder(trial: Trial) -> Expected:
+    """The second node remembers for some time what a file was like, and that there was none, as on NFS."""
+    claim_folder(trial.folder)
+    remembered = ",".join(f"{what}_timeout={SLOW_SECONDS}" for what in ("negative", "entry", "attr"))
+    script = f'bindfs -o nonempty,{remembered} {trial.folder} {trial.folder} && exec "$@"'
+    second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
+    return wait([trial.node_rank(0), second]), [EXIT_DONE, EXIT_DONE], ["", ""]
 
 
 def other_version(trial: Trial) -> Expected:
@@ -138,11 +184,17 @@ def not_shared(trial: Trial) -> Expected:
 FAULTS: dict[str, Callable[[Trial], Expected]] = {
     "dies": dies,
     "crashes": crashes,
+    "never-comes": never_comes,
     "late": late,
     "link-drops": link_drops,
     "link-is-cut": link_is_cut,
     "term-all": lambda trial: terminated(trial, 0, 1),
     "term-one": lambda trial: terminated(trial, 1),
+    "hosts-one-dies": hosts_one_dies,
+    "hosts-term": hosts_terminated,
+    "host-is-down": host_is_down,
+    "clock-is-off": clock_is_off,
+    "slow-folder": slow_folder,
     "other-version": other_version,
     "port-in-use": port_in_use,
     "not-shared": not_shared,
@@ -161,6 +213,12 @@ def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
     """Run the demo on two pretended nodes, in several ways and with several faults."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         raise ConfigError("it makes network namespaces: run it as root, with `ip` installed")
+    names = [name for name in f"{ways},{faults}".split(",") if name]
+    if unknown := [name for name in names if name not in {**WAYS, **FAULTS}]:
+        raise ConfigError(f"{unknown[0]} is none of {', '.join([*WAYS, *FAULTS])}")
+    missing = {TOOLS[name] for name in names if name in TOOLS and not shutil.which(TOOLS[name], path=_WITH_SBIN)}
+    if missing:
+        raise ConfigError(f"{', '.join(sorted(missing))} must be installed, or leave out what needs it")
     folder = output_dir.absolute()
     claim_folder(folder)
     empty_folder(folder)
@@ -178,13 +236,13 @@ def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
                 wrong += _report(name, trial, whole, codes, [EXIT_DONE] * len(codes))
         for name in filter(None, faults.split(",")):
             with two_nodes() as nodes:
-                trial = Trial(nodes, folder / f"{name}-{time_}")
+                trial = Trial(nodes, folder / f"{name}-{time_}", STAGES[:1])
                 codes, expected, said = FAULTS[name](trial)
                 wrong += _report(name, trial, None, codes, expected, said)
                 for node in nodes:
                     node.link("up")
             with two_nodes() as nodes:  # the same commands go on
-                trial = Trial(nodes, trial.folder)
+                trial = Trial(nodes, trial.folder, STAGES[:1])
                 codes = by_node_rank(trial)
                 wrong += _report(f"{name}, again", trial, whole, codes, [EXIT_DONE, EXIT_DONE])
     say(f"{wrong} of all were not as they should be" if wrong else "all was as it should be")
@@ -197,13 +255,13 @@ def _report(
     """Say how a trial went; whether something was wrong."""
     problems = [f"exit codes {codes}, not {expected}"] if codes != expected else []
     for number, words in enumerate(said):
-        lines = [line for line in trial.said(number).splitlines() if line.startswith("error:") and words in line]
-        if words and not lines and words not in trial.said(number):
+        lines = [line for line in trial.said(number).splitlines() if words and words in line]
+        if words and not lines:
             problems.append(f"{trial.nodes[number].name} did not say {words!r}")
         elif lines:
-            say(f"    {trial.nodes[number].name}: {lines[0]}")
+            say(f"    {trial.nodes[number].name}: {lines[-1].strip()}")
     if whole is not None and not problems:
-        for stage in STAGES:
+        for stage in trial.stages:
             problems += [f"{stage}: {line}" for line in differences(whole / stage, trial.folder / stage)]
     say(f"{name}: {'; '.join(problems) or 'as it should be'}")
     return bool(problems)

@@ -102,8 +102,9 @@ def _not_met(error: Exception) -> ConfigError:
     text = str(error).strip().splitlines()[0]
     if "EADDRINUSE" in text or "address already in use" in text.lower():
         return ConfigError(f"port {port} of this machine is in use; give all nodes another --master-port (MASTER_PORT)")
+    missing = f"node {1 - process.node()}" if process.node_count() == 2 else "the others"
     return ConfigError(
-        f"rank {process.rank()} of {process.world_size()}, on {socket.gethostname()}, has not met the others at "
+        f"rank {process.rank()} of {process.world_size()}, on {socket.gethostname()}, has not met {missing} at "
         f"{address}:{port} ({text}); start the same command on every node, and open the port between them"
     )
 
