@@ -29,6 +29,7 @@ _SETTINGS = {
     "step1_sft.save_every": 3,
     "step2_reward.max_steps": 4,
     "step3_ppo.max_steps": 3,
+    **dict.fromkeys((f"{stage}.max_eval_samples" for stage in STAGES), 32),
     "evaluate.max_prompts": 4,
 }
 SHORT = ("--force", *(word for name, value in _SETTINGS.items() for word in ("--set", f"{name}={value}")))
