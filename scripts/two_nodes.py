@@ -140,7 +140,6 @@ def clock_is_off(trial: Trial) -> Expected:
 
 def slow_folder(trial: Trial) -> Expected:
     """The second node remembers for some time what a file was like, and that there was none, as on NFS."""
-    claim_folder(trial.folder)
     remembered = ",".join(f"{what}_timeout={SLOW_SECONDS}" for what in ("negative", "entry", "attr"))
     script = f'bindfs -o nonempty,{remembered} {trial.folder} {trial.folder} && exec "$@"'
     second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
@@ -172,13 +171,19 @@ def not_shared(trial: Trial) -> Expected:
     """The second node has the folder of the run for itself: an older copy of it, say."""
     own = trial.folder.parent / "own"
     shutil.rmtree(own, ignore_errors=True)
-    for folder in (trial.folder, own, own / "prepare", own / STAGES[0]):
-        claim_folder(folder)
-    shutil.copy(trial.folder.parent / "whole" / "prepare" / "done.json", own / "prepare" / "done.json")
+    claim_folder(own / STAGES[0])
+    _prepared(own, trial.folder.parent / "whole")
     script = f'mount --bind {own} {trial.folder} && exec "$@"'
     second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
     said = f"node 1 (node-b) does not see {trial.folder}/{STAGES[0]} of node 0 (node-a)"
     return wait([trial.node_rank(0), second]), [EXIT_USER, EXIT_USER], [said, said]
+
+
+def _prepared(folder: Path, whole: Path) -> None:
+    """Make `folder` that of a run whose models and data are those that another run has prepared."""
+    for each in (folder, folder / "prepare"):
+        claim_folder(each)
+    shutil.copy(whole / "prepare" / "done.json", folder / "prepare" / "done.json")
 
 
 FAULTS: dict[str, Callable[[Trial], Expected]] = {
@@ -237,6 +242,7 @@ def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
         for name in filter(None, faults.split(",")):
             with two_nodes() as nodes:
                 trial = Trial(nodes, folder / f"{name}-{time_}", STAGES[:1])
+                _prepared(trial.folder, whole)
                 codes, expected, said = FAULTS[name](trial)
                 wrong += _report(name, trial, None, codes, expected, said)
                 for node in nodes:
