@@ -121,6 +121,14 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def knows_host(name: str) -> bool:
+    """Whether this machine finds the address of a host."""
+    try:
+        return bool(socket.getaddrinfo(name, None))
+    except OSError:
+        return False
+
+
 def visible(count: int, listed: str | None, uuids: Sequence[str] = ()) -> list[str]:
     """The devices that a `*_VISIBLE_DEVICES` value leaves of `count`: "2,0" → ["2", "0"], "" → [].
 

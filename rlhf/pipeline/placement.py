@@ -49,6 +49,8 @@ def place(pipeline: PipelineConfig, *, described: bool = False) -> tuple[Placeme
         problems.append(
             f"--master-port {pipeline.master_port} is in use on this machine; give another one on all nodes"
         )
+    if nodes > 1 and master_addr and not hardware.knows_host(master_addr):
+        problems.append(f"--master-addr {master_addr}: this machine knows no host of that name; give its address")
     placement = Placement(
         ranks=ranks,
         gpus=gpus,

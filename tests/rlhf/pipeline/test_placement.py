@@ -139,11 +139,27 @@ def test_a_port_that_somebody_listens_on() -> None:
         assert place(first.model_copy(update={"node_rank": 1}))[1] == []  # it is the first node's port
 
 
+def test_a_first_node_whose_name_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ranks asked for its address until they had waited half an hour."""
+
+    def look_up(host: str, *_: object) -> list[str]:
+        if host != "gpu07":
+            raise socket.gaierror("Name or service not known")
+        return [host]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    node = PipelineConfig(num_nodes=2, node_rank=1, master_addr="gpu70")
+    assert place(node)[1] == ["--master-addr gpu70: this machine knows no host of that name; give its address"]
+    assert place(node.model_copy(update={"master_addr": "gpu07"}))[1] == []
+
+
 # --- Slurm -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def task(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    monkeypatch.setattr(hardware, "knows_host", lambda name: name == "gpu07")
+
     def put(*, tasks: int, nodes: int, node: int = 0) -> None:
         values = {"JOB_ID": 7, "STEP_ID": 0, "PROCID": node, "STEP_NUM_TASKS": tasks, "STEP_NUM_NODES": nodes}
         for name, value in {**values, "NODEID": node, "STEP_NODELIST": "gpu[07-09]"}.items():
