@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlhf import hardware
+from rlhf.memory.cards import main_memory
 from rlhf.pipeline import remote
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.gpu_state import gpu_warnings
@@ -48,6 +49,14 @@ def test_a_login_node_plans_for_the_gpus_of_its_hosts(hosts: Hosts) -> None:
     assert (machine.gpus, machine.bf16, machine.world_size) == (True, True, 16)
     mixed = hosts(slots=8, node_c=gpu, node_d={"gpus": 8, "bf16": False})
     assert not machine_of(place(PipelineConfig(hostfile=mixed))[0]).bf16
+
+
+@pytest.mark.process
+def test_hosts_are_really_asked(hosts: Hosts) -> None:
+    placement, wrong = place(PipelineConfig(hostfile=hosts("node-a", "node-b", runs=True), num_gpus=0))
+    assert wrong == []
+    assert (placement.hosts, placement.master_addr, placement.card) == (("node-a", "node-b"), "10.0.0.1", None)
+    assert placement.main_memory == main_memory()
 
 
 @pytest.mark.process
