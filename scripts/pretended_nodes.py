@@ -20,7 +20,7 @@ from scripts.nightly_kill import last_step
 
 STAGES = ("step1_sft", "step2_reward", "step3_ppo")
 BRIDGE, NETWORK, PORT = "rlhf-br", "10.77.0", 29611
-SILENCE_SECONDS = 20  # RLHF_TIMEOUT_SECONDS of all runs here
+SILENCE_SECONDS = 30  # RLHF_TIMEOUT_SECONDS of all runs here
 LONGEST_SECONDS = 900
 # The demo, cut short: what is tried here does not depend on what is learned.
 _SETTINGS = {

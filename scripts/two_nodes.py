@@ -45,7 +45,7 @@ from scripts.pretended_nodes import (
 
 # --- what may happen: the exit codes, and the words that must be in the output of each node ---------------------------
 
-SLOW_SECONDS = 15
+SLOW_SECONDS = 10
 _WITH_SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin"
 TOOLS = {"hostfile": "sshd", "hosts-one-dies": "sshd", "hosts-term": "sshd", "host-is-down": "sshd"}
 TOOLS |= {"clock-is-off": "faketime", "slow-folder": "bindfs"}
