@@ -24,6 +24,7 @@ import yaml
 from rlhf.errors import ConfigError
 
 LOCK_NAME = ".rlhf.lock"
+VISIBLE_SECONDS = 60.0  # for what one machine has written to become visible on the others
 
 
 def is_text(value: str) -> bool:
@@ -189,7 +190,21 @@ def file_problems(path: Path, *, flag: str) -> list[str]:
     return []
 
 
-def appears(path: Path, *, seconds: float) -> bool:
+def join_folder(path: Path, *, seconds: float = VISIBLE_SECONDS) -> None:
+    """Make a folder that another machine may just have made. A network file system may remember that it was not there,
+    and refuse to make it because it is; after that it asks again."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            return
+        except (FileExistsError, FileNotFoundError):
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.2)
+
+
+def appears(path: Path, *, seconds: float = VISIBLE_SECONDS) -> bool:
     """Whether a path that another machine makes becomes visible within `seconds`.
 
     A network file system remembers for a minute or more that a name was not there; listing the folder asks again.

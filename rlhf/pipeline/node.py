@@ -29,8 +29,6 @@ from rlhf.pipeline.placed import Placement, RankFailed
 from rlhf.pipeline.remote import failure_line
 from rlhf.versions import on_a_node
 
-_CONFIG_SECONDS = 60.0  # for a file that the first node has written to become visible here
-
 
 def facts(question: dict[str, Any]) -> dict[str, Any]:
     """What this host has, as JSON values."""
@@ -82,7 +80,7 @@ def _enter(host: str, task: dict[str, Any]) -> None:
         raise ConfigError(f"{host} cannot enter {folder} ({error.strerror}): all nodes must see it") from None
     if "--config" in arguments:
         config = Path(arguments[arguments.index("--config") + 1])
-        if not appears(config, seconds=_CONFIG_SECONDS):
+        if not appears(config):
             raise ConfigError(f"{host} does not see {config}: all nodes must share the folder of the run")
 
 

@@ -123,6 +123,9 @@ def _run_stage(run: Run, index: int) -> StageResult:
         raise JobFailed(package, folder / LOG_NAME, failure)
     if placement.first:
         record_data(run.output, package, folder)
+    else:
+        for path in result.models.values():
+            _await(Path(path), minutes=_MARKER_SECONDS / 60)
     say(f"{package} finished in {duration(result.seconds)}: {result.text()}")
     return result
 

@@ -7,6 +7,7 @@ is on the disk. What is a pure function of the step is not stored: learning rate
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import math
@@ -17,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlhf import console
+from rlhf import console, process
 from rlhf.errors import EXIT_USER, DataError, TrainingError, UserError, error_lines
-from rlhf.files import open_to_others, sync_folder, write_json
+from rlhf.files import appears, join_folder, open_to_others, sync_folder, write_json
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
 from rlhf.training.engine_state import Extra, Reader, read_engine, write_engine
@@ -40,6 +41,7 @@ class Checkpoint:
     step: int
     state: dict[str, Any]
     engines: dict[str, Any]
+    files: tuple[str, ...]  # a listing of the folder may be older, on another machine than the one that wrote it
 
     def restore(self, engines: Mapping[str, TrainEngine], extras: Mapping[str, Extra] | None = None) -> None:
         """Put weights and optimiser state back into `engines`, and the `extras` of each. All ranks take part.
@@ -47,7 +49,8 @@ class Checkpoint:
         Raises TrainingError for a checkpoint of another model.
         """
         for name, engine in engines.items():
-            reader = Reader(sorted(self.folder.glob(f"{name}-*.safetensors")))
+            files = fnmatch.filter(self.files, f"{name}-*.safetensors")
+            reader = Reader([self.folder / file for file in sorted(files)])
             read_engine(engine, reader, self.engines[name], (extras or {}).get(name, {}))
         distributed.barrier()
 
@@ -83,6 +86,7 @@ class Checkpoints:
         digests: dict[str, str] = {}
 
         def write() -> None:
+            join_folder(temporary)
             for name, engine in engines.items():
                 path = temporary / f"{name}-{rank:05}.safetensors"
                 told[name], digests[path.name] = write_engine(engine, path, (extras or {}).get(name, {}))
@@ -141,7 +145,7 @@ class Checkpoints:
                 f"{folder} was written by a run whose data files held something else; put the old ones back to go on, "
                 "or start again with --overwrite"
             )
-        return Checkpoint(folder, int(value["step"]), value["state"], value["engines"])
+        return Checkpoint(folder, int(value["step"]), value["state"], value["engines"], tuple(value["files"]))
 
     def _newest_sound(self) -> Path | None:
         """All ranks call it: each reads a part of the files, because a large model's take minutes to read."""
@@ -204,7 +208,9 @@ def _score(folder: Path) -> float | None:
 def _damage(folder: Path, *, part: int, of: int) -> str | None:
     """What is wrong with every `of`-th of a checkpoint's files, or None."""
     try:
+        _wait_for(folder / STATE_NAME)
         for name, digest in list(_read_state(folder)["files"].items())[part::of]:
+            _wait_for(folder / name)
             if _digest(folder / name) != digest:
                 return f"{name} has other content than was written"
     except FileNotFoundError as error:
@@ -214,6 +220,12 @@ def _damage(folder: Path, *, part: int, of: int) -> str | None:
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return None
+
+
+def _wait_for(path: Path) -> None:
+    """Wait for a file that another machine wrote to become visible on this one."""
+    if process.node_count() > 1:
+        appears(path)
 
 
 def _read_state(folder: Path) -> dict[str, Any]:

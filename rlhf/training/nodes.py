@@ -31,7 +31,6 @@ from rlhf.training.network import address_towards
 from rlhf.versions import on_a_node, version_problems
 
 _BEAT_SECONDS = 5.0
-_FOLDER_SECONDS = 60.0  # for a file of one node to become visible on the others
 _LOST = re.compile(
     r"connection (closed|reset)|broken pipe|connection (refused|timed out)|no route to host|remote ?error|socket"
     r"|timed out waiting|collective operation timeout",
@@ -55,7 +54,7 @@ def check_nodes(folder: Path) -> None:
         token.touch()
     distributed.barrier()
     first_here = process.local_rank() == 0
-    sees = not first_here or rank == 0 or appears(token, seconds=_FOLDER_SECONDS)
+    sees = not first_here or rank == 0 or appears(token)
     card = torch.cuda.get_device_name() if distributed.on_gpu() and torch.cuda.is_available() else ""
     told = (name_of_node(), on_a_node() if first_here else None, sees, card)
     everywhere = distributed.gather_objects(told)

@@ -196,3 +196,18 @@ def test_a_worker_that_outlives_its_parent_holds_no_lock(tmp_path: Path) -> None
         parent.kill()
         os.kill(worker, signal.SIGKILL)
         parent.communicate()
+
+
+def test_a_folder_that_another_machine_has_made_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first checkpoint failed with "No such file or directory" on every machine but the first, which had made its
+    folder: the network file system remembered that it was not there, and refused to make it because it is."""
+    made, real = tmp_path / "checkpoints" / "new", Path.is_dir
+    made.mkdir(parents=True)
+    answers = iter([False, False])
+    monkeypatch.setattr(Path, "is_dir", lambda path: next(answers, True) and real(path))
+    files.join_folder(made)
+    assert next(answers, None) is None
+
+    monkeypatch.setattr(Path, "is_dir", lambda path: False)
+    with pytest.raises(FileExistsError):
+        files.join_folder(made, seconds=0)

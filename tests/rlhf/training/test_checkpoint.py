@@ -116,6 +116,15 @@ def test_a_damaged_checkpoint_is_named_and_the_older_one_used(
     assert warned == [f"warning: checkpoint {two / 'step-00000002'} is damaged ({said}) and is skipped"]
 
 
+def test_only_what_belongs_to_a_checkpoint_is_read(two: Path, train: TrainEngine) -> None:
+    """The folder was listed, which on another machine may still be missing files."""
+    checkpoint = Checkpoints(two, keep=2).latest()
+    assert checkpoint is not None
+    (name,) = (file for file in checkpoint.files if file.endswith(".safetensors"))
+    (checkpoint.folder / f"{name.rpartition('-')[0]}-00009.safetensors").write_bytes(b"left over")
+    checkpoint.restore({name.rpartition("-")[0]: train})
+
+
 def test_when_all_are_damaged_there_is_none(two: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder in two.glob("step-*"):
         _flip_a_bit(folder)
