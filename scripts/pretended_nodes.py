@@ -238,7 +238,7 @@ def from_hostfile(trial: Trial) -> subprocess.Popen[bytes]:
 def by_torchrun(trial: Trial) -> list[int]:
     """The stages of a run that is prepared already, one after the other."""
     whole = trial.folder.parent / "whole"
-    for stage in STAGES:
+    for stage in trial.stages:
         text = (whole / stage / "config.yaml").read_text().replace(f"{whole}/step", f"{trial.folder}/step")
         config = trial.folder.parent / f"{trial.folder.name}.{stage}.yaml"
         config.write_text(text)
