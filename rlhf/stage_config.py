@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -52,9 +53,29 @@ class RunSettings(Config):
     no_dropout: bool = setting(False, "training without dropout; always so in stage 3")
     trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
+    @property
+    def absent_roles(self) -> Collection[str]:
+        """Roles that these settings do without: they are neither loaded nor trained."""
+        return ()
+
+    @property
+    def unread(self) -> Mapping[str, str]:
+        """Settings that have no effect beside the others → the setting that makes it so. `problems` refuses them. A
+        plan leaves a recipe's out where a flag or --set made the choice."""
+        return {}
+
+    def method(self) -> str:
+        """How the stage learns, for the plan; empty where there is nothing to choose."""
+        return ""
+
+    def engine_settings(self) -> dict[str, str]:
+        """The trained roles that are there → the setting of each one's ZeRO stage."""
+        return {role: field for role, field in self.trained_engines.items() if role not in self.absent_roles}
+
     def zero_stages(self, *, gpus: bool) -> dict[str, ZeroStage]:
         """The ZeRO stage of each model by its role, trained ones first: `{"actor": 2, "reference": 0}`."""
-        chosen = {role: getattr(self, field) for role, field in (self.trained_engines | self.frozen_models).items()}
+        there = {role: f for role, f in self.frozen_models.items() if role not in self.absent_roles}
+        chosen = {role: getattr(self, field) for role, field in (self.engine_settings() | there).items()}
         return {role: default_zero_stage(gpus) if stage is None else stage for role, stage in chosen.items()}
 
 
@@ -203,7 +224,7 @@ def stage_engine_problems(config: RunSettings, stage: str, *, gpus: bool, bf16: 
     """
     found = dtype_problems(config.dtype, where=f"{stage}.dtype", gpus=gpus, bf16=bf16)
     if isinstance(config, OptimizerSettings):
-        for role, field in config.trained_engines.items():
+        for role, field in config.engine_settings().items():
             zero_stage = config.zero_stages(gpus=gpus)[role]
             found += engine_problems(
                 where=f"{stage}.{field}={zero_stage}",

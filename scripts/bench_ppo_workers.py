@@ -40,11 +40,10 @@ def config_of(arguments: dict[str, Any], folder: Path) -> Any:
 def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, float]]:
     """An iteration of ours, with the functions that stage 3's main loop calls."""
     from rlhf.generation.drawing import Sampling
-    from rlhf.models.tensors import whiten
     from rlhf.training import cpu, distributed
     from scripts.bench_common import STOP, Setting, force_lengths, lengths_of, prompts_of
-    from step3_ppo.advantages import estimate_advantages, kl_per_token, normalise_scores, shape_rewards
-    from step3_ppo.experience import Experience
+    from step3_ppo.advantages import normalise_scores
+    from step3_ppo.experience import make_experience
     from step3_ppo.optimise import optimise
     from step3_ppo.passes import ForwardPasses
     from step3_ppo.roles import build_roles
@@ -72,14 +71,11 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
             rollout = roll_out(sampler, prompts, sampling, messages=["[]"] * len(prompts), seed=0, iteration=index)
         generated = time.process_time()
         m = passes.measure(rollout, index)
-        mean, std, mask_BR = roles.reward.score_mean, roles.reward.score_std, m.response_mask_BR
-        scores_B = (
-            normalise_scores(m.scores_B, mean=mean, std=std, clip=config.score_clip) - (~rollout.stopped_B).float()
+        scores_B = normalise_scores(
+            m.scores_B, mean=roles.reward.score_mean, std=roles.reward.score_std, clip=config.score_clip
         )
-        kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
-        rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=config.kl_coef)
-        advantages_BR, returns_BR = estimate_advantages(m.values_BR, rewards_BR, mask_BR, gamma=1.0, gae_lambda=0.95)
-        experience = Experience.of(m, scores_B, kl_BR, rewards_BR, whiten(advantages_BR, mask_BR), returns_BR)
+        scores_B = scores_B - (~rollout.stopped_B).float()
+        experience = make_experience(m, scores_B, config, kl_coef=config.kl_coef)
         scored = time.process_time()
         totals = optimise(experience, passes, config, iteration=index, steps_before=step)
         step += totals.steps

@@ -13,12 +13,10 @@ from pathlib import Path
 
 from rlhf import console
 from rlhf.models.export import export
-from rlhf.models.tensors import whiten
 from rlhf.template import Message
 from rlhf.training import distributed
-from step3_ppo.advantages import estimate_advantages, kl_per_token, shape_rewards
 from step3_ppo.config import PPOConfig
-from step3_ppo.experience import Experience, rollout_metrics
+from step3_ppo.experience import make_experience, rollout_metrics
 from step3_ppo.main import sampling_of
 from step3_ppo.optimise import optimise, steps_per_iteration
 from step3_ppo.passes import ForwardPasses
@@ -38,19 +36,14 @@ def train(config: PPOConfig, prompts: Sequence[str], reward: Callable[[list[Mess
     iterations, size = config.iterations or 1, config.rollout_batch_size
     roles = build_roles(config, optimizer_steps=iterations * steps_per_iteration(config), reward=RewardFunction(reward))
     passes, template, done = ForwardPasses(roles, config), roles.actor.template, 0
-    sampling, gamma, gae_lambda = sampling_of(config, roles.actor), config.gamma, config.gae_lambda
+    sampling = sampling_of(config, roles.actor)
     for iteration in range(iterations):
         texts = [prompts[(iteration * size + row) % len(prompts)] for row in range(size)]
         messages: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
         asked = [{"prompt_ids": template.prompt_ids(turns), "messages": json.dumps(turns)} for turns in messages]
         m = passes.measure(generate(roles.actor.hybrid, asked, sampling, config, iteration=iteration), iteration)
-        mask_BR, scores_B = m.response_mask_BR, m.scores_B.clamp(-config.score_clip, config.score_clip)
-        kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
-        rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=config.kl_coef)
-        advantages_BR, returns_BR = estimate_advantages(
-            m.values_BR, rewards_BR, mask_BR, gamma=gamma, gae_lambda=gae_lambda
-        )
-        experience = Experience.of(m, scores_B, kl_BR, rewards_BR, whiten(advantages_BR, mask_BR), returns_BR)
+        scores_B = m.scores_B.clamp(-config.score_clip, config.score_clip)
+        experience = make_experience(m, scores_B, config, kl_coef=config.kl_coef)
         done += optimise(experience, passes, config, iteration=iteration, steps_before=done).steps
         found = rollout_metrics(experience)
         console.say(f"iteration {iteration + 1}: score {found['ppo/scores_mean']:.3f}, KL {found['ppo/kl']:.2f}")

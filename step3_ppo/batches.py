@@ -25,12 +25,16 @@ def prompts_of(data: Any, sampler: StepSampler, iteration: int, *, repeats: int)
     return [data[row] for row in rows for _ in range(repeats)]
 
 
-def mini_batches(size: int, mini_batch_size: int, *, seed: int, iteration: int, epoch: int) -> list[list[int]]:
+def mini_batches(
+    size: int, mini_batch_size: int, *, seed: int, iteration: int, epoch: int, group_size: int = 1
+) -> list[list[int]]:
     """The rows of each optimiser step of an epoch, over all ranks: one permutation of `size` rows, cut into pieces.
 
-    A pure function of seed, iteration and epoch. The last mini-batch may be smaller.
+    A pure function of seed, iteration and epoch. Groups of `group_size` rows in a row stay together, so
+    `mini_batch_size` must be a multiple of it. The last mini-batch may be smaller.
     """
-    order = np.random.default_rng([seed, iteration, epoch]).permutation(size)
+    groups = np.random.default_rng([seed, iteration, epoch]).permutation(size // group_size)
+    order = (groups[:, None] * group_size + np.arange(group_size)).reshape(-1)
     return [order[start : start + mini_batch_size].tolist() for start in range(0, size, mini_batch_size)]
 
 

@@ -46,7 +46,7 @@ def calibrate(roles: Roles, data: Sequence[Mapping[str, Any]], sampling: Samplin
     kept = json.loads(path.read_text(encoding="utf-8"))
     mean, std = float(kept["score_mean"]), float(kept["score_std"])
     reward.score_mean, reward.score_std = mean, std
-    if roles.critic.from_reward:
+    if roles.critic is not None and roles.critic.from_reward:
         roles.critic.score_mean, roles.critic.score_std = mean, std
         of_critic = unwrap(roles.critic.engine.module.model).config
         of_critic.score_mean, of_critic.score_std = mean, std

@@ -6,11 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from data.config import DataSettings, PretrainingMixSettings
+from data.config import PretrainingMixSettings
 from rlhf.config import setting
 from rlhf.hardware import Machine
 from rlhf.stage_config import (
-    BatchSettings,
     Dtype,
     LoraSettings,
     OptimizerSettings,
@@ -20,6 +19,7 @@ from rlhf.stage_config import (
     several,
 )
 from step3_ppo.hybrid.parallel_sizes import rank_problems
+from step3_ppo.method_config import MethodSettings
 
 OTHER_TOKENS = (
     "step3_ppo.critic_from=reward: actor and reward model have different tokenizers or templates, and a critic must "
@@ -37,8 +37,8 @@ def reuse_problems(*zero_stages: int | None) -> list[str]:
     ]
 
 
-class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings, OptimizerSettings, LoraSettings):
-    """PPO of the stage-1 model against the stage-2 model."""
+class PPOConfig(MethodSettings, RunSettings, PretrainingMixSettings, OptimizerSettings, LoraSettings):
+    """PPO, or a relative of it without a critic, of the stage-1 model against the stage-2 model."""
 
     trained_engines: ClassVar[dict[str, str]] = {"actor": "actor_zero_stage", "critic": "critic_zero_stage"}
     frozen_models: ClassVar[dict[str, str]] = {
@@ -55,11 +55,11 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         ),
         "Rewards and advantages": (
             *("kl_coef", "adaptive_kl_target", "adaptive_kl_horizon", "score_clip", "missing_eos_penalty"),
-            *("whiten_rewards", "gamma", "gae_lambda"),
+            *("kl_in", "advantage_estimator", "drop_uniform_groups", "whiten_rewards", "gamma", "gae_lambda"),
         ),
         "Training": (
-            *("actor_learning_rate", "critic_learning_rate", "ppo_epochs", "cliprange", "cliprange_value"),
-            *("entropy_coef", "early_stop_kl", "critic_warmup_iterations"),
+            *("actor_learning_rate", "critic_learning_rate", "ppo_epochs", "cliprange", "cliprange_high"),
+            *("cliprange_value", "loss_mean", "ratio", "entropy_coef", "early_stop_kl", "critic_warmup_iterations"),
         ),
         "Batches": (),
         "Optimiser": (),
@@ -110,11 +110,9 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
 
     # rollout
     iterations: int | None = setting(None, "rounds of rollout and learning; default: one pass over the prompts", ge=1)
-    rollout_batch_size: int = setting(64, "responses sampled in one iteration, over all ranks", ge=1)
     rollout_micro_batch_size: int | None = setting(
         None, "responses sampled at a time on one rank; default: all of the rank's", ge=1
     )
-    responses_per_prompt: int = setting(1, "responses sampled for each prompt", ge=1)
     mini_batch_size: int = setting(64, "rows of one optimiser step, over all ranks", ge=1)
     min_response_length: int = setting(0, "number of tokens before the end token can be drawn", ge=0)
     temperature: float = setting(1.0, "temperature of the sampling and of the log-probabilities", gt=0)
@@ -144,7 +142,7 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     )
 
     # rewards and advantages
-    kl_coef: float = setting(0.05, "weight of the KL to the reference in PPO's rewards, per nat and token", ge=0)
+    kl_coef: float = setting(0.05, "weight of the KL to the reference, per nat and token", ge=0)
     adaptive_kl_target: float | None = setting(
         None, "KL per response, in nats, that kl_coef is adapted to; default: kl_coef is fixed", gt=0
     )
@@ -212,14 +210,16 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
     def problems(self, machine: Machine) -> list[str]:
         found = self.lora_problems("step3_ppo")
         size = self.rollout_batch_size
-        for name, divisor in (
-            ("mini_batch_size", self.mini_batch_size),
-            ("responses_per_prompt", self.responses_per_prompt),
+        for name, divisor, least in (
+            ("mini_batch_size", self.mini_batch_size, 1),
+            ("responses_per_prompt", self.responses_per_prompt, 2 if self.estimator.grouped else 1),
         ):
             if size % divisor:
-                nearest = sorted((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - divisor))[:3]
+                fits = (n for n in range(least, size + 1) if size % n == 0)
+                nearest = sorted(fits, key=lambda n: abs(n - divisor))[:3]
                 fitting = ", ".join(map(str, sorted(nearest)))
                 found.append(f"step3_ppo.{name}={divisor} does not divide rollout_batch_size={size}; try {fitting}")
+        found += self.method_problems()
         if self.min_response_length >= self.max_response_length:
             found.append(
                 f"step3_ppo.min_response_length={self.min_response_length} must be below "
@@ -229,7 +229,7 @@ class PPOConfig(RunSettings, DataSettings, PretrainingMixSettings, BatchSettings
         where = "step3_ppo.inference_dtype"
         found += dtype_problems(self.inference_dtype, where=where, gpus=machine.gpus, bf16=machine.bf16)
         if self.reuse_forward:
-            found += reuse_problems(self.actor_zero_stage, self.critic_zero_stage)
+            found += reuse_problems(*(getattr(self, name) for name in self.engine_settings().values()))
         if self.inference_copy == "off":
             found += [
                 f"step3_ppo.{name} is set but inference_copy is off: it has no effect; drop one of them"

@@ -49,7 +49,7 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
             "long responses; balance lengths in stage 2's pairs",
             lasting=3,
         )
-    if metrics["ppo/explained_variance"] < 0:
+    if metrics.get("ppo/explained_variance", 0.0) < 0:
         yield Sign(
             "critic",
             f"explained variance {metrics['ppo/explained_variance']:.2f} < 0: the critic is not ready; raise "
@@ -67,12 +67,19 @@ def signs(metrics: Mapping[str, float], config: PPOConfig) -> Iterator[Sign]:
     if metrics.get("ppo/clipfrac", 0.0) > 0.4:
         yield Sign(
             "clip",
-            f"{metrics['ppo/clipfrac']:.0%} of the tokens are clipped: steps are too large; lower actor_learning_rate "
-            "or ppo_epochs",
+            f"{metrics['ppo/clipfrac']:.0%} of the {config.objective.ratio}s are clipped: steps are too large; lower "
+            "actor_learning_rate or ppo_epochs",
             lasting=3,
         )
     if metrics["ppo/scores_std"] < 1e-4:
         yield Sign("scores", "all responses get the same score: there is nothing to learn from")
+    elif (uniform := metrics.get("ppo/uniform_groups", 0.0) * config.group_size / config.rollout_batch_size) > 0.8:
+        yield Sign(
+            "groups",
+            f"for {uniform:.0%} of the prompts all responses get the same score, so they teach nothing: use easier or "
+            "harder prompts, or raise responses_per_prompt or temperature",
+            lasting=5,
+        )
     if metrics["ppo/entropy"] < 0.05:
         yield Sign(
             "entropy",

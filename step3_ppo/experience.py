@@ -10,16 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlhf.models.tensors import correlation
-from step3_ppo.advantages import explained_variance, kl_estimates
+from rlhf.models.tensors import correlation, whiten
+from step3_ppo.advantages import explained_variance, kl_estimates, kl_per_token, shape_rewards
+from step3_ppo.config import PPOConfig
+from step3_ppo.estimators import Rewarded, uniform_groups
 from step3_ppo.rollout import Rollout
 
 
 @dataclass
 class Measured:
-    """A rollout and the four roles' outputs for it, on the CPU, the same on every rank; 0 where nothing counts.
+    """A rollout and the roles' outputs for it, on the CPU, the same on every rank; 0 where nothing counts.
 
-    Log-probabilities of actor (`old`) and reference, and entropy, in nats; the critic's values; `scores_B` are raw.
+    Log-probabilities of actor (`old`) and reference, and entropy, in nats; the critic's values, None without a critic;
+    `scores_B` are raw.
     """
 
     rollout: Rollout
@@ -27,7 +30,7 @@ class Measured:
     old_logprobs_BR: Tensor
     ref_logprobs_BR: Tensor
     entropy_BR: Tensor
-    values_BR: Tensor
+    values_BR: Tensor | None
     scores_B: Tensor
 
     def __len__(self) -> int:
@@ -40,7 +43,7 @@ class Measured:
     def is_finite(self) -> bool:
         """Whether every score, log-probability and value is a number that can be learned from."""
         tables = (self.scores_B, self.old_logprobs_BR, self.ref_logprobs_BR, self.values_BR)
-        return all(bool(torch.isfinite(table).all()) for table in tables)
+        return all(bool(torch.isfinite(table).all()) for table in tables if table is not None)
 
 
 @dataclass
@@ -48,14 +51,14 @@ class Experience(Measured):
     """The measurements, and the rewards, advantages and returns that follow from them.
 
     `final_scores_B` are normalised and clipped, minus the penalty for a missing end token; KL in nats; advantages are
-    whitened.
+    as the loss takes them; `returns_BR` are what a critic learns, None from an estimator that has no returns.
     """
 
     final_scores_B: Tensor
     kl_BR: Tensor
     rewards_BR: Tensor
     advantages_BR: Tensor
-    returns_BR: Tensor
+    returns_BR: Tensor | None
 
     @classmethod
     def of(
@@ -65,7 +68,7 @@ class Experience(Measured):
         kl_BR: Tensor,
         rewards_BR: Tensor,
         advantages_BR: Tensor,
-        returns_BR: Tensor,
+        returns_BR: Tensor | None,
     ) -> Experience:
         """The measurements, with what a loop has computed from them."""
         return cls(
@@ -83,25 +86,55 @@ class Experience(Measured):
         return float(self.kl_BR.sum(dim=1).mean())
 
 
-def rollout_metrics(experience: Experience) -> dict[str, float]:
-    """The metrics of an iteration's rollout, before anything is learned from it."""
+def make_experience(m: Measured, final_scores_B: Tensor, config: PPOConfig, *, kl_coef: float) -> Experience:
+    """From final scores to advantages: the KL to the reference at every token, where it is part of the rewards, the
+    score at the last one, and then what the estimator makes of them."""
+    mask_BR = m.response_mask_BR
+    kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
+    in_rewards = config.objective.kl_in == "reward"
+    rewards_BR = shape_rewards(final_scores_B, kl_BR, mask_BR, kl_coef=kl_coef if in_rewards else 0.0)
+    if config.whiten_rewards:
+        rewards_BR = whiten(rewards_BR, mask_BR, keep_mean=True)
+    rewarded = Rewarded(
+        rewards_BR,
+        mask_BR,
+        group_size=config.group_size,
+        values_BR=m.values_BR,
+        gamma=config.gamma,
+        gae_lambda=config.gae_lambda,
+    )
+    return Experience.of(m, final_scores_B, kl_BR, rewards_BR, *config.estimator.estimate(rewarded))
+
+
+def rollout_metrics(experience: Experience, *, group_size: int = 1) -> dict[str, float]:
+    """The metrics of an iteration's rollout, before anything is learned from it. Those of a critic are there where one
+    is, that of groups for groups of more than one response."""
     e, mask_BR = experience, experience.response_mask_BR
     lengths_B = mask_BR.sum(dim=1).float()
     sampler = torch.tensor([p for row in e.rollout.sampler_logprobs for p in row])
     estimates = kl_estimates(e.kl_BR, mask_BR)
+    raw_BR = e.advantages_BR if e.returns_BR is None else e.returns_BR  # before whitening
+    groups = {"ppo/uniform_groups": float(uniform_groups(e.final_scores_B, group_size).sum())} if group_size > 1 else {}
+    of_critic: dict[str, float] = {}
+    if e.values_BR is not None and e.returns_BR is not None:
+        raw_BR = e.returns_BR - e.values_BR
+        of_critic = {
+            "ppo/explained_variance": explained_variance(e.values_BR, e.returns_BR, mask_BR),
+            "ppo/values_mean": float(e.values_BR[mask_BR].mean()),
+            "ppo/returns_mean": float(e.returns_BR[mask_BR].mean()),
+        }
     return {
         "ppo/scores_mean": float(e.scores_B.mean()),
         "ppo/scores_std": float(e.scores_B.std(unbiased=False)),
         "ppo/final_scores_mean": float(e.final_scores_B.mean()),
+        **groups,
         "ppo/kl": e.kl_per_sequence,
         "ppo/kl_k1": estimates["k1"],
         "ppo/kl_k2": estimates["k2"],
         "ppo/kl_k3": estimates["k3"],
         "ppo/entropy": float(e.entropy_BR[mask_BR].mean()),
-        "ppo/explained_variance": explained_variance(e.values_BR, e.returns_BR, mask_BR),
-        "ppo/values_mean": float(e.values_BR[mask_BR].mean()),
-        "ppo/returns_mean": float(e.returns_BR[mask_BR].mean()),
-        "ppo/advantages_std": float((e.returns_BR - e.values_BR)[mask_BR].std(unbiased=False)),
+        **of_critic,
+        "ppo/advantages_std": float(raw_BR[mask_BR].std(unbiased=False)),
         "ppo/response_length": float(lengths_B.mean()),
         "ppo/eos_rate": float(e.rollout.stopped_B.float().mean()),
         "ppo/score_length_correlation": correlation(e.scores_B, lengths_B),

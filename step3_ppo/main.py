@@ -13,18 +13,17 @@ from rlhf import console
 from rlhf.generation.drawing import Sampling
 from rlhf.models.export import export, full_master
 from rlhf.models.loading import load_tokenizer
-from rlhf.models.tensors import whiten
 from rlhf.stages.result import StageResult
 from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.stage_run import StageRun
-from step3_ppo.advantages import KLController, estimate_advantages, kl_per_token, normalise_scores, shape_rewards
+from step3_ppo.advantages import KLController, normalise_scores
 from step3_ppo.batches import prompts_of
 from step3_ppo.calibration import calibrate
 from step3_ppo.config import PPOConfig
 from step3_ppo.diagnosis import Diagnosis
 from step3_ppo.ema import EMA
-from step3_ppo.experience import Experience, rollout_metrics
+from step3_ppo.experience import make_experience, rollout_metrics
 from step3_ppo.gate import check_gate
 from step3_ppo.held_out import write_held_out_prompts
 from step3_ppo.optimise import optimise, steps_per_iteration
@@ -39,7 +38,7 @@ SHOWN = ("ppo/scores_mean", "ppo/kl", "ppo/response_length", "ppo/eos_rate")
 
 
 def run(config: PPOConfig) -> StageResult:
-    """Train the actor, export it with its moving average and the critic, and return its first and last figures.
+    """Train the actor, export it with its moving average and its critic, and return its first and last figures.
 
     Raises ConfigError if the reward model does not pass the gate.
     """
@@ -62,10 +61,10 @@ def run(config: PPOConfig) -> StageResult:
     diagnosis = Diagnosis(config)
     stage = StageRun(
         config,
-        name="PPO",
+        name=config.estimator.title,
         unit="iteration",
         total=total,
-        engines={"actor": roles.actor.engine, "critic": roles.critic.engine},
+        engines=roles.engines,
         extras={"actor": {"ema": ema.average}} if ema is not None else {},
         sources=[*data.report["sources"], *(ptx.rows.report["sources"] if ptx is not None else ())],
         state={"steps": 0, "kl_coef": config.kl_coef, "first": {}, "last": {}, "signs": {}},
@@ -80,33 +79,27 @@ def run(config: PPOConfig) -> StageResult:
             asked = prompts_of(data.train, sampler, iteration, repeats=config.responses_per_prompt)
             rollout = generate(roles.actor.hybrid, asked, sampling, config, iteration=iteration)
             generated = time.monotonic()
-            # 2 score, by all four roles
+            # 2 score, by all roles
             m = passes.measure(rollout, iteration)
-            mask_BR, kl_coef = m.response_mask_BR, controller.kl_coef
-            # 3 shape rewards: the KL to the reference at every token, the score at the last one
+            # 3 final scores: normalised, less a penalty where no end token came
             scores_B = normalise_scores(
                 m.scores_B, mean=reward.score_mean, std=reward.score_std, clip=config.score_clip
             )
             scores_B = scores_B - config.missing_eos_penalty * (~rollout.stopped_B)
-            kl_BR = kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, mask_BR)
-            rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=kl_coef)
-            if config.whiten_rewards:
-                rewards_BR = whiten(rewards_BR, mask_BR, keep_mean=True)
-            # 4 estimate advantages, and whiten them over the whole rollout batch
-            advantages_BR, returns_BR = estimate_advantages(
-                m.values_BR, rewards_BR, mask_BR, gamma=config.gamma, gae_lambda=config.gae_lambda
-            )
-            advantages_BR = whiten(advantages_BR, mask_BR)
-            experience = Experience.of(m, scores_B, kl_BR, rewards_BR, advantages_BR, returns_BR)
+            # 4 shape rewards and estimate advantages, as the estimator does
+            kl_coef = controller.kl_coef
+            experience = make_experience(m, scores_B, config, kl_coef=kl_coef)
             controller.update(experience.kl_per_sequence, len(rollout))
             scored = time.monotonic()
             # 5 optimise
             steps, skipped = stage.state["steps"], roles.skipped_steps
-            totals = optimise(experience, passes, config, iteration=iteration, steps_before=steps, ema=ema, ptx=ptx)
+            totals = optimise(
+                experience, passes, config, iteration=iteration, steps_before=steps, kl_coef=kl_coef, ema=ema, ptx=ptx
+            )
             ended = time.monotonic()
             # 6 record
             metrics = {
-                **rollout_metrics(experience),
+                **rollout_metrics(experience, group_size=config.group_size),
                 **totals.means(),
                 "ppo/kl_coef": kl_coef,
                 "ppo/stopped_early": float(totals.stopped_early),
@@ -134,7 +127,7 @@ def run(config: PPOConfig) -> StageResult:
             )
     # 8 export
     first, last = stage.state["first"], stage.state["last"]
-    said = {name: last[name] for name in (*SHOWN, "ppo/explained_variance", "ppo/skipped_steps")}
+    said = {n: last[n] for n in (*SHOWN, "ppo/explained_variance", "ppo/skipped_steps") if n in last}
     return StageResult(
         metrics={"ppo/scores_mean_first": first["ppo/scores_mean"], **said, "ppo/iterations": float(total)},
         models=export_models(config, roles, ema),
@@ -158,13 +151,15 @@ def sampling_of(config: PPOConfig, actor: Actor) -> Sampling:
 
 
 def export_models(config: PPOConfig, roles: Roles, ema: EMA | None) -> dict[str, str]:
-    """Write actor/, actor_ema/ and critic/ as Hugging Face folders; their paths by label."""
+    """Write actor/, actor_ema/ and critic/, those that there are, as Hugging Face folders; their paths by label."""
     actor, critic = roles.actor, roles.critic
-    models = {"actor": config.output_dir / "actor", "critic": config.output_dir / "critic"}
+    models = {"actor": config.output_dir / "actor"}
     export(actor.engine.module.lm, models["actor"], tokenizer=actor.tokenizer)
     if ema is not None:
         models["actor_ema"] = config.output_dir / "actor_ema"
         with ema.in_place():
             export(actor.engine.module.lm, models["actor_ema"], tokenizer=actor.tokenizer, full_value=full_master)
-    export(critic.engine.module.model, models["critic"], tokenizer=critic.tokenizer)
+    if critic is not None:
+        models["critic"] = config.output_dir / "critic"
+        export(critic.engine.module.model, models["critic"], tokenizer=critic.tokenizer)
     return {label: str(folder) for label, folder in models.items()}

@@ -13,8 +13,9 @@ from rlhf.training import distributed
 from step3_ppo.batches import mini_batches
 from step3_ppo.config import PPOConfig
 from step3_ppo.ema import EMA
+from step3_ppo.estimators import uniform_groups
 from step3_ppo.experience import Experience
-from step3_ppo.losses import actor_loss, critic_loss
+from step3_ppo.losses import actor_loss, critic_loss, kl_loss, mean_count, mean_weights, sequence_actor_loss
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.pretraining_mix import PretrainingMix, ptx_backward
 
@@ -46,15 +47,19 @@ def optimise(
     *,
     iteration: int,
     steps_before: int,
+    kl_coef: float | None = None,
     ema: EMA | None = None,
     ptx: PretrainingMix | None = None,
 ) -> Totals:
     """Go over the experience `ppo_epochs` times, with an optimiser step of actor and critic for each mini-batch.
 
-    `steps_before` are the optimiser steps of earlier iterations. In the first `critic_warmup_iterations` only the
-    critic steps. If an experience is not finite, nothing is learned: the actor counts a skipped step.
+    `steps_before` are the optimiser steps of earlier iterations. `kl_coef` is the weight of a KL in the loss (default:
+    that of the settings). In the first `critic_warmup_iterations` only the critic steps. A mini-batch whose groups are
+    all left out makes no step. If an experience is not finite, nothing is learned: the actor counts a skipped step.
     """
-    totals, roles = Totals(), passes.roles
+    totals, roles, size = Totals(), passes.roles, config.group_size
+    kl_coef = config.kl_coef if kl_coef is None else kl_coef
+    left_out = uniform_groups(experience.final_scores_B, size).tolist() if config.drop_uniform_groups else []
     learns = iteration >= config.critic_warmup_iterations
     with passes.training(actor=learns):
         if not experience.is_finite():
@@ -62,11 +67,20 @@ def optimise(
             return totals
         for epoch in range(config.ppo_epochs):
             for rows in mini_batches(
-                len(experience), config.mini_batch_size, seed=config.seed, iteration=iteration, epoch=epoch
+                len(experience),
+                config.mini_batch_size,
+                seed=config.seed,
+                iteration=iteration,
+                epoch=epoch,
+                group_size=size,
             ):
+                if left_out:
+                    rows = [row for row in rows if not left_out[row // size]]
+                    if not rows:
+                        continue
                 metrics = {}
                 if learns:
-                    metrics = _actor_backward(experience, rows, passes, config)
+                    metrics = _actor_backward(experience, rows, passes, config, kl_coef=kl_coef)
                     if ptx is not None:
                         step = steps_before + totals.steps
                         size = config.micro_batch_size
@@ -89,33 +103,49 @@ def steps_per_iteration(config: PPOConfig) -> int:
     return config.ppo_epochs * math.ceil(config.rollout_batch_size / config.mini_batch_size)
 
 
-def _actor_backward(e: Experience, rows: list[int], passes: ForwardPasses, config: PPOConfig) -> dict[str, float]:
-    """Backward of the clipped loss, minus the entropy bonus, over one mini-batch; the caller steps. Metrics are means
-    over all ranks."""
-    engine, device = passes.roles.actor.engine, distributed.device()
-    count = int(e.response_mask_BR[rows].sum())
-    sums = [0.0, 0.0, 0.0]
+def _actor_backward(
+    e: Experience, rows: list[int], passes: ForwardPasses, config: PPOConfig, *, kl_coef: float
+) -> dict[str, float]:
+    """Backward of the clipped loss, plus the KL where it is part of the loss, minus the entropy bonus, over one
+    mini-batch; the caller steps. Metrics are means over all ranks."""
+    engine, device, objective = passes.roles.actor.engine, distributed.device(), config.objective
+    mask_BR = e.response_mask_BR[rows]
+    tokens_in_all = max(int(mask_BR.sum()), 1)
+    count = max(mean_count(mask_BR, objective, longest=config.max_response_length), 1)
+    clip = {"cliprange": config.cliprange, "cliprange_high": config.cliprange_high}
+    sums = [0.0, 0.0, 0.0, 0.0]
     for part, tokens in passes.actor(e.rollout, rows, with_entropy=config.entropy_coef > 0):
-        loss = actor_loss(
-            tokens.logprobs_N,
-            e.counted(e.old_logprobs_BR, part).to(device),
-            e.counted(e.advantages_BR, part).to(device),
-            cliprange=config.cliprange,
-        )
-        bonus = config.entropy_coef * tokens.entropy_N.sum() if config.entropy_coef else 0.0
-        engine.backward(loss.loss_sum - bonus, count=count)
-        local = (float(loss.loss_sum.detach()), loss.clipped, loss.approx_kl_sum)
+        mask = e.response_mask_BR[part].to(device)
+        weights_N = mean_weights(mask, objective)
+        old_N, advantages_N = (e.counted(t, part).to(device) for t in (e.old_logprobs_BR, e.advantages_BR))
+        if objective.ratio == "sequence":
+            loss = sequence_actor_loss(tokens.logprobs_N, old_N, advantages_N, mask, **clip)
+        else:
+            loss = actor_loss(tokens.logprobs_N, old_N, advantages_N, weights_N=weights_N, **clip)
+        whole, kl_sum = loss.loss_sum, 0.0
+        if objective.kl_in == "loss":
+            kl = kl_loss(tokens.logprobs_N, e.counted(e.ref_logprobs_BR, part).to(device), weights_N)
+            whole, kl_sum = whole + kl_coef * kl, float(kl.detach())
+        if config.entropy_coef:  # always a mean over tokens
+            whole = whole - config.entropy_coef * (count / tokens_in_all) * tokens.entropy_N.sum()
+        engine.backward(whole, count=count)
+        local = (float(loss.loss_sum.detach()), loss.clipped, loss.approx_kl_sum, kl_sum)
         sums = [a + b for a, b in zip(sums, local, strict=True)]
-    loss_sum, clipped, approx_kl_sum = distributed.sum_over_ranks(*sums)
-    return {
-        "ppo/actor_loss": loss_sum / max(count, 1),
-        "ppo/clipfrac": clipped / max(count, 1),
-        "ppo/approx_kl": approx_kl_sum / max(count, 1),
+    loss_sum, clipped, approx_kl_sum, kl_sum = distributed.sum_over_ranks(*sums)
+    metrics = {
+        "ppo/actor_loss": loss_sum / count,
+        "ppo/clipfrac": clipped / (len(rows) if objective.ratio == "sequence" else tokens_in_all),
+        "ppo/approx_kl": approx_kl_sum / tokens_in_all,
     }
+    return metrics | ({"ppo/kl_loss": kl_sum / count} if objective.kl_in == "loss" else {})
 
 
 def _critic_step(e: Experience, rows: list[int], passes: ForwardPasses, config: PPOConfig) -> dict[str, float]:
-    """Backward of the clipped value loss over one mini-batch, and the critic's optimiser step."""
+    """Backward of the clipped value loss over one mini-batch, and the critic's optimiser step; nothing without one."""
+    if passes.roles.critic is None:
+        return {}
+    assert e.values_BR is not None, "a critic measures values"
+    assert e.returns_BR is not None, "an estimator with a critic gives returns"
     engine, device = passes.roles.critic.engine, distributed.device()
     count = int(e.response_mask_BR[rows].sum())
     loss_sum = 0.0

@@ -3,7 +3,7 @@
 For the first optimiser step of an iteration these can be the same: no weight has changed in between. With
 `reuse_forward` the passes that measured its rows keep their graphs until that step. No other module knows of this.
 
-B sequences of the whole rollout batch, R response tokens, N counted tokens of a micro-batch (flat).
+B sequences of the whole rollout batch, R response tokens, N counted tokens of a micro-batch (flat), X tables.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ from step3_ppo.config import PPOConfig, reuse_problems
 from step3_ppo.experience import Measured
 from step3_ppo.roles import Roles
 from step3_ppo.rollout import Rollout, SequenceBatch, sequence_batch
-
-_TABLES = 4  # old and reference log-probabilities, entropy, values
 
 
 @dataclass
@@ -49,22 +47,22 @@ class _Kept:
 
 
 class ForwardPasses:
-    """Runs the four roles over a rollout, each rank its share of the rows. Raises ConfigError for `reuse_forward` with
+    """Runs the roles over a rollout, each rank its share of the rows. Raises ConfigError for `reuse_forward` with
     ZeRO-3."""
 
     def __init__(self, roles: Roles, config: PPOConfig) -> None:
         self.roles, self.config = roles, config
+        self._critics = [roles.critic] if roles.critic is not None else []
         self._kept_of_actor, self._kept_of_critic = _Kept(), _Kept()
         if config.reuse_forward:
             # a stage has checked its settings, but roles can also be built without one
-            if problems := reuse_problems(roles.actor.engine.zero_stage, roles.critic.engine.zero_stage):
+            if problems := reuse_problems(*(engine.zero_stage for engine in roles.engines.values())):
                 raise ConfigError(*problems)
-            # kept passes have already used more memory than the step needs
-            roles.actor.engine.keep_freed_memory()
-            roles.critic.engine.keep_freed_memory()
+            for engine in roles.engines.values():  # kept passes have already used more memory than the step needs
+                engine.keep_freed_memory()
 
     def measure(self, rollout: Rollout, iteration: int) -> Measured:
-        """The four roles' outputs for the whole rollout under the training weights, the same on every rank.
+        """The roles' outputs for the whole rollout under the training weights, the same on every rank.
 
         `iteration` (from 0) decides which rows the first optimiser step will take.
         """
@@ -74,14 +72,14 @@ class ForwardPasses:
         mine = [self._measure(rollout, rows, keep=True) for rows in self._micro_batches(rollout, first)]
         mine += [self._measure(rollout, rows, keep=False) for rows in self._micro_batches(rollout, others)]
         everyone = [part for rank in distributed.gather_objects(mine) for part in rank]
-        (old_BR, ref_BR, entropy_BR, values_BR), scores_B = _tables(rollout, everyone)
+        (old_BR, ref_BR, entropy_BR, *values), scores_B = _tables(rollout, everyone, count=3 + len(self._critics))
         return Measured(
             rollout=rollout,
             response_mask_BR=rollout.response_mask_BR,
             old_logprobs_BR=old_BR,
             ref_logprobs_BR=ref_BR,
             entropy_BR=entropy_BR,
-            values_BR=values_BR,
+            values_BR=values[0] if values else None,
             scores_B=scores_B,
         )
 
@@ -96,13 +94,15 @@ class ForwardPasses:
 
     def critic(self, rollout: Rollout, rows: Sequence[int]) -> Iterable[tuple[list[int], Tensor]]:
         """The same for the critic: its values [N] before the counted tokens."""
+        assert self.roles.critic is not None, "this estimator has no critic"
         return self._kept_of_critic.take(rollout, rows) or self._passes(rollout, rows, self.roles.critic.values)
 
     @contextlib.contextmanager
     def training(self, *, actor: bool) -> Iterator[None]:
         """While inside, the critic is in training mode; so is the actor if `actor`. Afterwards nothing is kept."""
         self.roles.actor.engine.train(actor)
-        self.roles.critic.engine.train()
+        if self.roles.critic is not None:
+            self.roles.critic.engine.train()
         try:
             yield
         finally:
@@ -114,24 +114,26 @@ class ForwardPasses:
         c = self.config
         if not c.reuse_forward or iteration < c.critic_warmup_iterations:
             return []
-        return mini_batches(len(rollout), c.mini_batch_size, seed=c.seed, iteration=iteration, epoch=0)[0]
+        size, of_epoch = c.group_size, {"seed": c.seed, "iteration": iteration, "epoch": 0}
+        return mini_batches(len(rollout), c.mini_batch_size, **of_epoch, group_size=size)[0]
 
     def _measure(self, rollout: Rollout, rows: list[int], *, keep: bool) -> tuple[list[int], Tensor, Tensor]:
-        """A micro-batch's rows, its tables [4, N], and its scores, one for each row."""
-        actor, critic = self.roles.actor, self.roles.critic
-        actor.engine.train(keep)
-        critic.engine.train(keep)
+        """A micro-batch's rows, its tables [4 or 3, N], and its scores, one for each row."""
+        actor = self.roles.actor
+        for engine in self.roles.engines.values():
+            engine.train(keep)
         batch = self._batch(rollout, rows)
         with torch.set_grad_enabled(keep):
-            tokens, values_N = actor.logprobs(batch, with_entropy=True), critic.values(batch)
+            tokens = actor.logprobs(batch, with_entropy=True)
+            values = [critic.values(batch) for critic in self._critics]
         if keep:
             self._kept_of_actor.passes.append((rows, tokens))
-            self._kept_of_critic.passes.append((rows, values_N))
+            self._kept_of_critic.passes += [(rows, values_N) for values_N in values]
         with torch.no_grad():
             ref_N = actor.ref_logprobs(batch)
             scores_B = self.roles.reward.scores(rollout, rows, batch, actor.template)
-        tables_4N = torch.stack([tokens.logprobs_N, ref_N, tokens.entropy_N, values_N]).detach()
-        return rows, tables_4N.cpu(), scores_B.cpu()
+        tables_XN = torch.stack([tokens.logprobs_N, ref_N, tokens.entropy_N, *values]).detach()
+        return rows, tables_XN.cpu(), scores_B.cpu()
 
     def _passes(
         self, rollout: Rollout, rows: Sequence[int], forward: Callable[[SequenceBatch], Any]
@@ -146,13 +148,15 @@ class ForwardPasses:
         return sequence_batch(rollout, rows, pad_token_id=self.roles.actor.tokenizer.pad_token_id)
 
 
-def _tables(rollout: Rollout, parts: Iterable[tuple[list[int], Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """All ranks' micro-batches put together: tables [4, B, R], 0 where nothing counts, and scores [B]."""
+def _tables(
+    rollout: Rollout, parts: Iterable[tuple[list[int], Tensor, Tensor]], *, count: int
+) -> tuple[Tensor, Tensor]:
+    """All ranks' micro-batches put together: tables [count, B, R], 0 where nothing counts, and scores [B]."""
     mask_BR = rollout.response_mask_BR
-    tables_4BR, scores_B = torch.zeros((_TABLES, *mask_BR.shape)), torch.zeros(len(rollout))
-    for rows, tables_4N, scores in parts:
-        table = torch.zeros((_TABLES, len(rows), mask_BR.shape[1]))
-        table[:, mask_BR[rows]] = tables_4N
-        tables_4BR[:, rows] = table
+    tables_XBR, scores_B = torch.zeros((count, *mask_BR.shape)), torch.zeros(len(rollout))
+    for rows, tables_XN, scores in parts:
+        table = torch.zeros((count, len(rows), mask_BR.shape[1]))
+        table[:, mask_BR[rows]] = tables_XN
+        tables_XBR[:, rows] = table
         scores_B[rows] = scores
-    return tables_4BR, scores_B
+    return tables_XBR, scores_B

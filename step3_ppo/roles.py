@@ -1,4 +1,4 @@
-"""The four roles: actor and critic are trained, reference and reward model are only run."""
+"""The roles: actor and critic are trained, reference and reward model are only run. Most estimators need no critic."""
 
 from __future__ import annotations
 
@@ -93,22 +93,29 @@ class Critic:
 
 @dataclass
 class Roles:
-    """All four. The reference is part of the actor; `reward` is a reward model or a reward of the user's own."""
+    """All of them. The reference is part of the actor; `critic` is None for an estimator without one; `reward` is a
+    reward model or a reward of the user's own."""
 
     actor: Actor
-    critic: Critic
+    critic: Critic | None
     reward: Scorer
 
     @property
+    def engines(self) -> dict[str, TrainEngine]:
+        """The engines that are trained, by role."""
+        critic = {"critic": self.critic.engine} if self.critic is not None else {}
+        return {"actor": self.actor.engine, **critic}
+
+    @property
     def skipped_steps(self) -> int:
-        """Optimiser steps of actor and critic that were not finite, since the run began."""
-        return self.actor.engine.steps_skipped + self.critic.engine.steps_skipped
+        """Optimiser steps of actor and critic that were not applied, since the run began."""
+        return sum(engine.steps_skipped for engine in self.engines.values())
 
 
 def build_roles(
     config: PPOConfig, *, optimizer_steps: int, tokenizer: Any = None, reward: Scorer | None = None
 ) -> Roles:
-    """Load the four roles; `optimizer_steps` is the length of the learning rate schedules.
+    """Load the roles that the estimator needs; `optimizer_steps` is the length of the learning rate schedules.
 
     `tokenizer` is the actor's, if the caller has already loaded it. A `reward` of your own (a `RewardFunction`, say)
     replaces the reward model; `config.reward_model` then only serves as the critic's start. Raises ConfigError if the
@@ -129,13 +136,17 @@ def build_roles(
         raise ConfigError(OTHER_TOKENS)
     from_reward = config.critic_from == "reward" or (config.critic_from == "auto" and of_reward is not None and same)
     actor = _build_actor(config, tokenizer, template, optimizer_steps)
-    critic = _build_critic(config, tokenizer, optimizer_steps, from_reward=from_reward)
+    critic = None
+    if config.estimator.has_critic:
+        critic = _build_critic(config, tokenizer, optimizer_steps, from_reward=from_reward)
     scorer = _load_reward(config, of_reward, same_tokenizer=same) if reward is None else reward
     tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
+    trained = f"no critic ({config.advantage_estimator})"
+    if critic is not None:
+        trained = f"critic {_size(critic.engine.module)}, from the {'reward model' if from_reward else 'actor'}"
     console.say(
         f"roles: actor {_size(actor.engine.module)}; reference "
-        f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; critic "
-        f"{_size(critic.engine.module)}, from the {'reward model' if from_reward else 'actor'}; "
+        f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; {trained}; "
         f"{tokens if reward is None else 'a reward of your own'}"
     )
     return Roles(actor, critic, scorer)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rlhf.template import Template
     from step3_ppo.experience import Experience
 
-FIELDS = {"prompt", "response", "stopped", "score", "final_score", "tokens", "kl", "value", "advantage"}
+# of every row; "value" is there if a critic is
+FIELDS = {"prompt", "response", "stopped", "score", "final_score", "tokens", "kl", "advantage"}
 
 
 class RolloutFiles:
@@ -62,8 +63,9 @@ def iteration_of(path: Path) -> int:
 
 
 def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
-    """Per sequence: prompt, response, raw and final score, and per counted token its text, KL in nats, value and
-    whitened advantage. A number that is not finite is None."""
+    """Per sequence: prompt, response, raw and final score, and per counted token its text, KL in nats, value (with a
+    critic) and advantage. A number that is not finite is None."""
+    of_tokens = {"kl": e.kl_BR, "value": e.values_BR, "advantage": e.advantages_BR}
     return [
         {
             "prompt": json.loads(e.rollout.messages[row]),
@@ -72,9 +74,11 @@ def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
             "score": _rounded(float(e.scores_B[row])),
             "final_score": _rounded(float(e.final_scores_B[row])),
             "tokens": template.token_texts(e.rollout.responses[row]),
-            "kl": [_rounded(v) for v in e.counted(e.kl_BR, [row]).tolist()],
-            "value": [_rounded(v) for v in e.counted(e.values_BR, [row]).tolist()],
-            "advantage": [_rounded(v) for v in e.counted(e.advantages_BR, [row]).tolist()],
+            **{
+                name: [_rounded(v) for v in e.counted(table_BR, [row]).tolist()]
+                for name, table_BR in of_tokens.items()
+                if table_BR is not None
+            },
         }
         for row in range(len(e.rollout))
     ]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Row = dict[str, Any]
-SHADES = {"kl": "KL, nats", "advantage": "advantage", "value": "value"}
+SHADES = {"kl": "KL, nats", "advantage": "advantage", "value": "value"}  # the last one only with a critic
 NARROWEST_BESIDE = 72  # columns below which two responses stand one under the other
 _MORE, _LESS = (190, 40, 40), (40, 80, 190)  # colours of values above and below 0
 _SHADED = 0.06  # of the scale: smaller values stay without colour
@@ -64,6 +64,11 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
         "tokens per response": sum(len(row["tokens"]) for row in rows) / len(rows),
         "share that ended": sum(bool(row["stopped"]) for row in rows) / len(rows),
     }
+
+
+def shades_of(rows: Iterable[Row]) -> list[str]:
+    """The figures of tokens that all these rows have."""
+    return [shade for shade in SHADES if all(shade in row for row in rows)]
 
 
 def scale_of(rows: Iterable[Row], shade: str) -> float:

@@ -33,6 +33,7 @@ from step3_ppo.rollout_view import (
     prompt_text,
     response_text,
     scale_of,
+    shades_of,
     strongest,
     summary,
 )
@@ -134,11 +135,15 @@ class Pages:
     count: int
     head: Callable[[], None]
     page: Callable[[int], None]
+    shades: list[str]
 
 
 def open_view(files: dict[int, Path], view: View) -> Pages:
     """The pages of one iteration, or of two beside each other. Raises ConfigError or DataError as `load` does."""
     left = load(files, view.iteration)
+    shades = shades_of(left.rows)
+    if view.shade not in shades:
+        raise ConfigError(f"--colour {view.shade}: this run has no critic; use {' or '.join(shades)}")
     if view.beside is None:
         rows = ordered(left.rows, view.order, reverse=view.reverse)
         scale = scale_of(rows, view.shade)
@@ -146,6 +151,7 @@ def open_view(files: dict[int, Path], view: View) -> Pages:
             len(rows),
             lambda: show_head([left], view, scale),
             lambda index: show_row(rows[index], view, scale),
+            shades,
         )
     right = load(files, view.beside)
     beside = pairs(left, right, view.order, reverse=view.reverse)
@@ -154,6 +160,7 @@ def open_view(files: dict[int, Path], view: View) -> Pages:
         len(beside),
         lambda: show_head([left, right], view, scale),
         lambda index: show_pair(*beside[index], view, scale),
+        shades,
     )
 
 
@@ -191,7 +198,7 @@ def turn_pages(files: dict[int, Path], view: View, *, limit: int | None) -> None
         elif key == "r":
             view, index = replace(view, reverse=not view.reverse), 0
         elif key == "c":
-            view = replace(view, shade=_next(list(SHADES), view.shade))
+            view = replace(view, shade=_next(pages.shades, view.shade))
         pages = open_view(files, view)
 
 

@@ -37,7 +37,7 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         found += parallel_problems(actor, model=model, size=config.inference_tp_size)
     if reward_model := models.get("reward_model"):
         found += gate_problems(reward_model, config)
-    if config.critic_from == "reward" and actor and reward_model:
+    if config.estimator.has_critic and config.critic_from == "reward" and actor and reward_model:
         names = origin(actor, config.actor_model), origin(reward_model, config.reward_model)
         vocabularies = [_vocabulary(name) for name in names]
         if None not in vocabularies and vocabularies[0] != vocabularies[1]:
@@ -69,6 +69,9 @@ LAYOUT = Layout(
         Chart("Response length", ("ppo/response_length",), "tokens", floor=0),
         Chart("Ended by the end token", ("ppo/eos_rate",), "share of responses", 0, 1),
         Chart("Explained variance", ("ppo/explained_variance",), "of the returns, by the critic; 1 is perfect", 0, 1),
+        Chart(
+            "Prompts that teach nothing", ("ppo/uniform_groups",), "all responses to them get the same score", floor=0
+        ),
         Chart("Entropy", ("ppo/entropy",), "nats per token", floor=0),
         Chart("Actor loss", ("ppo/actor_loss",)),
         Chart("Critic loss", ("ppo/critic_loss",), floor=0),
@@ -76,9 +79,10 @@ LAYOUT = Layout(
         Chart(
             "Policy change",
             ("ppo/approx_kl", "ppo/clipfrac"),
-            "approximate KL in nats per token; share of clipped tokens",
+            "approximate KL in nats per token; share of clipped tokens (of sequences, with rloo)",
             0,
         ),
+        Chart("KL in the loss", ("ppo/kl_loss",), "k3 in nats, averaged as the loss is", floor=0),
         Chart("KL coefficient", ("ppo/kl_coef",), floor=0, noisy=False),
         Chart("Gradient norms", ("ppo/grad_norm_actor", "ppo/grad_norm_critic"), "before clipping", floor=0),
         Chart("Seconds", ("time/generate", "time/score", "time/train", "time/flip"), "of an iteration", floor=0),
@@ -106,7 +110,7 @@ SPEC = StageSpec(
     outputs=(
         ModelOutput("actor", "actor", of="actor_model", title="PPO"),
         ModelOutput("actor_ema", "actor_ema", of="actor_model", title="EMA"),
-        ModelOutput("critic", "critic", of="reward_model", kind="reward"),
+        ModelOutput("critic", "critic", of="reward_model", kind="reward", made=lambda c: c.estimator.has_critic),
     ),
     layout=LAYOUT,
     evaluation=evaluation,

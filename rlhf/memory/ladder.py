@@ -48,9 +48,9 @@ def _sharded(config: RunSettings, work: Workload, machine: Machine) -> list[Chan
     if machine.world_size == 1:
         return []
     stages = config.zero_stages(gpus=machine.gpus)
-    frozen = {field: 3 for role, field in config.frozen_models.items() if stages[role] != 3}
-    two = {field: 2 for role, field in config.trained_engines.items() if stages[role] < 2}
-    three = {field: 3 for role, field in config.trained_engines.items() if stages[role] < 3}
+    frozen = {field: 3 for role, field in config.frozen_models.items() if stages.get(role, 3) != 3}
+    two = {field: 2 for role, field in config.engine_settings().items() if stages[role] < 2}
+    three = {field: 3 for role, field in config.engine_settings().items() if stages[role] < 3}
     off = {name: False for name in ("compile", "reuse_forward") if _has(config, name) and getattr(config, name)}
     return [change for change in (two, frozen, {**three, **off}, {**frozen, **three, **off}) if change]
 
@@ -70,7 +70,7 @@ def _offload(config: RunSettings, work: Workload, machine: Machine) -> list[Chan
     if work.offload or work.factored or not machine.gpus:
         return []
     stages = config.zero_stages(gpus=True)
-    low = {field: 2 for role, field in config.trained_engines.items() if stages[role] < 1}
+    low = {field: 2 for role, field in config.engine_settings().items() if stages[role] < 1}
     return [{"offload_optimizer": True, **low}]
 
 

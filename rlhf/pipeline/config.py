@@ -38,6 +38,7 @@ class PipelineConfig(Config):
         "Training": (
             *("dtype", "micro_batch_size", "lora_rank", "actor_zero_stage", "critic_zero_stage"),
             *("reference_zero_stage", "reward_zero_stage", "ema", "kl_coef", "ptx_coef"),
+            *("advantage_estimator", "responses_per_prompt"),
         ),
         "Machine": ("num_gpus", "num_nodes", "hostfile", "node_rank", "master_addr", "master_port"),
     }
@@ -103,7 +104,13 @@ class PipelineConfig(Config):
         None, "ZeRO stage of the frozen reward model in stage 3; 3: sharded over the ranks"
     )
     ema: bool | None = setting(None, "moving average of the actor, exported beside it")
-    kl_coef: float | None = setting(None, "weight of the KL to the reference in PPO's rewards, per nat and token", ge=0)
+    kl_coef: float | None = setting(None, "weight of the KL to the reference, per nat and token", ge=0)
+    advantage_estimator: Literal["gae", "rloo", "grpo", "dr_grpo", "reinforce_pp"] | None = setting(
+        None,
+        "way to estimate the advantages; gae: PPO with a critic, the others need none; rloo, grpo and dr_grpo compare "
+        "the responses to one prompt",
+    )
+    responses_per_prompt: int | None = setting(None, "responses sampled for each prompt", ge=1)
     ptx_coef: float | None = setting(
         None, "weight of the loss on the text of ptx-data; default: 27.8, as in InstructGPT", ge=0
     )

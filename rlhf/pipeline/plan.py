@@ -107,6 +107,9 @@ def make_plan(
         problems += inputs.problems
         settings |= inputs.settings
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
+        if outvoted := _outvoted(config, sources):
+            settings, sources = ({n: v for n, v in d.items() if n not in outvoted} for d in (settings, sources))
+            config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
         problems += [*wrong, *settings_problems(spec, config, machine)]
         finished = not request.overwrite and not pending and _state(config, spec, [] if request.fit else problems)
         models: Models = {}
@@ -194,6 +197,12 @@ def _stage_values(
         values |= kept
         sources |= dict.fromkeys(kept, source)
     return values, sources, problems
+
+
+def _outvoted(config: RunSettings, sources: Mapping[str, str]) -> set[str]:
+    """Settings of a recipe that have no effect beside what a flag or --set chose; the same, typed, is a problem."""
+    typed = ("flag", "--set")
+    return {n for n, by in config.unread.items() if sources.get(n, "flag") not in typed and sources.get(by) in typed}
 
 
 def _spread(spec: StageSpec, layer: Mapping[str, Any]) -> dict[str, Any]:

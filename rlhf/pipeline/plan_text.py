@@ -54,6 +54,8 @@ def _show_stage(plan: Plan, stage: StagePlan) -> None:
         say(f"    {each.setting}: {resolve(name) if name else '(from prepare)'}")
     if isinstance(config, BatchSettings):
         say(f"    {config.batch_algebra(plan.placement.world_size)}")
+    if method := config.method():
+        say(f"    {method}")
     gpus = plan.machine.gpus
     dtype = resolve_dtype(config.dtype, gpus=gpus, bf16=plan.machine.bf16)
     say(f"    dtype: {dtype}, {_zero(config, gpus=gpus)}")

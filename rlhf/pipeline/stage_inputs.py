@@ -118,7 +118,7 @@ def models_made(spec: StageSpec, config: RunSettings, models: Models, *, finishe
         if finished:
             if (found := config_of(str(config.output_dir / output.folder))) is not None:
                 made[output.label] = found
-        elif output.of in models:
+        elif output.of in models and output.made(config):
             kind = "ForSequenceClassification" if output.kind == "reward" else "ForCausalLM"
             labels = {"num_labels": 1} if output.kind == "reward" else {}
             # figures of an earlier training do not hold for what the stage makes of the model

@@ -42,6 +42,7 @@ class ModelOutput:
     of: str  # the setting of the input whose architecture it has
     kind: Kind = "language"
     title: str = ""  # in the evaluation: "PPO"; a model without one is not compared
+    made: Callable[[Any], bool] = lambda config: True  # whether a stage with these settings makes it
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from step3_ppo.advantages import estimate_advantages, kl_per_token, normalise_sc
 from step3_ppo.config import PPOConfig
 from step3_ppo.experience import Experience, Measured
 from step3_ppo.rewards.function import Scorer
-from step3_ppo.roles import Roles, build_roles
+from step3_ppo.roles import Critic, Roles, build_roles
 from step3_ppo.rollout import Rollout
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
 
@@ -59,6 +59,12 @@ def roles(settings: PPOConfig, *, steps: int = 10) -> Roles:
     return build_roles(settings, optimizer_steps=steps)
 
 
+def critic_of(roles: Roles) -> Critic:
+    """The critic of roles that have one."""
+    assert roles.critic is not None
+    return roles.critic
+
+
 def learnable(m: Measured, reward: Scorer, settings: PPOConfig, *, kl_coef: float) -> Experience:
     """Steps 3 and 4 of an iteration, as in the loop of stage 3 (tests/test_stages.py tests the loop's own)."""
     mask_BR = m.response_mask_BR
@@ -68,6 +74,7 @@ def learnable(m: Measured, reward: Scorer, settings: PPOConfig, *, kl_coef: floa
     rewards_BR = shape_rewards(scores_B, kl_BR, mask_BR, kl_coef=kl_coef)
     if settings.whiten_rewards:
         rewards_BR = whiten(rewards_BR, mask_BR, keep_mean=True)
+    assert m.values_BR is not None
     gamma, gae_lambda = settings.gamma, settings.gae_lambda
     advantages_BR, returns_BR = estimate_advantages(
         m.values_BR, rewards_BR, mask_BR, gamma=gamma, gae_lambda=gae_lambda
@@ -140,7 +147,8 @@ def plain_values(model: Any, fixed: Rollout, row: int) -> Tensor:
     return (model.score(hidden)[:, 0][where] - SCORE_MEAN) / SCORE_STD
 
 
-def flat(table_BR: Tensor, fixed: Rollout, row: int) -> Tensor:
+def flat(table_BR: Tensor | None, fixed: Rollout, row: int) -> Tensor:
+    assert table_BR is not None
     return table_BR[row, : len(fixed.responses[row])]
 
 

@@ -48,6 +48,48 @@ from step3_ppo.config import PPOConfig
             {"lora_learning_rate": 1e-3},
             "step3_ppo.lora_learning_rate is set but lora_rank is 0: it has no effect; set step3_ppo.lora_rank",
         ),
+        *(
+            (
+                {"advantage_estimator": name},
+                f"step3_ppo.advantage_estimator={name} compares the responses to one prompt, and responses_per_prompt "
+                "is 1; use --responses-per-prompt 4",
+            )
+            for name in ("rloo", "grpo", "dr_grpo")
+        ),
+        (
+            {"advantage_estimator": "rloo", "responses_per_prompt": 3},
+            "step3_ppo.responses_per_prompt=3 does not divide rollout_batch_size=64; try 2, 4, 8",
+        ),
+        (
+            {"advantage_estimator": "grpo", "responses_per_prompt": 8, "mini_batch_size": 4},
+            "step3_ppo.mini_batch_size=4 cuts a prompt's responses_per_prompt=8 responses, which grpo keeps in one "
+            "step; try 8, 16, 32",
+        ),
+        *(
+            (
+                {"advantage_estimator": "reinforce_pp", name: value},
+                f"step3_ppo.{name} is set but advantage_estimator is reinforce_pp, which has no critic: it has no "
+                "effect; drop one of them",
+            )
+            for name, value in (
+                ("critic_from", "actor"),
+                ("critic_learning_rate", 1e-4),
+                ("critic_warmup_iterations", 2),
+                ("cliprange_value", 0.3),
+                ("gamma", 0.9),
+                ("gae_lambda", 0.9),
+                ("whiten_rewards", True),
+            )
+        ),
+        (
+            {"advantage_estimator": "reinforce_pp", "responses_per_prompt": 4, "drop_uniform_groups": True},
+            "step3_ppo.drop_uniform_groups is set but advantage_estimator is reinforce_pp, which compares no groups",
+        ),
+        ({"ratio": "sequence", "loss_mean": "sequence"}, "step3_ppo.ratio=sequence: the advantages of gae differ"),
+        (
+            {"advantage_estimator": "rloo", "responses_per_prompt": 4, "loss_mean": "token"},
+            "step3_ppo.loss_mean=token: with ratio sequence each response has one loss",
+        ),
     ],
 )
 def test_settings_at_odds_are_one_line_with_a_way_out(values: dict[str, Any], line: str) -> None:
@@ -101,3 +143,32 @@ def test_values_out_of_range_are_refused(values: dict[str, Any]) -> None:
 
 def test_yaml_reads_off_as_false() -> None:
     assert PPOConfig(inference_copy=False).inference_copy == "off"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "values, objective",
+    [
+        ({}, ("reward", "token", "token")),
+        ({"advantage_estimator": "rloo"}, ("reward", "sequence", "sequence")),
+        ({"advantage_estimator": "grpo"}, ("loss", "sequence", "token")),
+        ({"advantage_estimator": "dr_grpo"}, ("loss", "constant", "token")),
+        ({"advantage_estimator": "reinforce_pp"}, ("reward", "token", "token")),
+        ({"advantage_estimator": "grpo", "kl_in": "reward", "loss_mean": "token"}, ("reward", "token", "token")),
+        ({"advantage_estimator": "rloo", "ratio": "token", "loss_mean": "token"}, ("reward", "token", "token")),
+        ({"kl_in": "loss"}, ("loss", "token", "token")),
+    ],
+)
+def test_what_is_left_open_is_as_the_estimators_source_has_it(
+    values: dict[str, Any], objective: tuple[str, ...]
+) -> None:
+    config = PPOConfig(responses_per_prompt=4, **values)
+    assert config.problems(Machine()) == []
+    assert (config.objective.kl_in, config.objective.loss_mean, config.objective.ratio) == objective
+
+
+def test_without_a_critic_no_setting_of_an_engine_is_its() -> None:
+    """A ZeRO stage of a critic that is not there was held against the other settings."""
+    config = PPOConfig(advantage_estimator="reinforce_pp", critic_zero_stage=3, reuse_forward=True, actor_zero_stage=1)
+    assert config.problems(Machine()) == []
+    assert config.zero_stages(gpus=False) == {"actor": 1, "reference": 0, "reward model": 0}
+    assert config.engine_settings() == {"actor": "actor_zero_stage"}

@@ -56,6 +56,24 @@ def test_each_sign_is_named_once_it_has_lasted(change, settings, lasting, says):
     assert lines[lasting:] == [[]] * 5
 
 
+def test_without_a_critic_there_is_nothing_to_say_of_it():
+    without = {name: value for name, value in HEALTHY.items() if name != "ppo/explained_variance"}
+    assert Diagnosis(PPOConfig(advantage_estimator="reinforce_pp")).look(without) == []
+
+
+def test_prompts_that_teach_nothing_are_named():
+    """14 of 64 / 4 = 16 groups are 88%; after 5 iterations."""
+    lines = told({"ppo/uniform_groups": 14.0}, 6, advantage_estimator="rloo", responses_per_prompt=4)
+    assert [bool(line) for line in lines] == [False] * 4 + [True, False]
+    assert lines[4][0].startswith("for 88% of the prompts all responses get the same score")
+    assert told({"ppo/uniform_groups": 12.0}, 6, advantage_estimator="rloo", responses_per_prompt=4) == [[]] * 6
+
+
+def test_with_a_ratio_of_sequences_these_are_clipped():
+    lines = told({"ppo/clipfrac": 0.5}, 3, advantage_estimator="rloo", responses_per_prompt=4)
+    assert lines[2][0].startswith("50% of the sequences are clipped")
+
+
 def test_a_sign_that_stays_is_named_again_after_a_while():
     lines = told({"ppo/scores_std": 0.0}, REPEAT + 1)
     assert [bool(line) for line in lines] == [True, *[False] * (REPEAT - 1), True]

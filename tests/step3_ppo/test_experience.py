@@ -76,6 +76,7 @@ def test_four_roles_measure_what_transformers_does(experience: Experience, plain
         (experience.entropy_BR, "entropy"),
         (experience.values_BR, "values"),
     ):
+        assert table is not None
         torch.testing.assert_close(rows_of(table), plain[name], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(experience.scores_B, plain["scores"], rtol=1e-4, atol=1e-5)
 
@@ -101,6 +102,7 @@ def test_rewards_and_advantages_follow(experience: Experience) -> None:
     for row, rewards in enumerate(rows_of(e.rewards_BR)):
         assert float(rewards[-1]) == pytest.approx(float(e.final_scores_B[row]), abs=1e-4)
         assert rewards[:-1].abs().sum() < 1e-4
+    assert e.values_BR is not None
     raw, returns = estimate_advantages(e.values_BR, e.rewards_BR, mask, gamma=1.0, gae_lambda=0.95)
     torch.testing.assert_close(e.returns_BR, returns)
     assert float(e.advantages_BR[mask].mean()) == pytest.approx(0.0, abs=1e-6)

@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import tensor
 
-from step3_ppo.losses import actor_loss, critic_loss
+from step3_ppo.estimators import LossMean, Objective
+from step3_ppo.losses import actor_loss, critic_loss, kl_loss, mean_count, mean_weights, sequence_actor_loss
+
+# two responses, of 2 and of 1 token
+MASK = tensor([[True, True], [True, False]])
 
 
 @pytest.mark.parametrize(
@@ -113,3 +117,90 @@ def test_critic_loss_is_the_pessimistic_of_two(tokens: list[tuple[float, float, 
         wanted += max((value - target) ** 2, (near - target) ** 2) / 2
     values, old, targets = (torch.tensor([t[i] for t in tokens], dtype=torch.float64) for i in range(3))
     assert float(critic_loss(values, old, targets, cliprange_value=limit)) == pytest.approx(wanted, rel=1e-9, abs=1e-9)
+
+
+# --- relatives of PPO -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "advantage, ratio, loss",
+    [
+        (1.0, 1.25, -1.25),  # within 1.28
+        (1.0, 1.5, -1.28),  # clipped above at 1.28
+        (-1.0, 0.5, 0.8),  # clipped below at 1 − 0.2, as ever
+        (-1.0, 1.5, 1.5),
+    ],
+)
+def test_the_range_above_one_may_be_wider(advantage: float, ratio: float, loss: float) -> None:
+    result = actor_loss(
+        tensor([math.log(ratio)]), tensor([0.0]), tensor([advantage]), cliprange=0.2, cliprange_high=0.28
+    )
+    assert float(result.loss_sum) == pytest.approx(loss)
+    assert result.clipped == float(loss != pytest.approx(-advantage * ratio))
+
+
+def test_the_ratio_of_a_whole_sequence_by_hand() -> None:
+    """Log-ratios (0.1, 0.3) of a good response: ρ = e^0.4 = 1.4918, clipped to 1.2 → −1.2, no slope. A log-ratio of
+    −0.1 of a bad one: ρ = 0.9048 → 0.9048, and so its slope. approx_kl is of tokens: Σ e^x − 1 − x."""
+    new = tensor([0.1, 0.3, -0.1], requires_grad=True)
+    result = sequence_actor_loss(new, torch.zeros(3), tensor([1.0, 1.0, -1.0]), MASK, cliprange=0.2)
+    result.loss_sum.backward()
+    assert float(result.loss_sum.detach()) == pytest.approx(-1.2 + math.exp(-0.1))
+    assert result.clipped == 1
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([0.0, 0.0, math.exp(-0.1)])
+    assert result.approx_kl_sum == pytest.approx(sum(math.exp(x) - 1 - x for x in (0.1, 0.3, -0.1)), rel=1e-5)
+
+
+def test_each_token_of_a_sequence_gets_the_slope_of_the_whole() -> None:
+    """ρ = e^(0.05 + 0.1) = 1.1618, A = 2: −2ρ at both tokens, so that a long response weighs as many tokens."""
+    new = tensor([0.05, 0.1, 0.0], requires_grad=True)
+    sequence_actor_loss(new, torch.zeros(3), tensor([2.0, 2.0, 0.0]), MASK, cliprange=0.2).loss_sum.backward()
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([-2 * math.exp(0.15), -2 * math.exp(0.15), 0.0])
+
+
+def test_no_rows_have_a_loss_of_zero_with_a_gradient() -> None:
+    """A rank without a row of a micro-batch still runs its backward, or the others wait for it."""
+    new = torch.zeros(0, requires_grad=True)
+    nothing = torch.zeros(0, 3, dtype=torch.bool)
+    result = sequence_actor_loss(new, torch.zeros(0), torch.zeros(0), nothing, cliprange=0.2)
+    (result.loss_sum + kl_loss(new, torch.zeros(0), mean_weights(nothing, Objective(loss_mean="sequence")))).backward()
+    assert float(result.loss_sum.detach()) == result.clipped == result.approx_kl_sum == 0.0
+    assert new.grad is not None
+
+
+def test_k3_by_hand() -> None:
+    """r = ref − new = 0.5 → e^0.5 − 1.5 = 0.14872; −0.5 → e^−0.5 − 0.5 = 0.10653; slope by new: 1 − e^r."""
+    new = tensor([-1.0, -1.0, -1.0], requires_grad=True)
+    ref = tensor([-0.5, -1.5, -1.0])
+    found = kl_loss(new, ref)
+    found.backward()
+    assert float(found.detach()) == pytest.approx(0.14872 + 0.10653, abs=1e-5)
+    assert new.grad is not None
+    assert new.grad.tolist() == pytest.approx([1 - math.exp(0.5), 1 - math.exp(-0.5), 0.0])
+    assert float(kl_loss(new, ref, tensor([1.0, 0.5, 1.0])).detach()) == pytest.approx(0.14872 + 0.10653 / 2, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss_mean, wanted",
+    [
+        ("token", (1 + 2 + 6) / 3),
+        ("sequence", ((1 + 2) / 2 + 6) / 2),
+        ("constant", (1 + 2 + 6) / (2 * 4)),
+    ],
+)
+def test_three_means_of_a_loss_by_hand(loss_mean: LossMean, wanted: float) -> None:
+    """Losses (1, 2) and (6) of two responses that may have 4 tokens each."""
+    losses, objective = tensor([1.0, 2.0, 6.0]), Objective(loss_mean=loss_mean)
+    weights = mean_weights(MASK, objective)
+    total = float((losses if weights is None else losses * weights).sum())
+    assert total / mean_count(MASK, objective, longest=4) == pytest.approx(wanted)
+    result = actor_loss(torch.zeros(3), torch.zeros(3), -losses, cliprange=0.2, weights_N=weights)
+    assert float(result.loss_sum) / mean_count(MASK, objective, longest=4) == pytest.approx(wanted)
+
+
+def test_one_loss_for_a_sequence_is_not_divided_by_its_length() -> None:
+    objective = Objective(loss_mean="sequence", ratio="sequence")
+    assert mean_weights(MASK, objective) is None
+    assert mean_count(MASK, objective, longest=4) == 2

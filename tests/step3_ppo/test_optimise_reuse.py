@@ -39,7 +39,7 @@ def trained(models: dict[str, str], *, reuse: bool, **changes: Any) -> tuple[dic
         metrics = optimise(e, passes, settings, iteration=iteration, steps_before=0).means()
         assert not kept(passes)
     weights = {f"actor {n}": w for n, w in engines.weights(roles.actor.engine).items()}
-    weights |= {f"critic {n}": w for n, w in engines.weights(roles.critic.engine, of="model").items()}
+    weights |= {f"critic {n}": w for n, w in engines.weights(ppo.critic_of(roles).engine, of="model").items()}
     return weights, metrics, len(calls)
 
 
@@ -138,7 +138,7 @@ def test_an_experience_that_is_not_finite_is_skipped_and_freed(one_rank: None, m
     assert optimise(e, passes, settings, iteration=0, steps_before=0).steps == 0
     assert not kept(passes)
     assert roles.skipped_steps == 1
-    assert roles.actor.engine.steps_done == roles.critic.engine.steps_done == 0
+    assert [engine.steps_done for engine in roles.engines.values()] == [0, 0]
 
 
 def test_nothing_is_kept_while_only_the_critic_learns(one_rank: None, models: dict[str, str]) -> None:
