@@ -15,14 +15,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
 
 import step3_ppo.rollout
 from rlhf.errors import EXIT_INTERRUPT, EXIT_TERMINATED, DataError, Terminated, error_lines
 from rlhf.metrics import FILE_NAME, MetricsLog
 from rlhf.training.checkpoint import Checkpoints
-from step3_ppo.rollout import Rollout
-from tests.helpers import stages
+from tests.helpers import ppo, stages
 from tests.helpers.tiny import save_tiny
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
@@ -60,6 +58,13 @@ def inputs(one_rank: None, tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return Inputs(pairs, str(text), str(gpt2), str(llama), str(folder / "reward/model"))
 
 
+# stage 3 without a critic, by its estimator
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    name: {"advantage_estimator": name} for name in ("rloo", "grpo", "dr_grpo", "reinforce_pp")
+}
+ESTIMATORS["grpo"] |= {"drop_uniform_groups": True, "missing_eos_penalty": 0.1}
+
+
 def run(stage: str, folder: Path, inputs: Inputs, zero_stage: int, lora: bool, **changes: Any) -> None:
     more = {**COMMON, **(LORA if lora else {}), **changes}
     if stage == "sft":
@@ -68,7 +73,8 @@ def run(stage: str, folder: Path, inputs: Inputs, zero_stage: int, lora: bool, *
         more = {"zero_stage": zero_stage, "max_steps": TOTAL, "epochs": 2, "eval_every": 1, **more}
         stages.reward(folder, inputs.gpt2, inputs.pairs, **more)
     else:
-        more = {**PPO, "actor_zero_stage": zero_stage, "critic_zero_stage": zero_stage, **more}
+        zero = {"actor_zero_stage": zero_stage, "critic_zero_stage": zero_stage}
+        more = {**PPO, **ESTIMATORS.get(stage, {}), **zero, **more}
         stages.ppo(folder, inputs.llama, inputs.reward_model, inputs.pairs, ptx_data=[inputs.text], **more)
 
 
@@ -135,8 +141,12 @@ def assert_same(folder: Path) -> None:
 ONE_RANK = [
     *[("sft", 0, False), ("sft", 2, True), ("sft", 3, False), ("reward", 1, False), ("reward", 3, True)],
     *[("ppo", 0, True), ("ppo", 1, False), ("ppo", 2, True), ("ppo", 3, False)],
+    *[("rloo", 1, True), ("grpo", 3, False), ("dr_grpo", 0, False), ("reinforce_pp", 2, False)],
 ]
-TWO_RANKS = [("sft", 3, True), ("reward", 2, False), ("ppo", 0, False), ("ppo", 1, False), ("ppo", 3, True)]
+TWO_RANKS = [
+    *[("sft", 3, True), ("reward", 2, False), ("ppo", 0, False), ("ppo", 1, False), ("ppo", 3, True)],
+    *[("rloo", 2, False), ("grpo", 3, True)],
+]
 
 
 @pytest.mark.parametrize("stage, zero_stage, lora", ONE_RANK)
@@ -162,28 +172,14 @@ def test_on_two_ranks_too(run_ranks: Callable[..., list[Any]], inputs: Inputs, t
 # --- other ranks, another ZeRO stage ---------------------------------------------------------------------------------
 
 
-def _fixed_rollout(sampler: Any, prompts: Any, sampling: Any, **options: Any) -> Rollout:
-    """Responses that depend on the iteration and the row alone, so that noise cannot change what is learned from."""
-    generator = torch.Generator().manual_seed(options["iteration"])
-    lengths = torch.randint(2, sampling.max_new_tokens, (len(prompts),), generator=generator).tolist()
-    responses = [torch.randint(3, 250, (n,), generator=generator).tolist() for n in lengths]
-    return Rollout(
-        prompts=[list(p) for p in prompts],
-        responses=responses,
-        sampler_logprobs=[[0.0] * n for n in lengths],
-        stopped_B=torch.tensor([n % 2 == 0 for n in lengths]),
-        messages=list(options["messages"]),
-    )
-
-
 def _dies(stage: str, folder: str, inputs: Inputs, zero_stage: int) -> None:
-    fixed = mock.patch.object(step3_ppo.rollout, "roll_out", _fixed_rollout)
+    fixed = mock.patch.object(step3_ppo.rollout, "roll_out", ppo.fixed_rollout)
     with fixed, contextlib.suppress(Killed), at_row(DIES_AFTER, _die):
         run(stage, Path(folder), inputs, zero_stage, False, no_dropout=True)
 
 
 def _all_die(folder: str, inputs: Inputs) -> None:
-    for stage, zero_stage in (("sft", 3), ("reward", 1), ("ppo", 2)):
+    for stage, zero_stage in (("sft", 3), ("reward", 1), ("ppo", 2), ("rloo", 1)):
         _dies(stage, f"{folder}/{stage}", inputs, zero_stage)
 
 
@@ -192,8 +188,8 @@ def test_two_ranks_are_resumed_by_one_at_another_zero_stage(
 ) -> None:
     """Metrics from step 3 on are those of one rank that was never interrupted, but for the order of sums."""
     run_ranks(_all_die, str(tmp_path / "cut"), inputs, timeout=300)
-    for stage, zero_stage in (("sft", 1), ("reward", 3), ("ppo", 0)):
-        with mock.patch.object(step3_ppo.rollout, "roll_out", _fixed_rollout):
+    for stage, zero_stage in (("sft", 1), ("reward", 3), ("ppo", 0), ("rloo", 2)):
+        with mock.patch.object(step3_ppo.rollout, "roll_out", ppo.fixed_rollout):
             run(stage, tmp_path / "cut" / stage, inputs, zero_stage, False, no_dropout=True)
             run(stage, tmp_path / "whole" / stage, inputs, zero_stage, False, no_dropout=True)
         whole = [json.loads(line) for line in metrics(tmp_path / "whole" / stage)]

@@ -99,6 +99,21 @@ def rollout(*, even: bool = False) -> Rollout:
     return Rollout(prompts, responses, [[0.0] * len(r) for r in responses], stopped, messages)
 
 
+def fixed_rollout(sampler: Any, prompts: Any, sampling: Any, **options: Any) -> Rollout:
+    """In the place of `roll_out`: responses that depend on the iteration and the row alone, so that noise cannot change
+    what is learned from."""
+    generator = torch.Generator().manual_seed(options["iteration"])
+    lengths = torch.randint(2, sampling.max_new_tokens, (len(prompts),), generator=generator).tolist()
+    responses = [torch.randint(3, 250, (n,), generator=generator).tolist() for n in lengths]
+    return Rollout(
+        prompts=[list(p) for p in prompts],
+        responses=responses,
+        sampler_logprobs=[[0.0] * n for n in lengths],
+        stopped_B=torch.tensor([n % 2 == 0 for n in lengths]),
+        messages=list(options["messages"]),
+    )
+
+
 def experience(fixed: Rollout, *, seed: int = 3) -> Experience:
     """Random tables for a rollout, such that some ratios and values lie outside the clip ranges."""
     generator = torch.Generator().manual_seed(seed)
