@@ -22,11 +22,12 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
     from_reward = config.critic_from == "reward" or (config.critic_from == "auto" and alike)
     critic_config, of_critic = (reward_config, of_reward) if from_reward else (actor_config, of_actor)
     actor = role_of("actor", actor_config, config, machine, model=of_actor, adapters=True, average=config.ema)
-    critics = [role_of("critic", critic_config, config, machine, model=of_critic, scalar=True)]
     reference = role_of("reference", actor_config, config, machine, model=of_actor, trained=False)
     reward = role_of("reward model", reward_config, config, machine, model=of_reward, trained=False, scalar=True)
-    trained = (actor, *(critics if config.estimator.has_critic else ()))
-    roles = (*trained, reward) if config.lora_rank else (*trained, reference, reward)
+    roles = (actor, reward) if config.lora_rank else (actor, reference, reward)
+    if config.estimator.has_critic:
+        critic = role_of("critic", critic_config, config, machine, model=of_critic, scalar=True)
+        roles = (actor, critic, *roles[1:])
     prompts = max(config.rollout_batch_size // config.responses_per_prompt, 1)
     rows = expected_rows(config, stage=3) if config.iterations is None else config.iterations * prompts
     count = step_count(rows, prompts, most=config.max_steps)

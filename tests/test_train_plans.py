@@ -149,3 +149,32 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(inputs: list[str]) -> None
     assert re.search(r"max_steps\W+1 2 3\W+7\W+flag", shown.stdout)
     assert re.search(r"--max-steps\W+7\W+flag", shown.stdout)
     assert not Path("out").exists()
+
+
+def test_an_estimator_without_a_critic_is_told_by_the_plan(inputs: list[str]) -> None:
+    flags = ["--advantage-estimator", "rloo", "--responses-per-prompt", "4", "--num-gpus", "1"]
+    shown = run(*inputs, *flags, "--dry-run")
+    assert shown.exit_code == 0, shown.stderr
+    assert "rollout_batch_size 64 = 16 prompts × 4 responses" in shown.stdout
+    assert (
+        "RLOO (rloo, 4 responses to a prompt), no critic; KL in the reward; ratio of each sequence; loss over sequences"
+        in shown.stdout
+    )
+    assert "ZeRO actor 1, reference 0, reward model 0" in shown.stdout
+    assert (
+        "PPO (gae), a critic; KL in the reward; ratio of each token; loss over tokens"
+        in run(*inputs, "--dry-run").stdout
+    )
+
+
+def test_a_recipes_settings_of_the_critic_give_way_to_a_typed_estimator(inputs: list[str]) -> None:
+    """A recipe for PPO has a learning rate of the critic; with --advantage-estimator rloo it was refused for that."""
+    Path("mine.yaml").write_text("step3_ppo: {critic_learning_rate: 1.0e-3, gae_lambda: 0.9, kl_coef: 0.1}\n")
+    flags = ["--recipe", "mine.yaml", "--advantage-estimator", "grpo", "--responses-per-prompt", "4"]
+    config = settings(plan(*inputs, *flags))["step3_ppo"]
+    assert (config.critic_learning_rate, config.gae_lambda, config.kl_coef) == (5e-6, 0.95, 0.1)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"step3_ppo\.gae_lambda is set but advantage_estimator is grpo"):
+        plan(*inputs, *flags, "--set", "step3_ppo.gae_lambda=0.8")
+    Path("mine.yaml").write_text("step3_ppo: {advantage_estimator: reinforce_pp, gae_lambda: 0.9}\n")
+    with pytest.raises(ConfigError, match=r"step3_ppo\.gae_lambda is set but"):  # the recipe is at odds with itself
+        plan(*inputs, "--recipe", "mine.yaml")

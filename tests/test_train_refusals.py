@@ -50,6 +50,12 @@ def test_help_is_in_groups_and_names_every_option() -> None:
         (["--set", "step1_sft.optimizer=adafactor"], "adafactor works at ZeRO-0 in fp32 only"),
         (["--set", "step3_ppo.mini_batch_size=6"], "step3_ppo.mini_batch_size=6 does not divide rollout_batch_size=64"),
         (["--set", "step1_sft.mini_batch_size=1", "--num-gpus", "2"], "leaves some of the 2 ranks without a row"),
+        (["--advantage-estimator", "rloo"], "responses_per_prompt is 1; use --responses-per-prompt 4"),
+        (["--responses-per-prompt", "5"], "step3_ppo.responses_per_prompt=5 does not divide rollout_batch_size=64"),
+        (
+            ["--advantage-estimator", "grpo", "--responses-per-prompt", "4", "--set", "step3_ppo.mini_batch_size=2"],
+            "step3_ppo.mini_batch_size=2 cuts a prompt's responses_per_prompt=4 responses",
+        ),
         (["--set", "step1_sft.epcohs=2"], "did you mean 'epochs'?"),
         (["--set", "step3_ppo.actor_model=x"], "is set by train.py; use --sft-model"),
         (["--max-steps", "3", "--set", "step3_ppo.max_steps=4"], "steps 3 and --set step3_ppo.max_steps=4 disagree"),
