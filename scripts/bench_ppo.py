@@ -1,7 +1,10 @@
-"""A PPO iteration of stage 3 against TRL's PPOTrainer (1.12.0, the last that has PPO), in turns.
+"""An iteration of stage 3 against TRL's trainers, in turns: PPOTrainer (1.12.0, the last that has it), RLOO and GRPO.
 
     python -m venv trl && trl/bin/pip install trl==1.12.0
     python -m scripts.bench_ppo --output bench/ --trl-python trl/bin/python [--rounds 3] [--threads 1]
+    trl/bin/pip install trl==1.16.0         # without a critic, four responses to a prompt
+    python -m scripts.bench_ppo --output bench/ --trl-python trl/bin/python \\
+        --ours "ours rloo bf16,ours grpo bf16,ours bf16" --peers "TRL rloo bf16,TRL grpo bf16"
     python -m scripts.bench_ppo --output bench/ --ranks 2 --only 58M      # two ranks against one, by the clock
     python -m scripts.bench_ppo --output bench/ --real-model FOLDER --only FOLDER
 
@@ -52,10 +55,10 @@ def save_models(setting: Any, folder: Path) -> None:
         fast.save_pretrained(folder / name)
 
 
-def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, float]:
+def flops(setting: Any, tokens: float, *, reuses: bool = False, critic: bool = True) -> dict[str, float]:
     """Useful operations of an iteration: generation; scoring (actor, critic, reference, reward model forward); training
     (actor and critic: forward, unless it `reuses` that of scoring, and backward, which is twice that). It counts linear
-    layers and attention, and heads at response tokens only."""
+    layers and attention, and heads at response tokens only. Without a `critic` it counts none."""
     from scripts.bench_common import build_config
     from scripts.bench_generation import flops as generation_flops
 
@@ -70,8 +73,8 @@ def flops(setting: Any, tokens: float, *, reuses: bool = False) -> dict[str, flo
     head = 2 * hidden * c.vocab_size * tokens
     return {
         "generate": generation_flops(setting, tokens),
-        "score": 4 * body + 2 * head,
-        "train": (2 if reuses else 3) * (2 * body + head),
+        "score": (3 + critic) * body + 2 * head,
+        "train": (2 if reuses else 3) * ((1 + critic) * body + head),
     }
 
 
@@ -104,6 +107,7 @@ def main() -> None:
         show_peaks,
         write_results,
     )
+    from step3_ppo.estimators import ESTIMATORS
 
     ours = tuple(options.ours.split(",")) if options.ours else served_here(OURS)
     peers = () if not options.trl_python else tuple(options.peers.split(",")) if options.peers else served_here(PEERS)
@@ -143,8 +147,9 @@ def main() -> None:
         for one, setting in zip(found, lengths, strict=True):
             one["setting"] = describe(setting)
             ranks = options.ranks if f"on {options.ranks} ranks" in one["variant"] else 1
-            reuses = "reuse" in one["variant"]
-            work = {part: value / ranks for part, value in flops(setting, one["tokens"], reuses=reuses).items()}
+            words = one["variant"].split()
+            counted = flops(setting, one["tokens"], reuses="reuse" in words, critic=not ESTIMATORS.keys() & set(words))
+            work = {part: value / ranks for part, value in counted.items()}
             one["share_of_gemm_peak"] = sum(work.values()) / one["cpu_seconds"] / peaks[one["variant"].split()[-1]]
             if "train_cpu_seconds" in one:
                 one["share_of_gemm_peak_training"] = (

@@ -11,14 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+RESPONSES = 4  # to a prompt, without a critic
+
 
 def config_of(arguments: dict[str, Any], folder: Path) -> Any:
     """Stage 3's settings of a contender of ours."""
     from scripts.bench_common import Setting
     from step3_ppo.config import PPOConfig
+    from step3_ppo.estimators import ESTIMATORS
 
     setting = Setting(**arguments["setting"])
-    dtype = arguments["variant"].split()[-1]
+    words = arguments["variant"].split()
+    dtype = words[-1]
+    named = [word for word in words if word in ESTIMATORS]  # "ours rloo bf16": without a critic
+    without_critic = {"advantage_estimator": named[0], "responses_per_prompt": RESPONSES} if named else {}
     return PPOConfig(
         actor_model=str(folder / "actor"),
         reward_model=str(folder / "reward"),
@@ -34,6 +40,7 @@ def config_of(arguments: dict[str, Any], folder: Path) -> Any:
         reuse_forward="reuse" in arguments["variant"],
         compile="compiled" in arguments["variant"],
         ema=False,
+        **without_critic,
     )
 
 
@@ -57,6 +64,7 @@ def ours(arguments: dict[str, Any], folder: Path) -> Callable[[int], dict[str, f
     passes = ForwardPasses(roles, config)
     lm = roles.actor.engine.module.lm
     prompts = prompts_of(setting, lm.config.vocab_size)
+    prompts = [prompts[row - row % config.responses_per_prompt] for row in range(len(prompts))]
     sampling = Sampling(setting.response, stop_token_ids=(STOP,))
     take = force_lengths(roles.actor.hybrid.sampler)
     step = 0
@@ -130,7 +138,66 @@ def on_ranks(arguments: dict[str, Any], folder: Path, ranks: int) -> Callable[[i
         iteration(index)
 
 
-def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wait: Callable[[], None]) -> None:
+def turns(answer: Callable[[], None], wait: Callable[[], None]) -> Any:
+    """A callback of a trainer: it stops at the end of each step until the driver asks for the next."""
+    import transformers
+
+    class Turns(transformers.TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            wait()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            answer()
+            wait()
+
+    return Turns()
+
+
+def trl_without_critic(arguments: dict[str, Any], folder: Path, callback: Any) -> None:
+    """TRL's RLOOTrainer or GRPOTrainer: "TRL rloo bf16". Its responses have their full length. The reward model reads
+    ids, because random weights generate ids that are no text."""
+    import torch
+    import transformers
+    import trl  # type: ignore[import-not-found]
+    from datasets import Dataset
+
+    from scripts.bench_common import Setting, prompts_of
+
+    setting, (_, name, number_format) = Setting(**arguments["setting"]), arguments["variant"].split()
+    dtype, kind = (torch.bfloat16 if number_format == "bf16" else torch.float32), name.upper()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "actor", padding_side="left")
+    reward_model: Any = transformers.AutoModelForSequenceClassification.from_pretrained(
+        folder / "reward", num_labels=1, dtype=dtype
+    ).eval()
+    policy: Any = transformers.AutoModelForCausalLM.from_pretrained(folder / "actor", dtype=dtype)
+    policy.config._name_or_path = str(folder / "actor")  # TRL loads its reference from there
+    prompts = prompts_of(setting, policy.config.vocab_size)[: setting.batch // RESPONSES]
+
+    def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
+        whole = [ids_of[prompt] + response for prompt, response in zip(prompts, completion_ids, strict=True)]
+        with torch.no_grad():
+            return reward_model(input_ids=torch.tensor(whole)).logits[:, 0].float().tolist()
+
+    ids_of = {str(row): prompt for row, prompt in enumerate(prompts)}
+    config = getattr(trl, f"{kind}Config")(
+        output_dir=str(folder / "trl"), per_device_train_batch_size=setting.batch, num_generations=RESPONSES,
+        max_completion_length=setting.response, generation_kwargs={"min_new_tokens": setting.response}, beta=0.05,
+        num_iterations=1, learning_rate=1e-6, max_steps=1000, use_cpu=True, bf16=False, gradient_checkpointing=False,
+        report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True, model_init_kwargs={"dtype": dtype},
+    )  # fmt: skip
+    trainer = getattr(trl, f"{kind}Trainer")(
+        model=policy,
+        reward_funcs=reward,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": list(ids_of)}),
+        processing_class=tokenizer,
+        callbacks=[callback],
+    )
+    trainer._tokenize_prompts = lambda asked: ([ids_of[prompt] for prompt in asked], None, {})
+    trainer.train()
+
+
+def trl(arguments: dict[str, Any], folder: Path, callback: Any) -> None:
     """TRL's training loop, which stops at the end of each step until the driver asks for the next."""
     import torch
     import transformers
@@ -177,14 +244,6 @@ def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wai
         stop_token_id=2,
     )
 
-    class Turns(transformers.TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            wait()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            answer()
-            wait()
-
     trainer = PPOTrainer(
         args=config,
         processing_class=tokenizer,
@@ -194,7 +253,7 @@ def trl(arguments: dict[str, Any], folder: Path, answer: Callable[[], None], wai
         value_model=scalar(),
         train_dataset=dataset,
         eval_dataset=dataset,
-        callbacks=[Turns()],
+        callbacks=[callback],
     )
     trainer.train()
 
@@ -232,7 +291,8 @@ def worker(arguments: dict[str, Any]) -> None:
             os._exit(0)
         clock[:] = [time.process_time(), time.monotonic()]
 
-    trl(arguments, folder, answer, wait)
+    without_critic = set(arguments["variant"].split()) & {"rloo", "grpo"}
+    (trl_without_critic if without_critic else trl)(arguments, folder, turns(answer, wait))
 
 
 if __name__ == "__main__":
