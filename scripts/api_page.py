@@ -26,7 +26,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
         "step3_ppo.roles": ("build_roles", "Roles", "Actor", "Critic"),
         "step3_ppo.rollout": ("generate", "roll_out", "Rollout"),
         "step3_ppo.passes": ("ForwardPasses",),
-        "step3_ppo.experience": ("Measured", "Experience", "rollout_metrics"),
+        "step3_ppo.experience": ("Measured", "Experience", "make_experience", "rollout_metrics"),
         "step3_ppo.main": ("sampling_of",),
         "step3_ppo.optimise": ("optimise", "steps_per_iteration"),
         "step3_ppo.rewards.function": ("Scorer", "RewardFunction"),
@@ -36,7 +36,13 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
             *("normalise_scores", "kl_per_token", "kl_estimates", "shape_rewards", "estimate_advantages"),
             *("explained_variance", "KLController"),
         ),
-        "step3_ppo.losses": ("actor_loss", "critic_loss"),
+        "step3_ppo.estimators": (
+            *("Rewarded", "Advantages", "gae", "rloo", "grpo", "dr_grpo", "reinforce_pp", "uniform_groups"),
+            *("Objective", "Estimator"),
+        ),
+        "step3_ppo.losses": (
+            *("actor_loss", "sequence_actor_loss", "kl_loss", "mean_weights", "mean_count", "critic_loss"),
+        ),
         "step2_reward.loss": ("pairwise_losses", "calibration_error", "held_out_figures"),
         "rlhf.models.tensors": ("whiten", "pad_right", "chunked_logprobs", "correlation"),
     },

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, tensor
 
+from rlhf.pipeline.config import PipelineConfig
 from step3_ppo.advantages import shape_rewards
 from step3_ppo.estimators import ESTIMATORS, Name, Rewarded, dr_grpo, grpo, reinforce_pp, rloo, uniform_groups
 
@@ -133,3 +134,17 @@ def test_uniform_groups_are_those_of_equal_scores() -> None:
     """Within 1e-6, which is what other kernels may do to a score; a score that is not a number is no agreement."""
     scores = tensor([2.0, 2.0 + 5e-7, 1.0, 1.0001, math.nan, 1.0])
     assert uniform_groups(scores, 2).tolist() == [True, False, False]
+
+
+def test_every_estimator_has_a_flag() -> None:
+    """train.py lists the names itself, because the pipeline knows no stage."""
+    (of_flag, _) = get_args(PipelineConfig.model_fields["advantage_estimator"].annotation)
+    assert get_args(of_flag) == get_args(Name) == tuple(ESTIMATORS)
+
+
+def test_an_estimator_of_ones_own_as_docs_extending_has_it() -> None:
+    r = rewarded([1.0, 3.0, 2.0], [2, 1, 3], group_size=3)
+    found_PK = r.of_groups
+    best_PK = found_PK == found_PK.amax(dim=1, keepdim=True)
+    worst_PK = found_PK == found_PK.amin(dim=1, keepdim=True)
+    assert of_rows(r, r.everywhere(best_PK.float() - worst_PK.float())) == [-1.0, 1.0, 0.0]
