@@ -58,6 +58,7 @@ class _Batch:
     finished_B: Tensor
     hidden_BD: Tensor
     position_B: Tensor
+    random_BR: Tensor  # between 0 and 1
     mask_BS: Tensor  # of the cache's columns; True counts
     bias_B11S: Tensor | None  # the same, to be added to scores
 
@@ -65,6 +66,7 @@ class _Batch:
         on_device = places.to(self.position_B.device)
         self.row_B, self.finished_B = self.row_B[places], self.finished_B[places]
         self.position_B, self.mask_BS = self.position_B[on_device], self.mask_BS[on_device]
+        self.random_BR = self.random_BR[on_device]
         if self.bias_B11S is not None:
             self.bias_B11S = self.bias_B11S[on_device]
 
@@ -196,15 +198,14 @@ class Sampler:
             self.lm.train(was_training)
 
     def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling, uniforms_BR: Tensor) -> Iterator[Drawn]:
+        finished_B = torch.zeros(len(prompts), dtype=torch.bool)
         if not prompts:
             if not self.synced:
                 return
             prompts, uniforms_BR = [[self.pad_token_id]], torch.zeros((1, sampling.max_new_tokens), dtype=torch.float64)
-            live = torch.zeros(1, dtype=torch.bool)
-        else:
-            live = torch.ones(len(prompts), dtype=torch.bool)
+            finished_B = torch.ones(1, dtype=torch.bool)
         with self._ready():
-            yield from self._decode(prompts, ~live, sampling, uniforms_BR)
+            yield from self._decode(prompts, finished_B, sampling, uniforms_BR)
 
     @torch.no_grad()
     def _decode(
@@ -216,11 +217,11 @@ class Sampler:
         self.cache.reserve(len(prompts), longest, width)
         if self.forward is not None:
             self.forward.begin(longest + width)
-        batch = self._prefill(prompts, finished_B, longest)
+        batch = self._prefill(prompts, finished_B, uniforms_BR.to(device), longest)
         for position in range(width):
             tokens_B, logprobs_B = draw(
                 head_logits(self.lm, batch.hidden_BD),
-                uniforms_BR[batch.row_B, position].to(device),
+                batch.random_BR[:, position],
                 sampling,
                 forbidden=stop_ids if position < sampling.min_new_tokens else None,
             )
@@ -240,14 +241,14 @@ class Sampler:
                 tokens_B = self._compact(batch, tokens_B, longest + position)
             self._step(batch, tokens_B, longest + position)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, longest: int) -> _Batch:
+    def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, random_BR: Tensor, longest: int) -> _Batch:
         """Read the prompts into the cache, equal ones only once, long ones first, in groups of like length."""
         device, cache = self.device, self.cache
         places: dict[tuple[int, ...], int] = {}
         for prompt in sorted((tuple(p) for p in prompts), key=len, reverse=True):
             places.setdefault(prompt, len(places))
         distinct = list(places)
-        source_B = torch.tensor([places[tuple(p)] for p in prompts])
+        source_B = torch.tensor([places[tuple(p)] for p in prompts], device=device)
         hidden = []
         start = 0
         while start < len(distinct):
@@ -260,14 +261,14 @@ class Sampler:
         hidden_UD = torch.cat(hidden)
         lengths_B = torch.tensor([len(p) for p in prompts], device=device)
         if len(distinct) < len(prompts) or source_B.tolist() != list(range(len(prompts))):
-            cache.rearrange(source_B.to(device), longest)
+            cache.rearrange(source_B, longest)
         columns = torch.arange(cache.capacity, device=device)
         mask_BS = (columns >= longest - lengths_B[:, None]) & (columns < longest)
         bias = None
         if self.lean:
             bias = torch.zeros(mask_BS.shape, dtype=hidden_UD.dtype, device=device)
             bias = bias.masked_fill_(~mask_BS, float("-inf"))[:, None, None]
-        return _Batch(torch.arange(len(prompts)), finished_B, hidden_UD[source_B.to(device)], lengths_B, mask_BS, bias)
+        return _Batch(torch.arange(len(prompts)), finished_B, hidden_UD[source_B], lengths_B, random_BR, mask_BS, bias)
 
     def _read(self, prompts: list[tuple[int, ...]], first_row: int, longest: int) -> Tensor:
         """Prompts of one group into the cache's rows from `first_row`; hidden states of their last tokens [b, D]."""
