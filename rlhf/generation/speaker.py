@@ -54,22 +54,25 @@ def problems(name: str, *, flag: str, trust_remote_code: bool = False) -> list[s
 
 
 def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_code: bool = False) -> Speaker:
-    """Load a model that answers, on this process's device. Raises ModelError, or ConfigError for a dtype that the
-    device does not have."""
+    """Load a model that answers, on this process's device. Raises ModelError, also for a model that does not fit on the
+    GPU, and ConfigError for a dtype that the device does not have and for a GPU that torch cannot use."""
     import torch
     from transformers.utils import logging
 
+    from rlhf.training.distributed import device, refuse_unusable_gpus
+
     if not torch.accelerator.is_available():
+        refuse_unusable_gpus()
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # without this DeepSpeed prints a warning
     from rlhf.generation.sampler import Sampler
     from rlhf.models.end_tokens import listed
     from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer
-    from rlhf.training.distributed import device
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
     model = load_causal_lm(Loading(name, tokenizer, dtype_of(dtype), trust_remote_code=trust_remote_code))
+    _refuse_too_large(model, name)
     model = model.to(device())  # type: ignore[arg-type]
     template = Template(tokenizer)
     limit = model_limit(model.config.to_dict())
@@ -82,6 +85,19 @@ def load_speaker(name: str, *, label: str, dtype: str = "auto", trust_remote_cod
         limit=limit,
         summary=_summary(model, limit),
     )
+
+
+def _refuse_too_large(model: Any, name: str) -> None:
+    """Raise ModelError where the weights need more memory than the GPU has: they are not spread over several."""
+    from rlhf.training.distributed import free_memory, on_gpu
+
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if on_gpu() and size > free_memory():
+        raise ModelError(
+            f"{name}: its weights take {size / 1e9:.1f} GB in {str(model.dtype)[6:]}, and the GPU has "
+            f"{free_memory() / 1e9:.1f} GB free; a model answers from one GPU, so use a larger or an idle one, or "
+            "main memory (DS_ACCELERATOR=cpu)"
+        )
 
 
 def _summary(model: Any, limit: int | None) -> str:

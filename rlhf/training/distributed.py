@@ -49,7 +49,7 @@ def init(seed: int = 0) -> None:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", str(hardware.free_port()))
         if not torch.cuda.is_available():
-            _refuse_unusable_gpus()
+            refuse_unusable_gpus()
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
         choose_interface()
@@ -57,9 +57,10 @@ def init(seed: int = 0) -> None:
 
         turn_off_shared_memory_reduce()
         measure_memory_without_driver()
-        # a scheduler may show each rank its own GPU alone
         _refuse_shared_gpus()
-        accelerator().set_device(int(os.environ["LOCAL_RANK"]) % max(1, accelerator().device_count()))
+        if on_gpu():  # a scheduler may show each rank its own GPU alone; DeepSpeed takes LOCAL_RANK for a GPU's number
+            os.environ["LOCAL_RANK"] = str(int(os.environ["LOCAL_RANK"]) % max(1, accelerator().device_count()))
+        accelerator().set_device(int(os.environ["LOCAL_RANK"]))
         try:
             deepspeed.init_distributed(verbose=False, timeout=timeout())
         except dist.DistError as error:
@@ -72,7 +73,7 @@ def init(seed: int = 0) -> None:
     set_seed(seed)
 
 
-def _refuse_unusable_gpus() -> None:
+def refuse_unusable_gpus() -> None:
     """Raise ConfigError where the machine has GPUs that torch was built for but cannot use: a driver that is too old,
     say. Without this a rank would compute on the CPU, and nobody would be told."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not hardware.accelerators():

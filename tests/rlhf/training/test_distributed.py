@@ -137,10 +137,10 @@ def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch
         distributed.init()
     assert "More lines" not in str(told.value)
     monkeypatch.setattr(hardware, "accelerators", lambda: 0)
-    distributed._refuse_unusable_gpus()
+    distributed.refuse_unusable_gpus()
     monkeypatch.setattr(hardware, "accelerators", lambda: 8)
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    distributed._refuse_unusable_gpus()
+    distributed.refuse_unusable_gpus()
 
 
 def test_free_memory_counts_what_torch_holds_unused(monkeypatch: pytest.MonkeyPatch) -> None:
