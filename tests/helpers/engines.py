@@ -64,7 +64,7 @@ def engine(
 
 def backward(train: TrainEngine, rows: Sequence[int], micro_batch_size: int, *, scale: float = 1.0) -> None:
     """All backwards of a step over `rows`, dealt out over the ranks."""
-    ids, mask = problem()
+    ids, mask = (table.to(distributed.device()) for table in problem())
     count = float(mask[list(rows)].sum())
     train.train()
     parts = deal(rows, rank=distributed.rank(), world_size=distributed.world_size(), micro_batch_size=micro_batch_size)
@@ -85,14 +85,15 @@ def steps(train: TrainEngine, micro_batch_size: int, rows: Sequence[int] = range
 
 
 def weights(train: TrainEngine, *, trained_only: bool = False, of: str = "lm") -> dict[str, Tensor]:
-    """Every weight, whole, in fp32, by its name in the model (`of`: what the wrapper calls it); all ranks call it."""
+    """Every weight, whole, in fp32, on the CPU, by its name in the model (`of`: what the wrapper calls it); all ranks
+    call it."""
     out = {}
     for name, parameter in train.module.get_submodule(of).named_parameters():
         if trained_only and not parameter.requires_grad:
             continue
         with gathered([parameter]):
             master = full_master(parameter)
-            out[name] = (parameter if master is None else master).detach().float().clone()
+            out[name] = (parameter if master is None else master).detach().float().cpu().clone()
     return out
 
 

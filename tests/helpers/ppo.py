@@ -49,8 +49,8 @@ def save_models(folder: Path, family: str = "llama") -> dict[str, str]:
 
 def config(models: dict[str, str], **changes: Any) -> PPOConfig:
     values: dict[str, Any] = {
-        **models, "rollout_batch_size": 8, "mini_batch_size": 8, "micro_batch_size": 8, "max_prompt_length": 16,
-        "max_response_length": 8, "gradient_clipping": 0.0, "warmup_ratio": 0.0,
+        **models, "dtype": "fp32", "rollout_batch_size": 8, "mini_batch_size": 8, "micro_batch_size": 8,
+        "max_prompt_length": 16, "max_response_length": 8, "gradient_clipping": 0.0, "warmup_ratio": 0.0,
     }  # fmt: skip
     return PPOConfig(**(values | changes))
 

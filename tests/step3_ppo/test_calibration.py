@@ -16,7 +16,7 @@ from step3_ppo.rollout import Rollout
 from tests.helpers import stages
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 
 
 def save_foreign(folder: Path, *, scale: float = 3.0) -> Path:
@@ -51,7 +51,7 @@ def test_mean_and_spread_are_those_of_the_actors_responses(
 ) -> None:
     """TRL's reward models have neither figure in their config.json. They were refused after the actor was loaded."""
     actor, foreign = save_tiny(tmp_path / "actor"), save_foreign(tmp_path / "foreign")
-    result = stages.ppo(tmp_path / "out", actor, foreign, stages.write_pairs(tmp_path / "pairs.jsonl"))
+    result = stages.ppo(tmp_path / "out", actor, foreign, stages.write_pairs(tmp_path / "pairs.jsonl"), dtype="fp32")
     (rollout,) = rollouts
     plain: Any = hf.AutoModelForSequenceClassification.from_pretrained(foreign).eval()
     with torch.no_grad():

@@ -24,7 +24,7 @@ from step3_ppo.rollout import Rollout, sequence_batch
 from tests.helpers import ppo
 from tests.helpers.tiny import tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 KL_COEF = 0.3
 TABLES = ("old_logprobs_BR", "ref_logprobs_BR", "values_BR", "kl_BR", "rewards_BR", "advantages_BR", "returns_BR")
 

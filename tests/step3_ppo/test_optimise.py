@@ -24,7 +24,7 @@ from step3_ppo.pretraining_mix import PretrainingMix
 from step3_ppo.roles import Roles
 from tests.helpers import engines, ppo
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 RATE = 1000.0
 READ_GRADIENT: dict[str, Any] = {
     "actor_learning_rate": RATE, "critic_learning_rate": RATE, "adam_eps": 1.0, "entropy_coef": 0.02, "ema": False,

@@ -19,7 +19,7 @@ from step3_ppo.rollout import Rollout, roll_out, sequence_batch
 from step3_ppo.rollout_files import rollout_rows
 from tests.helpers import ppo
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 OTHER = 30  # an ordinary token that the generation config lists as an end
 MESSAGES = [json.dumps([{"role": "user", "content": "Why?"}])] * 2
 

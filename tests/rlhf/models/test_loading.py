@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 from rlhf.errors import ConfigError, ModelError
 from rlhf.models.loading import Loading, dtype_of, load_causal_lm, load_tokenizer, unwrap
 from rlhf.models.scalar_model import ScalarModel, draw_head, load_scalar_model, score_affine, values_at
+from rlhf.training import distributed
 from rlhf.training.engine import gathered
 from tests.helpers.ppo import save_reward_model
 from tests.helpers.tiny import FAMILIES, save_tiny, tiny_lm, tiny_tokenizer
@@ -166,8 +167,10 @@ def test_embeddings_with_room_do_not_change(folder: Path) -> None:
 # --- dtype ------------------------------------------------------------------------------------------------------------
 
 
-def test_dtypes() -> None:
-    assert dtype_of("auto") == torch.float32  # on a CPU
+def test_dtypes_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "on_gpu", lambda: False)
+    monkeypatch.setattr(distributed, "gpu_has_bf16", lambda: False)
+    assert dtype_of("auto") == torch.float32
     assert dtype_of("bf16") == torch.bfloat16
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         dtype_of("fp16")

@@ -13,7 +13,7 @@ from rlhf.models.reward_model import RewardModel, load_reward_model
 from rlhf.template import Message
 from tests.helpers.ppo import SCORE_MEAN, SCORE_STD, save_reward_model
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 ASKED: list[Message] = [{"role": "user", "content": "Why?"}]
 
 
@@ -41,7 +41,7 @@ def test_scores_are_the_head_at_the_last_token_whatever_stands_beside(folder: st
     plain: Any = AutoModelForSequenceClassification.from_pretrained(folder)
     with torch.no_grad():
         wanted = torch.cat([plain(input_ids=torch.tensor([ids])).logits[:, 0] for ids in sequences])
-    found = model.scores(sequences)
+    found = model.scores(sequences).cpu()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model.normalise(found), (wanted - SCORE_MEAN) / SCORE_STD, rtol=1e-4, atol=1e-5)
     assert not found.requires_grad

@@ -18,7 +18,7 @@ from rlhf.training.engine import enable_activation_checkpointing, learning_rate_
 from tests.helpers import engines
 from tests.helpers.tiny import tiny_lm
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 ZERO_STAGES = [0, 1, 2, 3]
 # fp32 sums of another order; the weights move by 0.02 in these steps
 TOLERANCE = 2e-6
@@ -84,7 +84,9 @@ def test_adafactor_in_bf16_is_refused_with_a_way_out(zero_stage: int) -> None:
     assert "use ZeRO stage 0 and dtype fp32, or optimizer adamw" in str(caught.value)
 
 
-def test_half_precision_without_masters_is_refused() -> None:
+def test_half_precision_without_masters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "on_gpu", lambda: False)
+    monkeypatch.setattr(distributed, "gpu_has_bf16", lambda: False)
     with pytest.raises(ConfigError, match="test at ZeRO-0 with bf16 drifts from fp32"):
         engines.engine(0, dtype=torch.bfloat16)
     with pytest.raises(ConfigError) as caught:
@@ -239,8 +241,9 @@ def test_bf16_gradients_are_summed_in_fp32(zero_stage: int) -> None:
 
     ids, mask = engines.problem()
     count = float(mask.sum())
-    plain = CausalModel(tiny_lm().bfloat16()).train()
-    wanted = [torch.zeros(p.shape) for p in plain.parameters()]
+    plain = CausalModel(tiny_lm().bfloat16()).train().to(distributed.device())
+    ids, mask = ids.to(distributed.device()), mask.to(distributed.device())
+    wanted = [torch.zeros_like(p, dtype=torch.float32) for p in plain.parameters()]
     for row in range(engines.ROWS):
         plain.zero_grad()
         (-plain(ids[[row]], mask[[row]]).logprobs_N.sum() / count).backward()

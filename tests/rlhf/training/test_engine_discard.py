@@ -14,6 +14,7 @@ from rlhf.stage_config import OptimizerSettings
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine, gathered
 
+pytestmark = pytest.mark.gpu
 SETTINGS = {"gradient_clipping": 0.0, "lr_schedule": "constant", "warmup_ratio": 0.0}
 
 
@@ -30,7 +31,8 @@ def step_after(discarded: bool, *, zero_stage: int, offload: bool) -> tuple[floa
         micro_batch_size=2,
         where="test",
     )
-    first, second = torch.ones(2, 4), torch.arange(8.0).reshape(2, 4)
+    first = torch.ones((2, 4), device=distributed.device())
+    second = torch.arange(8.0, device=distributed.device()).reshape(2, 4)
     engine.train()
     if discarded:
         engine.backward(engine(first).sum() * 100, count=2)

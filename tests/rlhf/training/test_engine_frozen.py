@@ -8,10 +8,11 @@ import torch
 from rlhf.models.causal_model import CausalModel
 from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
 from rlhf.stage_config import OptimizerSettings
+from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine, build_frozen
 from tests.helpers.tiny import save_tiny
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 3])
@@ -35,6 +36,7 @@ def test_a_frozen_bf16_model_scores_as_the_trained_one_bit_by_bit(tmp_path, zero
     count_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
     count_BT[:, 50:] = True
     trained.train(False)
+    ids_BT, count_BT = ids_BT.to(distributed.device()), count_BT.to(distributed.device())
     with torch.no_grad():
         assert torch.equal(trained(ids_BT, count_BT)[0], frozen(ids_BT, count_BT)[0])
     module = getattr(frozen, "module", frozen)

@@ -19,7 +19,7 @@ from rlhf.training.zero_internals import Fragment
 from tests.helpers import engines
 from tests.helpers.tiny import tiny_lm
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 ZERO_STAGES = [0, 1, 2, 3]
 NOISE = 2e-6  # fp32 sums of another order; the weights move by 0.02 in these steps
 

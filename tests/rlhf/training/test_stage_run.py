@@ -19,7 +19,7 @@ from rlhf.training.engine import TrainEngine
 from rlhf.training.stage_run import StageRun
 from tests.helpers import engines
 
-pytestmark = pytest.mark.usefixtures("one_rank")
+pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.gpu]
 TOTAL = 5
 SOURCES = [{"fingerprint": "a"}]
 

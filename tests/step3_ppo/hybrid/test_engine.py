@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
 from rlhf.models.export import export
-from rlhf.training import cpu
+from rlhf.training import cpu, distributed
 from rlhf.training.engine import TrainEngine
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.hybrid.inference_copy import InferenceCopy
@@ -23,6 +23,7 @@ from tests.helpers import engines
 from tests.helpers.engines import adapted
 from tests.helpers.tiny import FAMILIES, tiny_lm, tiny_tokenizer
 
+pytestmark = pytest.mark.gpu
 PAD = 0
 PROMPTS = [[5, 9, 200, 31], [77], [12, 13, 14, 15, 16, 17], [8, 8, 8, 90, 41]]
 IDS = torch.tensor([[5, 9, 200, 31, 60, 7], [8, 8, 90, 41, 12, 13]])
@@ -37,13 +38,13 @@ def train_round(train: TrainEngine) -> None:
 def trained_logits(train: TrainEngine) -> torch.Tensor:
     train.train(False)
     with torch.no_grad():
-        return train.module.lm(input_ids=IDS, use_cache=False).logits.float()
+        return train.module.lm(input_ids=IDS.to(distributed.device()), use_cache=False).logits.float()
 
 
 def copied_logits(hybrid: HybridEngine) -> torch.Tensor:
     assert hybrid.copy is not None
     with torch.no_grad():
-        return hybrid.copy.lm(input_ids=IDS, use_cache=False).logits.float()
+        return hybrid.copy.lm(input_ids=IDS.to(distributed.device()), use_cache=False).logits.float()
 
 
 WITH_ADAPTERS = ("opt", "llama", "gpt2", "bloom", "mixtral", "qwen3_moe", "deepseek_v3")
@@ -124,14 +125,14 @@ def test_export_and_copy_merge_adapters_alike_bit_by_bit(
     model = adapted(tiny_lm(family).bfloat16())
     train = engines.engine(zero_stage, model=model, dtype=torch.bfloat16)
     train_round(train)
-    copied = InferenceCopy(train.module.lm, dtype=torch.bfloat16, device=torch.device("cpu"), group=None, packed=False)
+    copied = InferenceCopy(train.module.lm, dtype=torch.bfloat16, device=distributed.device(), group=None, packed=False)
     copied.refresh()
     export(train.module.lm, tmp_path / "model", tokenizer=tiny_tokenizer())
     exported: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.bfloat16)
     weights = exported.state_dict()
     assert weights.keys() == copied.lm.state_dict().keys()
     for name, tensor in copied.lm.state_dict().items():
-        assert torch.equal(tensor, weights[name]), name
+        assert torch.equal(tensor.cpu(), weights[name]), name
 
 
 def resident_bytes() -> int:
