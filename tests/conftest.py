@@ -15,7 +15,8 @@ from hypothesis import settings as hypothesis_settings
 
 CACHE = Path(tempfile.mkdtemp(prefix="rlhf-tests-"))
 
-# Before anything imports torch. DS_ACCELERATOR=cuda in the environment runs the GPU tests (pytest -m gpu).
+# Before anything imports torch. Tests run on the CPU; with DS_ACCELERATOR=cuda on a GPU, with PRETEND_GPU=1 on a
+# pretended one, for which `pytest -m gpu` chooses the tests.
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 if os.environ["DS_ACCELERATOR"] == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -37,6 +38,13 @@ os.environ.update(
     TORCH_EXTENSIONS_DIR=str(CACHE / "extensions"),
     TRITON_CACHE_DIR=str(CACHE / "triton"),
 )
+if os.environ.get("PRETEND_GPU") == "1":
+    from tests.pretend import build, card
+
+    if _why := build.missing():
+        raise pytest.UsageError(f"PRETEND_GPU=1: {_why}")
+    os.environ[build.LIBRARY] = str(build.library(CACHE))
+    card.install_as_told()
 for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RLHF_EVENTS"):
     os.environ.pop(_name, None)
 
@@ -51,10 +59,14 @@ def pytest_unconfigure() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A test that takes `run_ranks` is marked `ranks`; the other marks are written where they belong."""
+    """A test that takes `run_ranks` is marked `ranks`, one that takes `run_on_gpu` also `gpu`; the other marks are
+    written where they belong."""
     for item in items:
-        if "run_ranks" in getattr(item, "fixturenames", ()):
+        taken = {"run_ranks", "run_on_gpu"} & set(getattr(item, "fixturenames", ()))
+        if taken:
             item.add_marker("ranks")
+        if "run_on_gpu" in taken:
+            item.add_marker("gpu")
 
 
 @pytest.fixture(scope="session")
@@ -63,6 +75,14 @@ def run_ranks() -> Callable[..., list[Any]]:
     from tests.helpers.ranks import run_ranks
 
     return run_ranks
+
+
+@pytest.fixture(scope="session")
+def run_on_gpu() -> Callable[..., list[Any]]:
+    """As `run_ranks`, each rank on a GPU of its own: a real one with DS_ACCELERATOR=cuda, else a pretended one."""
+    from tests.helpers import gpu
+
+    return gpu.run_on_gpu
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
 Folders = dict[str, Path]
-PPO: dict[str, Any] = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "ema_decay": 0.5}
+PPO: dict[str, Any] = {**stages.RATES, "ema_decay": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -46,59 +46,25 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     }
 
 
-def all_stages(output: Path, inputs: Folders, zero_stage: int, **changes: Any) -> None:
-    """Each stage from the same inputs, so that differences do not add up over stages."""
-    pairs = str(inputs["pairs"])
-    stages.sft(output / "sft", inputs["base"], pairs, zero_stage=zero_stage, **changes)
-    stages.reward(output / "reward", inputs["base"], pairs, zero_stage=zero_stage, **changes)
-    frozen = 3 if zero_stage == 3 else 0
-    zero = {f"{role}_zero_stage": zero_stage for role in ("actor", "critic")}
-    zero |= {f"{role}_zero_stage": frozen for role in ("reference", "reward")}
-    stages.ppo(output / "ppo", inputs["base"], inputs["reward"], pairs, **PPO, **zero, **changes)
-
-
 @pytest.fixture(scope="module")
 def one(inputs: Folders, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All stages on one rank at ZeRO-1."""
     output = tmp_path_factory.mktemp("one")
-    all_stages(output, inputs, 1)
+    stages.all_stages(output, inputs, 1)
     return output
-
-
-EXPORTS = ("sft/model", "reward/model", "ppo/actor", "ppo/actor_ema", "ppo/critic")
-
-
-def exported(output: Path) -> dict[str, Tensor]:
-    return {
-        f"{folder}: {name}": value
-        for folder in EXPORTS
-        for name, value in load_file(output / folder / "model.safetensors").items()
-    }
-
-
-def assert_same_run(output: Path, other: Path) -> None:
-    """The same weights and metrics up to the order of sums."""
-    assert engines.furthest(exported(output), exported(other)) < 2e-5
-    for stage in ("sft", "reward", "ppo"):
-        mine, theirs = (read_metrics(folder / stage / "metrics.jsonl") for folder in (output, other))
-        assert len(mine) == len(theirs)
-        for left, right in zip(mine, theirs, strict=True):
-            for name, value in left.items():
-                if not name.startswith(("time/", "perf/")):
-                    assert value == pytest.approx(right[name], rel=2e-3, abs=2e-5), name
 
 
 @pytest.mark.parametrize("zero_stage, micro_batch_size", [(0, 4), (2, 1), (3, 2)])
 def test_zero_and_micro_batches_change_nothing(
     zero_stage: int, micro_batch_size: int, one: Path, inputs: Folders, tmp_path: Path
 ) -> None:
-    all_stages(tmp_path, inputs, zero_stage, micro_batch_size=micro_batch_size)
-    assert_same_run(tmp_path, one)
+    stages.all_stages(tmp_path, inputs, zero_stage, micro_batch_size=micro_batch_size)
+    stages.assert_same_run(tmp_path, one)
 
 
 def _two_ranks(output: Path, inputs: Folders) -> None:
     for zero_stage in (1, 3):
-        all_stages(output / f"zero{zero_stage}", inputs, zero_stage)
+        stages.all_stages(output / f"zero{zero_stage}", inputs, zero_stage)
 
 
 def test_two_ranks_leave_what_one_leaves(
@@ -107,7 +73,7 @@ def test_two_ranks_leave_what_one_leaves(
     """Every export of every stage, ZeRO-1 and ZeRO-3, and every figure on the way."""
     run_ranks(_two_ranks, tmp_path, inputs)
     for zero_stage in (1, 3):
-        assert_same_run(tmp_path / f"zero{zero_stage}", one)
+        stages.assert_same_run(tmp_path / f"zero{zero_stage}", one)
 
 
 # --- stage 1 ----------------------------------------------------------------------------------------------------------
@@ -273,11 +239,11 @@ def test_adapters_in_bf16(zero_stage: int, inputs: Folders, tmp_path: Path) -> N
     """What large models use. peft made fp32 adapters on bf16 weights, and ZeRO-3 failed on the reward model's bf16 head
     beside them."""
     values: dict[str, Any] = {"dtype": "bf16", "lora_rank": 2, "lora_learning_rate": 0.02}
-    all_stages(tmp_path, inputs, zero_stage, **values)
+    stages.all_stages(tmp_path, inputs, zero_stage, **values)
     first, last = read_metrics(tmp_path / "ppo/metrics.jsonl")
     assert abs(first["ppo/kl_k1"]) < 2e-2
     assert last["ppo/kl"] != 0.0
-    for folder in EXPORTS:
+    for folder in stages.EXPORTS:
         assert load_file(tmp_path / folder / "model.safetensors").popitem()[1].dtype == torch.bfloat16
         assert json.loads((tmp_path / folder / "config.json").read_text())["dtype"] == "bfloat16"
 

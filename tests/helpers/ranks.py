@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf.hardware import free_port
+from tests.pretend import build, card
 
 PRELOADED = [
     "torch", "transformers", "deepspeed", "peft", "datasets", "pytest", "rlhf.models.export", "data.stage_data",
@@ -118,6 +119,8 @@ def _rank(payload: bytes, variables: dict[str, str], log: str, end: Connection) 
     os.dup2(output, 2)
     os.environ.update(variables)
     try:
+        if os.environ.get(build.LIBRARY):
+            card.install_as_told()
         from rlhf.training import distributed
 
         distributed.init(0)

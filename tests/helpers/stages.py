@@ -9,21 +9,27 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 import step1_sft.main
 import step2_reward.main
 import step3_ppo.main
+from rlhf.metrics import read_metrics
 from rlhf.models.export import export
 from rlhf.stages.result import StageResult
 from step1_sft.config import SFTConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
+from tests.helpers import engines
 
 BATCHES: dict[str, Any] = {
     "mini_batch_size": 4, "micro_batch_size": 2, "max_prompt_length": 40, "max_response_length": 16,
     "data_split": "1,1,1", "max_eval_samples": 8, "eval_ratio": 0.2,
 }  # fmt: skip
+RATES = {"actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3}
 
 
 def write_pairs(path: Path, count: int = 48) -> str:
@@ -48,7 +54,7 @@ def reward(output: Path, model: Path | str, pairs: str, **changes: Any) -> Stage
 
 def ppo(output: Path, actor: Path | str, reward_model: Path | str, pairs: str, **changes: Any) -> StageResult:
     values = {
-        **BATCHES, "actor_learning_rate": 1e-3, "critic_learning_rate": 1e-3, "iterations": 2, "rollout_batch_size": 8,
+        **BATCHES, **RATES, "iterations": 2, "rollout_batch_size": 8,
         "ema_decay": 0.9, "force": True, "inference_dtype": "fp32",
     } | changes  # fmt: skip
     return step3_ppo.main.run(
@@ -56,6 +62,45 @@ def ppo(output: Path, actor: Path | str, reward_model: Path | str, pairs: str, *
             output_dir=output, actor_model=str(actor), reward_model=str(reward_model), data_path=[pairs], **values
         )
     )
+
+
+# --- runs that are compared -------------------------------------------------------------------------------------------
+
+
+def all_stages(
+    output: Path, inputs: dict[str, Path], zero_stage: int, *, of_ppo: dict[str, Any] | None = None, **changes: Any
+) -> None:
+    """Each stage from the same "base", "reward" and "pairs", so that differences do not add up over stages."""
+    pairs = str(inputs["pairs"])
+    sft(output / "sft", inputs["base"], pairs, zero_stage=zero_stage, **changes)
+    reward(output / "reward", inputs["base"], pairs, zero_stage=zero_stage, **changes)
+    frozen = 3 if zero_stage == 3 else 0
+    zero = {f"{role}_zero_stage": zero_stage for role in ("actor", "critic")}
+    zero |= {f"{role}_zero_stage": frozen for role in ("reference", "reward")}
+    ppo(output / "ppo", inputs["base"], inputs["reward"], pairs, ema_decay=0.5, **zero, **changes, **(of_ppo or {}))
+
+
+EXPORTS = ("sft/model", "reward/model", "ppo/actor", "ppo/actor_ema", "ppo/critic")
+
+
+def exported(output: Path) -> dict[str, Tensor]:
+    return {
+        f"{folder}: {name}": value
+        for folder in EXPORTS
+        for name, value in load_file(output / folder / "model.safetensors").items()
+    }
+
+
+def assert_same_run(output: Path, other: Path) -> None:
+    """The same weights and metrics up to the order of sums."""
+    assert engines.furthest(exported(output), exported(other)) < 2e-5
+    for stage in ("sft", "reward", "ppo"):
+        mine, theirs = (read_metrics(folder / stage / "metrics.jsonl") for folder in (output, other))
+        assert len(mine) == len(theirs)
+        for left, right in zip(mine, theirs, strict=True):
+            for name, value in left.items():
+                if not name.startswith(("time/", "perf/")):
+                    assert value == pytest.approx(right[name], rel=2e-3, abs=2e-5), name
 
 
 # --- what was in memory when a model was exported --------------------------------------------------------------------
@@ -67,7 +112,7 @@ def outputs(model: Any) -> torch.Tensor:
     """Of a transformers model: logits of PROBE at every position, or the pooled score of each row."""
     with torch.no_grad():
         model.eval()
-        return model(input_ids=torch.tensor(PROBE), use_cache=False).logits.float()
+        return model(input_ids=torch.tensor(PROBE, device=model.device), use_cache=False).logits.float().cpu()
 
 
 @contextlib.contextmanager
