@@ -32,18 +32,9 @@ def save_models(setting: Any, folder: Path) -> None:
     """Write the folders of an actor and a reward model with random weights and a small tokenizer of bytes."""
     import torch
     import transformers
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    from scripts.bench_common import build_config, build_model
+    from scripts.bench_common import build_config, build_model, byte_tokenizer
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    fast = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", padding_side="left"
-    )
     build_model(setting.model, "fp32").save_pretrained(folder / "actor")
     config = build_config(setting.model)
     config.num_labels = 1
@@ -52,7 +43,7 @@ def save_models(setting: Any, folder: Path) -> None:
     reward.config.score_mean, reward.config.score_std = 0.0, 1.0
     reward.save_pretrained(folder / "reward")
     for name in ("actor", "reward"):
-        fast.save_pretrained(folder / name)
+        byte_tokenizer().save_pretrained(folder / name)
 
 
 def flops(setting: Any, tokens: float, *, reuses: bool = False, critic: bool = True) -> dict[str, float]:
