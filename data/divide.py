@@ -10,19 +10,20 @@ from data.blend import HELD_OUT_SALT, blend, first_of_each, is_held_out, mix, st
 from data.config import DataSettings
 from data.contents import has_held_out
 from data.encode import Kind
+from data.kept import Kept
 from data.sources import parse
 from data.store import Store, open_stores
 
 KINDS: dict[int, Kind] = {1: "demonstrations", 2: "preferences", 3: "prompts"}  # what each stage reads
 
 
-def open_all(settings: DataSettings) -> tuple[list[Store], list[Store]]:
+def open_all(settings: DataSettings, *, kept: Kept | None = None) -> tuple[list[Store], list[Store]]:
     """The sources to train on, and those that are held out: `eval_data_path`, else the splits that sources have."""
     sources = [parse(spec) for spec in settings.data_path]
-    stores = open_stores(sources, settings)
+    stores = open_stores(sources, settings, kept=kept)
     if settings.eval_data_path:
-        return stores, open_stores([parse(spec) for spec in settings.eval_data_path], settings)
-    return stores, open_stores([s for s in sources if has_held_out(s)], settings, held_out=True)
+        return stores, open_stores([parse(spec) for spec in settings.eval_data_path], settings, kept=kept)
+    return stores, open_stores([s for s in sources if has_held_out(s)], settings, held_out=True, kept=kept)
 
 
 def divide(

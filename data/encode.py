@@ -5,7 +5,7 @@ of the reasons for which a row is dropped (then its lists are empty).
 
     demonstrations  input_ids, prompt_length
     preferences     prompt_ids, chosen_ids, rejected_ids, margin
-    prompts         prompt_ids, messages (JSON)
+    prompts         prompt_ids, messages (JSON), kept (JSON, where rewards read columns)
 
 A response that is kept always ends with the end token. A prompt that is too long loses its oldest turns first and then
 the beginning (keep_end) or the end (keep_start) of its first remaining user turn, so what the template writes around
@@ -66,8 +66,11 @@ COLUMNS: dict[str, dict[str, str]] = {
 class Encoder:
     """Encodes batches of stored Examples (columns of `data.store`) as rows of one kind."""
 
-    def __init__(self, template: Template, limits: Limits, kind: Kind, *, skip_bad_rows: bool = True) -> None:
+    def __init__(
+        self, template: Template, limits: Limits, kind: Kind, *, skip_bad_rows: bool = True, kept: bool = False
+    ) -> None:
         self.template, self.limits, self.kind, self.skip_bad_rows = template, limits, kind, skip_bad_rows
+        self.kept = kept
 
     def settings(self) -> dict[str, Any]:
         """Everything except the examples that the rows depend on, for the cache's key."""
@@ -75,7 +78,8 @@ class Encoder:
 
     def features(self) -> dict[str, str]:
         """The columns of the rows and their types."""
-        return {"length": "int32", "outcome": "uint8", "source": "int32", **COLUMNS[self.kind]}
+        kept = {"kept": "large_string"} if self.kept else {}
+        return {"length": "int32", "outcome": "uint8", "source": "int32", **COLUMNS[self.kind], **kept}
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
         prompts, prompt_ids, outcomes, _ = self.prompts(batch)
@@ -83,7 +87,7 @@ class Encoder:
         if self.kind == "prompts":
             rows |= {"prompt_ids": prompt_ids, "messages": [prompt_json(p) for p in prompts]}
             rows["length"] = [len(ids) for ids in prompt_ids]
-            return self._emptied(rows)
+            return self._emptied(rows | ({"kept": list(batch["kept"])} if self.kept else {}))
         chosen = self.responses(batch["chosen"], outcomes)
         if self.kind == "demonstrations":
             rows["input_ids"] = [p + c for p, c in zip(prompt_ids, chosen, strict=True)]

@@ -32,9 +32,11 @@ class Unlearned(RowError):
 @dataclass(frozen=True)
 class Remark:
     """What a user should know of a row that is used, such as "column 'tools' is not used". A function that reads rows
-    may yield it beside the Examples; equal remarks of a source are counted and become one warning."""
+    may yield it beside the Examples; equal remarks of a source are counted and become one warning. `unused` is a column
+    that no shape reads; a reward may read it."""
 
     text: str
+    unused: str = ""
 
 
 Placed = tuple[str, Row | RowError]  # ("train.jsonl, line 7", the row or what is wrong with it)
@@ -63,6 +65,7 @@ class Example:
     margin        how much better `chosen` is, in units of the reward model's score
     text          plain text for the pretraining mix, with an empty prompt
     demonstrates  False where `chosen` only beats `rejected` and a better response exists: not for stage 1
+    kept          JSON of what rewards read of the row (`data.kept`); the reader fills it in
     """
 
     prompt: tuple[Message, ...] = ()
@@ -71,6 +74,7 @@ class Example:
     margin: float = 0.0
     text: str | None = None
     demonstrates: bool = True
+    kept: str = ""
 
     def __post_init__(self) -> None:
         if self.text is not None:

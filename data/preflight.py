@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
 from data.example import Example
 from data.hub import unreachable
+from data.kept import Kept
 from data.reading import Reader
 from data.recognise import parse_columns
 from data.remarks import counted
@@ -21,16 +22,19 @@ LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 NEEDS = {1: "prompt and chosen", 2: "chosen and rejected", 3: "a prompt"}  # of a stage's rows
 
 
-def problems(settings: SourceSettings, *, stage: int | None = None, ask_hub: bool = True) -> list[str]:
-    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given. With
-    `ask_hub` the hub is asked whether its datasets exist; they are not loaded."""
+def problems(
+    settings: SourceSettings, *, stage: int | None = None, ask_hub: bool = True, kept: Kept | None = None
+) -> list[str]:
+    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given, of which
+    columns are `kept`. With `ask_hub` the hub is asked whether its datasets exist; they are not loaded."""
     found: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
             found.append(
                 "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet) or a hub dataset"
             )
-        found += look_at([*settings.data_path, *settings.eval_data_path], settings, stage=stage, ask_hub=ask_hub)
+        specs = [*settings.data_path, *settings.eval_data_path]
+        found += look_at(specs, settings, stage=stage, ask_hub=ask_hub, kept=kept)
         if stage is not None and not settings.shares[stage - 1]:
             found.append(f"data_split={settings.data_split} leaves stage {stage} no rows; give it a share, or skip it")
     if isinstance(settings, PretrainingMixSettings):
@@ -44,12 +48,18 @@ def problems(settings: SourceSettings, *, stage: int | None = None, ask_hub: boo
 
 
 def look_at(
-    specs: Sequence[str], settings: SourceSettings, *, stage: int | None = None, ask_hub: bool = True
+    specs: Sequence[str],
+    settings: SourceSettings,
+    *,
+    stage: int | None = None,
+    ask_hub: bool = True,
+    kept: Kept | None = None,
 ) -> list[str]:
     """The problems of sources that their first rows show."""
     usable = False
     found: list[str] = []
     readers: list[Reader] = []
+    held_out: list[Reader] = []
     weights: list[float] = []
     try:
         parse_columns(settings.columns)
@@ -62,12 +72,13 @@ def look_at(
             if source.hub:
                 found += filter(None, [unreachable(source.hub) if ask_hub else None])
                 continue
-            reader = Reader(source, settings, limit=LOOK_AT)
+            reader = Reader(source, settings, limit=LOOK_AT, kept=kept)
             for _, example in reader:
                 usable = usable or _serves(example, stage)
             readers.append(reader)
             if source.held_out_files:
-                list(Reader(source, settings, held_out=True, limit=LOOK_AT))
+                held_out.append(Reader(source, settings, held_out=True, limit=LOOK_AT, kept=kept))
+                list(held_out[-1])
         except UserError as error:
             found += error.problems
     if stage is not None and specs and len(readers) == len(specs) and not usable:
@@ -77,6 +88,10 @@ def look_at(
         found.append("the weights of all sources are 0; one must be above 0")
     if settings.columns and readers and len(readers) == len(specs) and not any(r.mapped for r in readers):
         found.append(unmapped(settings.columns))
+    if kept is not None and readers and len(readers) == len(specs):
+        trained = len(settings.data_path) if isinstance(settings, DataSettings) else len(readers)
+        for group in (readers[:trained], readers[trained:], held_out):
+            found += kept.problems({column for reader in group for column in reader.columns}) if group else []
     return found
 
 

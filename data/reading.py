@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain, groupby, islice
 from typing import Any
 
@@ -11,6 +12,7 @@ from data.adapters import KNOWN, adapter_for
 from data.config import SourceSettings
 from data.contents import rows
 from data.example import Example, Place, Placed, Remark, Row, RowError
+from data.kept import Kept, kept_json
 from data.labels import paired
 from data.remarks import counted
 from data.shapes import Shape
@@ -32,12 +34,20 @@ class Reader:
     `bad` counts what could not be used, `silent` the rows that gave no Example, `remarks` what else the user should
     know. Each file is recognised by its first rows. Raises DataError with the first few bad rows unless bad rows are
     skipped, and always when no row can be used. At most `limit` rows are read (for a look at the source before a run).
+    With `kept` each Example has that of its row, and `columns` are the names of all columns.
     """
 
     def __init__(
-        self, source: Source, settings: SourceSettings, *, held_out: bool = False, limit: int | None = None
+        self,
+        source: Source,
+        settings: SourceSettings,
+        *,
+        held_out: bool = False,
+        limit: int | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self.source, self.settings, self.held_out, self.limit = source, settings, held_out, limit
+        self.kept_of_rows, self.columns = kept, set[str]()
         self.shapes: list[Shape] = []
         self.read = self.kept = self.silent = self._answered = self._doubled = 0
         self.bad: Counter[str] = Counter()
@@ -133,8 +143,14 @@ class Reader:
         for item in items:
             if not isinstance(item, (Example, Remark)):
                 raise RowError(f"the adapter gave {type(item).__name__} instead of data.example.Example")
-        self.remarks.update(item.text for item in items if isinstance(item, Remark))
-        return [item for item in items if isinstance(item, Example)]
+        kept = self.kept_of_rows
+        remarks = [item for item in items if isinstance(item, Remark)]
+        self.remarks.update(r.text for r in remarks if not (kept and r.unused and kept.reads(r.unused)))
+        examples = [item for item in items if isinstance(item, Example)]
+        if kept is None:
+            return examples
+        self.columns.update(row)
+        return [replace(example, kept=kept_json(row, example, kept)) for example in examples]
 
     def _look_at(self, example: Example) -> None:
         """Counts bad responses that are left out, and responses that repeat their prompt."""

@@ -179,7 +179,7 @@ def _unused(row: Row, values: Mapping[str, Any], left: Iterable[str]) -> Iterato
     for column in left:
         value = row[column]
         if not _empty(value) and value not in values.values() and not any(value == m.get("content") for m in turns):
-            yield Remark(f"column '{column}' is not used")
+            yield Remark(f"column '{column}' is not used", unused=column)
     more = [m for m in turns if len(m) > 2]  # than role and content
     for field in FIELDS if more else ():
         if any(not _empty(m.get(field)) for m in more):

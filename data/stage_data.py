@@ -2,7 +2,7 @@
 
     demonstrations  stage 1    {"input_ids", "prompt_length"}
     preferences     stage 2    {"prompt_ids", "chosen_ids", "rejected_ids", "margin"}
-    prompts         stage 3    {"prompt_ids", "messages"}
+    prompts         stage 3    {"prompt_ids", "messages"}, and "kept" where rewards read columns (`data.kept`)
     pretraining     stage 3    {"input_ids"}
 
 Rows also have "source" (its name) and "length" (tokens). Every process of a run may call these functions at any
@@ -22,6 +22,7 @@ from data.announcement import announce, announce_pretraining
 from data.blend import blend
 from data.config import DataSettings, PretrainingMixSettings
 from data.divide import KINDS, divide, open_all, weights, without_repeats
+from data.kept import Kept
 from data.packing import PackedRows
 from data.rows import Rows
 from data.sources import parse
@@ -67,9 +68,9 @@ def preferences(settings: DataSettings, template: Template) -> StageData:
     return _stage(settings, template, stage=2)
 
 
-def prompts(settings: DataSettings, template: Template) -> StageData:
-    """Prompts, each once, for stage 3."""
-    return _stage(settings, template, stage=3)
+def prompts(settings: DataSettings, template: Template, *, kept: Kept | None = None) -> StageData:
+    """Prompts, each once, for stage 3; with what is `kept` of their rows, of the first row of each prompt."""
+    return _stage(settings, template, stage=3, kept=kept)
 
 
 def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizerBase) -> Rows:
@@ -93,15 +94,17 @@ def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizer
 # --- split and blend -------------------------------------------------------------------------------------------------
 
 
-def _stage(settings: DataSettings, template: Template, *, stage: int) -> StageData:
+def _stage(settings: DataSettings, template: Template, *, stage: int, kept: Kept | None = None) -> StageData:
     if not settings.data_path:
         raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
     kind = KINDS[stage]
-    stores, evaluation = open_all(settings)
+    stores, evaluation = open_all(settings, kept=kept)
     everything = [*stores, *evaluation]
     names = [s.source.name for s in everything]
     train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage)
-    encoder = encode.Encoder(template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows)
+    encoder = encode.Encoder(
+        template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows, kept=kept is not None
+    )
     report: dict[str, Any] = {
         "stage": stage,
         "data_split": settings.data_split,

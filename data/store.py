@@ -18,6 +18,7 @@ from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
 from data.contents import fingerprint, names
 from data.example import Example, Place, content_hash, prompt_hash, prompt_json
+from data.kept import Kept
 from data.reading import Reader, correct_or_skip
 from data.sources import Source
 from rlhf.errors import DataError
@@ -37,12 +38,13 @@ FORMAT = 2
 class Store:
     """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, file and
     where (the number of the file, and the place in it), and 64-bit hashes: prompt_key, chosen_key and rejected_key
-    (with the prompt), row_key. `place` and `batches` give `where` with the file's present name: a store is found by
-    the content, so its files may have been moved, or be those of another source.
+    (with the prompt), row_key; and kept (see `data.kept`) where rewards read columns. `place` and `batches` give
+    `where` with the file's present name: a store is found by the content, so its files may have been moved, or be those
+    of another source.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
     their places), silent_rows (that gave nothing), remarks (what is not used, or probably a mistake → rows), known (a
-    known hub dataset), mapped (by the user's `columns`), empty (files without a row).
+    known hub dataset), mapped (by the user's `columns`), empty (files without a row), columns (where some are kept).
 
     fingerprint: of the source's content. key: of the content and of how it was read, so it names exactly these rows.
     names: of the files, by their numbers.
@@ -89,8 +91,8 @@ def placed(names: Sequence[str], file: Sequence[int], where: Sequence[str]) -> l
     return [str(Place(names[number], number, inside)) for number, inside in zip(file, where, strict=True)]
 
 
-def open_store(source: Source, settings: SourceSettings, *, held_out: bool = False) -> Store:
-    """The Examples of a source (or of its own held-out split), read now or earlier."""
+def open_store(source: Source, settings: SourceSettings, *, held_out: bool = False, kept: Kept | None = None) -> Store:
+    """The Examples of a source (or of its own held-out split), read now or earlier. With `kept` they also have that."""
     from datasets import Dataset, disable_progress_bars
 
     disable_progress_bars()
@@ -104,12 +106,14 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
         "columns": settings.columns,
         "adapter": [settings.data_adapter, code],
     }
+    if kept is not None:
+        values["kept"] = kept.key()
     key = key_of(values, format=FORMAT)
     folder = build_once(
         settings.data_cache_dir or default_folder(),
         "rows",
         key,
-        lambda folder: _build(folder, source, settings, held_out=held_out),
+        lambda folder: _build(folder, source, settings, held_out=held_out, kept=kept),
         doing=f"reading {source.name}",
     )
     info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
@@ -121,9 +125,14 @@ def open_store(source: Source, settings: SourceSettings, *, held_out: bool = Fal
     return Store(source, Dataset.from_file(str(folder / "rows.arrow")), content, key, info, called)
 
 
-def open_stores(sources: Sequence[Source], settings: SourceSettings, *, held_out: bool = False) -> list[Store]:
-    """The stores of several sources; raises DataError when `columns` names columns that none of them has."""
-    stores = [open_store(source, settings, held_out=held_out) for source in sources]
+def open_stores(
+    sources: Sequence[Source], settings: SourceSettings, *, held_out: bool = False, kept: Kept | None = None
+) -> list[Store]:
+    """The stores of several sources; raises DataError when `columns` names columns that none of them has, or when none
+    has a column that is needed."""
+    stores = [open_store(source, settings, held_out=held_out, kept=kept) for source in sources]
+    if kept is not None and stores and (missing := kept.problems({c for s in stores for c in s.info["columns"]})):
+        raise DataError(*missing)
     if settings.columns and stores and not any(s.info["mapped"] for s in stores) and not settings.data_adapter:
         raise DataError(unmapped(settings.columns))
     return stores
@@ -133,7 +142,7 @@ def unmapped(columns: str) -> str:
     return f"--columns {columns}: no source has these columns; write it as name=column with the columns' exact names"
 
 
-def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: bool) -> None:
+def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: bool, kept: Kept | None) -> None:
     import pyarrow as pa
 
     text, key = pa.large_string(), pa.uint64()
@@ -142,9 +151,10 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
             "prompt": text, "chosen": text, "rejected": text, "margin": pa.float32(), "demonstrates": pa.bool_(),
             "text": text, "file": pa.int32(), "where": pa.string(),
             "prompt_key": key, "chosen_key": key, "rejected_key": key, "row_key": key,
+            **({"kept": text} if kept is not None else {}),
         }
     )  # fmt: skip
-    reader = Reader(source, settings, held_out=held_out)
+    reader = Reader(source, settings, held_out=held_out, kept=kept)
     with pa.OSFile(str(folder / "rows.arrow"), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         batch: list[dict[str, Any]] = []
         for where, example in reader:
@@ -167,6 +177,7 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
             "remarks": dict(reader.remarks.most_common(20)),
             "first_bad": [[place.file, place.inside, what] for place, what in reader.noted],
             "empty": sorted(set(range(len(names(source, held_out=held_out)))) - reader.files),
+            **({"columns": sorted(reader.columns)} if kept is not None else {}),
         },
     )
 
@@ -182,6 +193,7 @@ def _record(place: Place, example: Example) -> dict[str, Any]:
         "margin": example.margin,
         "demonstrates": example.demonstrates,
         "text": example.text,
+        "kept": example.kept,
         "file": place.file,
         "where": place.inside,
         "prompt_key": prompt_key,

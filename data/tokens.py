@@ -70,7 +70,8 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
         {n: List(Value("int32")) if t == encode.IDS else Value(t) for n, t in encoder.features().items()}
     )
     sizes = [len(s.dataset) for s in stores]
-    joined = concatenate_datasets([s.dataset.select_columns(READ) for s in stores])
+    read = [*READ, *(["kept"] if "kept" in features else [])]
+    joined = concatenate_datasets([s.dataset.select_columns(read) for s in stores])
     joined = joined.add_column("source", np.repeat(np.arange(len(stores), dtype=np.int32), sizes))
     chosen = joined.select(np.cumsum([0, *sizes])[table[:, 0]] + table[:, 1])
     with _children_die_with_us():
