@@ -26,7 +26,7 @@ from rlhf.errors import ConfigError, ModelError, UserError
 from rlhf.models.attention import serve_on_cpu
 from rlhf.models.checks import refuse_not_finite, without_adapter
 from rlhf.models.end_tokens import end_ids, listed_in
-from rlhf.models.names import resolve
+from rlhf.models.names import NO_TEMPLATE, resolve
 from rlhf.rendering import DATE, is_dated
 from rlhf.stage_config import RunSettings, dtype_problems, resolve_dtype
 from rlhf.template import Template, install_template
@@ -109,12 +109,15 @@ def dtype_of(name: str) -> torch.dtype:
     return DTYPES[resolve_dtype(name, gpus=gpus, bf16=bf16)]
 
 
-def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model, with a chat template, padded on the right by a token that is not the end token."""
+def load_tokenizer(name: str, *, trust_remote_code: bool = False, own_template: bool = False) -> Any:
+    """The tokenizer of a model, with a chat template, padded on the right by a token that is not the end token. With
+    `own_template` one that has no template is a ModelError; otherwise it gets the project's."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     except Exception as error:
         raise ModelError(f"{name}: its tokenizer cannot be loaded: {_first_line(error)}") from error
+    if own_template and not tokenizer.chat_template:
+        raise ModelError(f"{name}: {NO_TEMPLATE}")
     install_template(tokenizer)
     tokenizer.padding_side = "right"
     _separate_pad(tokenizer, Template(tokenizer), listed_in(resolve(name)))

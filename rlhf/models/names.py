@@ -13,7 +13,15 @@ from typing import Any, Literal
 from rlhf.errors import ModelError, nearest
 from rlhf.file_signs import lfs_pointer
 from rlhf.files import expand_user
-from rlhf.models.families import architecture, family_problems, has_own_code, labels, sampling_problem
+from rlhf.models.families import (
+    architecture,
+    family_problems,
+    has_own_code,
+    known_types,
+    labels,
+    quantisation,
+    sampling_problem,
+)
 from rlhf.models.weights import weight_problems
 
 ALIASES = {
@@ -31,10 +39,16 @@ ALIASES = {
     "smollm2-135m": "HuggingFaceTB/SmolLM2-135M",
     "smollm2-360m": "HuggingFaceTB/SmolLM2-360M",
 }  # fmt: skip
-Kind = Literal["any", "language", "reward"]
+Kind = Literal["any", "language", "reward", "scorer"]
 ADAPTER_NAME = "adapter_config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
 _CLASSIFIER = "AutoModelForSequenceClassification"
+_TRUST = "--trust-remote-code"
+NO_TEMPLATE = (
+    "its tokenizer has no chat template, so it is not known how the model reads a conversation; write the one that it "
+    "was trained with into chat_template.jinja in its folder"
+)
 _HUB_NAME = re.compile(r"^[\w.-]+(/[\w.-]+)?(@[\w./-]+)?$")
 
 
@@ -130,7 +144,8 @@ def check_model(name: str, *, flag: str, kind: Kind = "any", trust_remote_code: 
     """Problems with a model, one line each, found without loading it.
 
     `kind` "language" refuses a reward model, "reward" refuses everything else, and "any" takes both: stage 2 can start
-    from either. `flag` names the option in the lines.
+    from either. "scorer" is a reward model that is only run, so it may be of any family that transformers knows. `flag`
+    names the option in the lines.
     """
     if not name:
         return [f"{flag} is needed: a model folder, a hub name or an alias such as opt-1.3b"]
@@ -138,7 +153,10 @@ def check_model(name: str, *, flag: str, kind: Kind = "any", trust_remote_code: 
         config = read_config(name)
     except ModelError as error:
         return [f"{flag} {name}: {problem}" for problem in error.problems]
-    found = family_problems(config, trust_remote_code=trust_remote_code) or _kind_problems(config, kind)
+    if kind == "scorer":
+        found = _scorer_problems(config, trust_remote_code=trust_remote_code)
+    else:
+        found = family_problems(config, trust_remote_code=trust_remote_code) or _kind_problems(config, kind)
     folder = Path(resolve(name))
     if folder.is_dir():
         found += weight_problems(folder)
@@ -166,6 +184,36 @@ def _kind_problems(config: Mapping[str, Any], kind: Kind) -> list[str]:
     if kind != "language" and has_own_code(config) and not config["auto_map"].get(_CLASSIFIER):
         return [f"its own code has no sequence classifier ({_CLASSIFIER}), which a reward model needs"]
     return []
+
+
+def _scorer_problems(config: Mapping[str, Any], *, trust_remote_code: bool) -> list[str]:
+    """Why a model cannot score responses, one output for each; encoders can."""
+    kind, named, count = str(config.get("model_type") or ""), architecture(config), labels(config)
+    if quantised := quantisation(config):
+        return [f"its weights are quantised ({quantised}); give the model as it was before that, in bf16 or fp32"]
+    if not named.endswith("ForSequenceClassification"):
+        return [f"is no sequence classifier (its config names {named or 'nothing'}), which a reward model is"]
+    if count != 1:
+        return [f"is a classifier with {count} labels; a reward model has one output"]
+    if has_own_code(config):
+        return [] if trust_remote_code else [f"comes with code of its own (type {kind}); if you trust it, add {_TRUST}"]
+    known = known_types()
+    if known is not None and kind not in known:
+        return [f"the installed transformers does not know models of type {kind or '(none)'}; a newer one may"]
+    return []
+
+
+def template_problems(name: str, *, flag: str) -> list[str]:
+    """A line where a model's tokenizer has no chat template; nothing where its files are not on this machine."""
+    folder = Path(resolve(name))
+    if not folder.is_dir() or any((folder / file).exists() for file in _TEMPLATE_FILES):
+        return []
+    try:
+        if json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("chat_template"):
+            return []
+    except (OSError, ValueError, AttributeError):
+        pass
+    return [f"{flag} {name}: {NO_TEMPLATE}"]
 
 
 def check_speaker(name: str, *, flag: str, trust_remote_code: bool = False) -> list[str]:

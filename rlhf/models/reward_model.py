@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlhf.models.classifier import WholeClassifier, has_plain_head, load_classifier
 from rlhf.models.loading import Loading
 from rlhf.models.names import model_limit
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine, values_at
@@ -27,7 +28,8 @@ class RewardModel:
 
     `model` gives the head's output [B, T] at every position of ids [B, T]. `score_mean` and `score_std` are those of
     its raw scores on held-out chosen responses, None for a model that stage 2 did not train. `max_length` is the
-    longest sequence in tokens, None for any.
+    longest sequence in tokens, None for any. `pools`: the model is a whole classifier, which gives one score [B] for
+    ids and the mask of those that count.
     """
 
     model: Any
@@ -35,6 +37,8 @@ class RewardModel:
     score_mean: float | None
     score_std: float | None
     max_length: int | None = None
+    name: str = ""
+    pools: bool = False
 
     def sequence(self, messages: Sequence[Message], response: str | Sequence[int], *, ended: bool) -> list[int]:
         """A prompt and a response in this model's own tokens, the last `max_length` of them.
@@ -59,6 +63,10 @@ class RewardModel:
         device, pad = distributed.device(), int(self.template.tokenizer.pad_token_id)  # type: ignore[arg-type]
         rows = sequences or [[pad]]
         last_B = torch.tensor([len(row) - 1 for row in rows])
+        if self.pools:
+            ids_BT = pad_right(rows, pad)
+            mask_BT = torch.arange(ids_BT.shape[1]) <= last_B[:, None]
+            return self.model(ids_BT.to(device), mask_BT.to(device))[: len(sequences)]
         values_BT = self.model(pad_right(rows, pad).to(device))
         return values_at(values_BT, last_B.to(device))[: len(sequences)]
 
@@ -69,21 +77,27 @@ class RewardModel:
         return (scores_B - self.score_mean) / self.score_std
 
 
-def load_reward_model(loading: Loading, *, max_length: int | None = None) -> RewardModel:
+def load_reward_model(loading: Loading, *, max_length: int | None = None, is_any: bool = False) -> RewardModel:
     """A reward model, of stage 2 or of another tool, frozen and on this process's device.
 
-    `loading` has the model's own tokenizer. `max_length` in tokens; default: what the model's positions allow. Raises
-    ModelError if the folder holds no reward model, or one that gives every answer the same score.
+    `loading` has the model's own tokenizer. `max_length` in tokens; default: what the model's positions allow. With
+    `is_any` the model may be any sequence classifier with one output, an encoder too. Raises ModelError if the folder
+    holds no reward model, or one that gives every answer the same score.
     """
     assert loading.tokenizer is not None, "a reward model reads text with its own tokenizer"
-    model = load_scalar_model(loading)
+    model = load_classifier(loading) if is_any else load_scalar_model(loading)
     mean, std = score_affine(model.config) or (None, None)
+    pools = is_any and not has_plain_head(model)
     return RewardModel(
-        model=build_frozen(ScalarModel(model), zero_stage=loading.zero_stage, dtype=loading.dtype),
+        model=build_frozen(
+            WholeClassifier(model) if pools else ScalarModel(model), zero_stage=loading.zero_stage, dtype=loading.dtype
+        ),
         template=Template(loading.tokenizer),
         score_mean=mean,
         score_std=std,
         max_length=max_length or model_limit(model.config.to_dict()),
+        name=loading.name,
+        pools=pools,
     )
 
 
