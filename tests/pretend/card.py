@@ -108,10 +108,15 @@ def _refuse_to_begin() -> None:
 
 
 def pretend_hardware(hardware: Any) -> None:
-    """What `rlhf.hardware` finds without torch: the driver's management library and torch's build."""
+    """What `rlhf.hardware` finds without torch: the driver's management library and torch's build. Like a scheduler
+    it shows each rank one of several GPUs."""
     card = CARDS[os.environ.get(CARD, A100.name)]
+    listed = [
+        hardware.nvml.Gpu(number, f"GPU-{number}", card.name, card.capability, card.memory, 0, {}) for number in (0, 1)
+    ]
+    hardware.torch_toolkits = lambda: {"cuda": "13.0"}
     hardware.torch_build = lambda: "cuda"
-    hardware._nvidia_capabilities = lambda: [card.capability]
+    hardware.nvml.gpus = lambda: listed
 
 
 def _patch_cuda(card: Card) -> None:
