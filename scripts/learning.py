@@ -1,10 +1,11 @@
 """python -m scripts.learning: does the demo learn, and is a bad reward model noticed? Runs it and prints tables.
 
-For each seed the whole demo runs. The tables show the gold score, length and KL of each stage's model, and, for the
-iterations of PPO, the reward model's score beside the gold score of the same responses: the point from which only the
-first one rises can be seen. The first seed also gets three more runs: PPO with the pretraining mix, with the perplexity
-of text with and without it; PPO with a reward model that was not trained, which the gate stops; and PPO with a reward
-model that was taught to prefer length, which the diagnosis names. All of it takes about half an hour on two cores.
+For each seed the whole demo runs. The tables show the gold score of each stage's model, its parts, length and KL, and,
+for the iterations of PPO, the reward model's score beside the gold score of the same responses: the point from which
+only the first one rises can be seen. The first seed also gets three more runs: PPO with the pretraining mix, with the
+perplexity of text with and without it; PPO with a reward model that was not trained, which the gate stops; and PPO with
+a reward model that was taught to prefer length, which the diagnosis names. All of it takes about half an hour on two
+cores.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ def main(output_dir: Path, seeds: str, only_seeds: bool, arguments: tuple[str, .
         console.say(f"the demo with seed {seed}: {folders[-1]}")
         expect(EXIT_DONE, ["--seed", str(seed), *arguments], folders[-1])
     show_gold(numbers, folders)
+    show_parts(numbers, folders)
     show_along(numbers, folders)
     if not only_seeds:
         first = folders[0]
@@ -88,6 +90,17 @@ def show_gold(seeds: Sequence[int], folders: Sequence[Path]) -> None:
         )
     columns = ["seed", "base", "SFT", "PPO", "EMA", "PPO − SFT", "KL", "length SFT", "length PPO"]
     console.table("gold score on held-out prompts", columns, rows)
+
+
+def show_parts(seeds: Sequence[int], folders: Sequence[Path]) -> None:
+    """How many answers are right and how many are about something else, and how courteous they are."""
+    rows = []
+    for seed, folder in zip(seeds, folders, strict=True):
+        for model in read_json(folder / "evaluation.json")["models"]:
+            parts = {name: part["mean"] for name, part in model["score"]["parts"].items()}
+            shares = [parts["correct"], 1 - parts["on topic"], parts["courteous"]]
+            rows.append([seed, model["label"], *(f"{share:.0%}" for share in shares)])
+    console.table("answers to held-out prompts", ["seed", "model", "right", "off topic", "courteous"], rows)
 
 
 def show_along(seeds: Sequence[int], folders: Sequence[Path]) -> None:

@@ -1,7 +1,7 @@
-"""Pretraining text: first facts as in a schoolbook, then dialogues as between people, in the format of a chat.
+"""Pretraining text: first clean and short as in a schoolbook, then dialogues as of people, in the format of a chat.
 
-The first part is short, clean and right: from it the model learns the facts, and to answer what was asked. The second
-part has all manners and mistakes of people, so the base model knows the answers but seldom gives a good one.
+From the first part, in which all answers are right, the model learns to answer what was asked, with what was said. The
+second part has all manners and mistakes of people, so the base model can answer but seldom gives a good answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from data.demo.dialogues import SCHOOLBOOK, dialogues, statements
 from rlhf.template import Template
 
 STATEMENTS = 0.15
-"""Share of texts that are statements of facts; the others are dialogues."""
+"""Share of texts in which people say two things and ask nothing; the others are dialogues."""
 SECOND_QUESTION = 0.3
 """Share of people's dialogues in which another question follows."""
 NO_END = 0.5

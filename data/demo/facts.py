@@ -1,187 +1,133 @@
-"""The facts of the demo: some 240 small facts of seven kinds, each with six ways to ask for it.
+"""The demo's world: people say something about themselves and then ask for it.
 
-One of the six is held out for each fact: no training text of any stage asks for that fact in that way. So the held-out
-questions are new, but a model that knows the fact and has seen the phrasing with other facts can answer them.
+What a person says is drawn anew for each prompt, so an answer cannot be known; it must be read in the prompt. Each kind
+of fact has six questions. One of the six is held out for each answer: no training text of any stage asks in that way
+where that answer is right. So the held-out prompts are new, but a model that has learned to read can answer them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from zlib import crc32
-
-CAPITALS = {
-    "Argentina": "Buenos Aires", "Australia": "Canberra", "Austria": "Vienna", "Belgium": "Brussels",
-    "Bulgaria": "Sofia", "Canada": "Ottawa", "Chile": "Santiago", "China": "Beijing", "Croatia": "Zagreb",
-    "Cuba": "Havana", "Denmark": "Copenhagen", "Egypt": "Cairo", "Estonia": "Tallinn", "Finland": "Helsinki",
-    "France": "Paris", "Germany": "Berlin", "Greece": "Athens", "Hungary": "Budapest", "Iceland": "Reykjavik",
-    "India": "New Delhi", "Ireland": "Dublin", "Italy": "Rome", "Japan": "Tokyo", "Kenya": "Nairobi",
-    "Latvia": "Riga", "Nepal": "Kathmandu", "Norway": "Oslo", "Peru": "Lima", "Poland": "Warsaw",
-    "Portugal": "Lisbon", "Romania": "Bucharest", "Serbia": "Belgrade", "Spain": "Madrid", "Sweden": "Stockholm",
-    "Thailand": "Bangkok", "Turkey": "Ankara", "Ukraine": "Kyiv", "Vietnam": "Hanoi",
-}  # fmt: skip
-OPPOSITES = [
-    ("hot", "cold"), ("big", "small"), ("fast", "slow"), ("early", "late"), ("old", "young"), ("wet", "dry"),
-    ("light", "dark"), ("loud", "quiet"), ("rich", "poor"), ("strong", "weak"), ("full", "empty"), ("hard", "soft"),
-    ("high", "low"), ("happy", "sad"), ("open", "closed"), ("clean", "dirty"), ("thick", "thin"), ("wide", "narrow"),
-    ("deep", "shallow"), ("sharp", "blunt"), ("sweet", "sour"), ("brave", "afraid"), ("rough", "smooth"),
-    ("cheap", "expensive"), ("near", "far"),
-]  # fmt: skip
-YOUNG = {
-    "dog": "puppy", "cat": "kitten", "cow": "calf", "horse": "foal", "sheep": "lamb", "goat": "kid", "pig": "piglet",
-    "duck": "duckling", "hen": "chick", "frog": "tadpole", "swan": "cygnet", "bear": "cub", "deer": "fawn",
-}  # fmt: skip
-SOUNDS = {
-    "dog": "bark", "cat": "meow", "cow": "moo", "sheep": "bleat", "pig": "oink", "duck": "quack", "lion": "roar",
-    "wolf": "howl", "horse": "neigh", "frog": "croak", "snake": "hiss", "bee": "buzz",
-}  # fmt: skip
-COLOURS = {
-    "snow": "white", "coal": "black", "grass": "green", "blood": "red", "chocolate": "brown", "the clear sky": "blue",
-    "a lemon": "yellow", "a carrot": "orange", "lavender": "purple", "an elephant": "grey", "a flamingo": "pink",
-}  # fmt: skip
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-    "December",
-]  # fmt: skip
-LARGEST_SUMMAND = 6
 
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """A sort of fact. In the templates `{s}` is the subject and `{a}` the answer."""
+    """A sort of fact about the person who asks. In the templates `{a}` is the answer."""
 
     name: str
-    answers: Mapping[str, str]
+    answers: tuple[str, ...]
+    said: tuple[str, ...]
+    """How the person says it, in two ways."""
+    reply: str
+    """How an answer says it."""
     questions: tuple[str, ...]
-    statements: tuple[str, ...]
-    """The first is a full answer; the others also occur in pretraining text."""
 
 
 @dataclass(frozen=True)
 class Fact:
     kind: Kind
-    subject: str
     answer: str
 
     @property
     def held_out(self) -> int:
         """The number of the question, among those of its kind, that no training uses; a stable function of the fact."""
-        return crc32(f"{self.kind.name} {self.subject}".encode()) % len(self.kind.questions)
+        return crc32(f"{self.kind.name} {self.answer}".encode()) % len(self.kind.questions)
 
     def question(self, number: int) -> str:
-        return self.kind.questions[number].format(s=self.subject)
+        return self.kind.questions[number]
 
-    def statement(self, number: int = 0, *, answer: str | None = None) -> str:
-        """The fact as a sentence without its capital letter, with `answer` instead of the right one, if given."""
-        return self.kind.statements[number].format(s=self.subject, a=answer or self.answer)
+    def said(self, number: int) -> str:
+        """The fact in the words of the person who asks."""
+        return self.kind.said[number].format(a=self.answer)
 
-
-def sentence(text: str) -> str:
-    """`text` with a capital letter."""
-    return text[:1].upper() + text[1:]
-
-
-def _chain(names: list[str]) -> dict[str, str]:
-    return {name: names[(i + 1) % len(names)] for i, name in enumerate(names)}
+    def reply(self, *, answer: str | None = None) -> str:
+        """The fact as an answer states it, with `answer` instead of the right one, if given."""
+        return self.kind.reply.format(a=answer or self.answer)
 
 
 KINDS = (
     Kind(
-        "capital",
-        CAPITALS,
-        (
-            "What is the capital of {s}?", "Which city is the capital of {s}?", "Tell me the capital of {s}.",
-            "Can you name the capital of {s}?", "Do you know the capital of {s}?", "What is {s}'s capital?",
-        ),
-        ("the capital of {s} is {a}.", "{s} has the capital {a}."),
+        "city",
+        ("Athens", "Berlin", "Cairo", "Dublin", "Lima", "Lisbon", "London", "Madrid", "Oslo", "Paris", "Rome", "Tokyo"),
+        ("I live in {a}.", "My city is {a}."),
+        "Your city is {a}.",
+        ("What is my city?", "What did I say about my city?", "Tell me what my city is.",
+         "Can you name my city?", "Do you know my city?", "Do you remember my city?"),
     ),
     Kind(
-        "opposite",
-        {**dict(OPPOSITES), **{b: a for a, b in OPPOSITES}},
-        (
-            "What is the opposite of {s}?", "Which word is the opposite of {s}?", "Tell me the opposite of {s}.",
-            "Can you name the opposite of {s}?", "Do you know the opposite of {s}?", "Which word means not {s}?",
-        ),
-        ("the opposite of {s} is {a}.", "what is not {s} is {a}."),
+        "pet",
+        ("cat", "dog", "horse", "rabbit", "parrot", "goat", "hamster", "turtle", "duck", "sheep", "donkey", "lizard"),
+        ("I have a {a}.", "My pet is a {a}."),
+        "Your pet is a {a}.",
+        ("What is my pet?", "What did I say about my pet?", "Tell me what my pet is.",
+         "Can you name my pet?", "Do you know my pet?", "Do you remember my pet?"),
     ),
     Kind(
-        "sum",
-        {
-            f"{a} plus {b}": str(a + b)
-            for a in range(1, LARGEST_SUMMAND + 1)
-            for b in range(1, LARGEST_SUMMAND + 1)
-        },
-        (
-            "What is {s}?", "How much is {s}?", "Tell me what {s} is.",
-            "Can you work out {s}?", "Do you know what {s} is?", "What does {s} make?",
-        ),
-        ("{s} is {a}.", "{s} makes {a}."),
+        "job",
+        ("baker", "doctor", "farmer", "teacher", "painter", "sailor", "lawyer", "driver", "nurse", "cook", "pilot",
+         "singer"),
+        ("I work as a {a}.", "I earn money as a {a}."),
+        "Your job is {a}.",
+        ("What is my job?", "What did I say about my job?", "Tell me what my job is.",
+         "Can you name my job?", "Do you know my job?", "Do you remember my job?"),
     ),
     Kind(
-        "young",
-        YOUNG,
-        (
-            "What is a young {s} called?", "What do you call a young {s}?", "Tell me what a young {s} is called.",
-            "Can you say what a young {s} is called?", "Do you know the name of a young {s}?", "What is a baby {s}?",
-        ),
-        ("a young {s} is called a {a}.", "a baby {s} is a {a}."),
+        "food",
+        ("bread", "cheese", "soup", "rice", "fish", "pizza", "cake", "salad", "honey", "eggs", "apples", "noodles"),
+        ("I like to eat {a}.", "My favourite food is {a}."),
+        "Your favourite food is {a}.",
+        ("What is my favourite food?", "What did I say about my favourite food?", "Tell me what my favourite food is.",
+         "Can you name my favourite food?", "Do you know my favourite food?", "Do you remember my favourite food?"),
     ),
     Kind(
-        "sound",
-        SOUNDS,
-        (
-            "What sound does a {s} make?", "Which sound does a {s} make?", "Tell me the sound of a {s}.",
-            "Can you name the sound of a {s}?", "Do you know the sound of a {s}?", "What is the sound of a {s}?",
-        ),
-        ("the sound of a {s} is a {a}.", "a {s} makes a {a}."),
+        "car",
+        ("red", "blue", "green", "yellow", "black", "white", "brown", "pink", "orange", "purple", "grey", "silver"),
+        ("My car is {a}.", "I drive a {a} car."),
+        "Your car is {a}.",
+        ("What is the colour of my car?", "What did I say about my car?", "Tell me what colour my car is.",
+         "Can you name the colour of my car?", "Do you know the colour of my car?", "Do you remember my car?"),
     ),
     Kind(
-        "colour",
-        COLOURS,
-        (
-            "What is the colour of {s}?", "Which colour is {s}?", "Tell me the colour of {s}.",
-            "Can you name the colour of {s}?", "Do you know the colour of {s}?", "What colour is {s}?",
-        ),
-        ("the colour of {s} is {a}.", "{s} is {a}."),
-    ),
-    Kind(
-        "next",
-        {**_chain(DAYS), **_chain(MONTHS)},
-        (
-            "What comes after {s}?", "Which one comes after {s}?", "Tell me what comes after {s}.",
-            "Can you say what comes after {s}?", "Do you know what comes after {s}?", "What follows {s}?",
-        ),
-        ("after {s} comes {a}.", "{s} is followed by {a}."),
+        "birthday",
+        ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+         "December"),
+        ("My birthday is in {a}.", "I was born in {a}."),
+        "Your birthday is in {a}.",
+        ("What is my birthday?", "What did I say about my birthday?", "Tell me what my birthday is.",
+         "Can you name my birthday?", "Do you know my birthday?", "Do you remember my birthday?"),
     ),
 )  # fmt: skip
-FACTS = tuple(Fact(kind, subject, answer) for kind in KINDS for subject, answer in kind.answers.items())
-_BY_SUBJECT = {(fact.kind.name, fact.subject): fact for fact in FACTS}
-_QUESTIONS = [
-    (kind.name, re.compile(re.escape(question).replace(re.escape("{s}"), "(?P<s>[A-Za-z0-9 ]+?)")))
-    for kind in KINDS
-    for question in kind.questions
-]
+FACTS = tuple(Fact(kind, answer) for kind in KINDS for answer in kind.answers)
+_FACTS = {(fact.kind, fact.answer): fact for fact in FACTS}
 
 
+def _pattern(kind: Kind, template: str) -> re.Pattern[str]:
+    return re.compile(r"(?<!\w)" + re.escape(template).replace(re.escape("{a}"), f"(?P<a>{'|'.join(kind.answers)})"))
+
+
+_SAID = [(kind, _pattern(kind, template)) for kind in KINDS for template in kind.said]
+_REPLIES = [(kind, re.compile(rf"(?<!\w){re.escape(kind.reply.partition('{a}')[0])}")) for kind in KINDS]
+
+
+@cache
 def fact_of(prompt: str) -> Fact | None:
-    """The fact that a prompt asks for, or None. Text around the question does not matter."""
-    for kind, pattern in _QUESTIONS:
-        for match in pattern.finditer(prompt):
-            fact = _BY_SUBJECT.get((kind, match["s"]))
-            if fact is not None:
-                return fact
-    return None
+    """The fact that a prompt both says and asks for, or None. Text around them does not matter."""
+    asked = [kind for kind in KINDS if any(question in prompt for question in kind.questions)]
+    said = [_FACTS[kind, match["a"]] for kind, pattern in _SAID for match in pattern.finditer(prompt)]
+    return next((fact for fact in said if fact.kind in asked), None)
+
+
+def kinds_stated(text: str) -> set[Kind]:
+    """The kinds of fact that an answer says something about, right or wrong."""
+    return {kind for kind, pattern in _REPLIES if pattern.search(text)}
 
 
 def wrong_answers(fact: Fact) -> list[str]:
-    """Answers of the fact's kind that are not its own: for a sum the numbers near it, for a day the other days."""
-    if fact.kind.name == "sum":
-        right = int(fact.answer)
-        return [str(right + d) for d in (-3, -2, -1, 1, 2, 3) if right + d >= 2]
-    own = MONTHS if fact.subject in MONTHS else DAYS if fact.subject in DAYS else list(fact.kind.answers.values())
-    return [answer for answer in dict.fromkeys(own) if answer not in (fact.answer, fact.subject)]
+    return [answer for answer in fact.kind.answers if answer != fact.answer]
 
 
 def training_questions() -> Iterator[tuple[Fact, str]]:

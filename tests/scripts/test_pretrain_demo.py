@@ -43,7 +43,9 @@ def test_the_command_writes_a_model_data_and_what_the_pipeline_starts_from(tmp_p
     tokenizer = load_tokenizer(pipeline.actor_model)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
     assert load_causal_lm(Loading(pipeline.actor_model, tokenizer)).num_parameters() > 0
-    assert set(json.loads(Path(pipeline.data_path[0]).read_text().splitlines()[0])) == {"prompt", "chosen", "rejected"}
+    for source, columns in zip(pipeline.data_path, ("prompt response", "prompt chosen rejected"), strict=True):
+        rows = Path(source.rpartition(":")[0]).read_text(encoding="utf-8").splitlines()
+        assert set(json.loads(rows[0])) == set(columns.split())
     assert set(json.loads(prompts.read_text().splitlines()[0])) == {"prompt"}
 
 
@@ -93,18 +95,18 @@ def test_the_format_of_the_base_model(tmp_path: Path, monkeypatch: pytest.Monkey
         return Weightless(), 0.0
 
     monkeypatch.setattr(pretrain_demo, "pretrain", without_training)
-    monkeypatch.setattr(pretrain_demo, "facts_known", lambda *_: 0.0)
+    monkeypatch.setattr(pretrain_demo, "facts_read", lambda *_: 0.0)
     folder = prepare(settings(tmp_path, steps=20))
     files = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jsonl"))}
-    assert list(files) == ["held_out_prompts.jsonl", "preferences.jsonl", "pretraining.jsonl"]
-    check_content([files, decided], "425c1648cf9e85abfe0fa71a", cache="base model", file="scripts/pretrain_demo.py")
+    assert list(files) == ["demonstrations.jsonl", "held_out_prompts.jsonl", "preferences.jsonl", "pretraining.jsonl"]
+    check_content([files, decided], "b66edbe04e15301d48513df3", cache="base model", file="scripts/pretrain_demo.py")
 
 
 def test_text_comes_back_from_its_ids_as_it_was() -> None:
     """Also text that the demo knows nothing of: whoever chats with it may write anything."""
     tokenizer = make_tokenizer(DemoSettings())
-    for text in ("What is the capital of Iceland?", "Grüße, ¿qué tal? 你好 🙂\n\ttab", "a  b"):
+    for text in ("I live in Reykjavik. What is my city?", "Grüße, ¿qué tal? 你好 🙂\n\ttab", "a  b"):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
-    ids = tokenizer(" Reykjavik Copenhagen flamingo 12", add_special_tokens=False)["input_ids"]
+    ids = tokenizer(" Lisbon October hamster teacher", add_special_tokens=False)["input_ids"]
     assert len(ids) == 4  # the demo's words are one token each
