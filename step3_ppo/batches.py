@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data.batches import StepSampler, deal
+from rlhf.template import Message, Template
 from rlhf.training import distributed
 from step3_ppo.rollout import Rollout
 
@@ -23,6 +25,14 @@ def prompts_of(data: Any, sampler: StepSampler, iteration: int, *, repeats: int)
         epoch += 1
         rows = rows + sampler.rows(epoch * sampler.steps_per_epoch)[:lacking]
     return [data[row] for row in rows for _ in range(repeats)]
+
+
+def rows_of_texts(texts: Sequence[str], template: Template) -> list[dict[str, Any]]:
+    """Questions as rows of prompts, for a loop that reads no data: {"prompt_ids", "messages", "kept"}. Reward functions
+    get them as text."""
+    kept = json.dumps({"text": True, "columns": {}})
+    turns: list[list[Message]] = [[{"role": "user", "content": text}] for text in texts]
+    return [{"prompt_ids": template.prompt_ids(t), "messages": json.dumps(t), "kept": kept} for t in turns]
 
 
 def mini_batches(

@@ -9,6 +9,8 @@ from pydantic import field_validator
 from data.config import PretrainingMixSettings
 from rlhf.config import setting
 from rlhf.hardware import Machine
+from rlhf.rewards.names import TRAINED
+from rlhf.rewards.settings import RewardSettings
 from rlhf.stage_config import (
     Dtype,
     LoraSettings,
@@ -37,7 +39,7 @@ def reuse_problems(*zero_stages: int | None) -> list[str]:
     ]
 
 
-class PPOConfig(MethodSettings, RunSettings, PretrainingMixSettings, OptimizerSettings, LoraSettings):
+class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSettings, OptimizerSettings, LoraSettings):
     """PPO, or a relative of it without a critic, of the stage-1 model against the stage-2 model."""
 
     trained_engines: ClassVar[dict[str, str]] = {"actor": "actor_zero_stage", "critic": "critic_zero_stage"}
@@ -47,6 +49,7 @@ class PPOConfig(MethodSettings, RunSettings, PretrainingMixSettings, OptimizerSe
     }
     help_groups: ClassVar = {
         "Models": ("actor_model", "reward_model", "critic_from"),
+        "Rewards": (),
         "Data": (),
         "Run": (),
         "Rollout": (
@@ -199,6 +202,17 @@ class PPOConfig(MethodSettings, RunSettings, PretrainingMixSettings, OptimizerSe
         """YAML reads a bare `on` or `off` as true or false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether a trained reward model scores responses, or the critic starts from it."""
+        starts_critic = self.critic_from == "reward" and self.estimator.has_critic
+        return starts_critic or self.is_scored_by_model
+
+    @property
+    def is_scored_by_model(self) -> bool:
+        """Whether the trained reward model is one of the rewards: it is the only one where none is named."""
+        return not self.reward or any(reward.kind == TRAINED for reward in self.rewards)
+
     def batch_algebra(self, world_size: int) -> str:
         """`rollout_batch_size 64 = 32 prompts × 2 responses; 2 steps of mini_batch_size 32 = …`."""
         size, each = self.rollout_batch_size, self.responses_per_prompt
@@ -208,7 +222,12 @@ class PPOConfig(MethodSettings, RunSettings, PretrainingMixSettings, OptimizerSe
         return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of {algebra}"
 
     def problems(self, machine: Machine) -> list[str]:
-        found = self.lora_problems("step3_ppo")
+        found = self.lora_problems("step3_ppo") + self.reward_problems()
+        if self.reward_model and not self.needs_reward_model:
+            found.append(
+                "step3_ppo.reward_model is set but no reward is that model: it has no effect; add "
+                "--reward reward_model, or leave it out"
+            )
         size = self.rollout_batch_size
         for name, divisor, least in (
             ("mini_batch_size", self.mini_batch_size, 1),

@@ -5,7 +5,8 @@ B sequences of the whole rollout batch, R response tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ class Measured:
     """A rollout and the roles' outputs for it, on the CPU, the same on every rank; 0 where nothing counts.
 
     Log-probabilities of actor (`old`) and reference, and entropy, in nats; the critic's values, None without a critic;
-    `scores_B` are raw.
+    `scores_B` are raw. Of a list of rewards they are the weighted sum, and `parts` the raw scores of each by name, NaN
+    where it has none.
     """
 
     rollout: Rollout
@@ -32,6 +34,7 @@ class Measured:
     entropy_BR: Tensor
     values_BR: Tensor | None
     scores_B: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.rollout)
@@ -106,6 +109,12 @@ def make_experience(m: Measured, final_scores_B: Tensor, config: PPOConfig, *, k
     return Experience.of(m, final_scores_B, kl_BR, rewards_BR, *config.estimator.estimate(rewarded))
 
 
+def _means(parts: Mapping[str, Tensor]) -> dict[str, float]:
+    """`ppo/reward/NAME`: the mean of each reward over the rows that it scores; one that scores none is left out."""
+    scored = {name: part_B[~part_B.isnan()] for name, part_B in parts.items()}
+    return {f"ppo/reward/{name}": float(part_B.mean()) for name, part_B in scored.items() if len(part_B)}
+
+
 def rollout_metrics(experience: Experience, *, group_size: int = 1) -> dict[str, float]:
     """The metrics of an iteration's rollout, before anything is learned from it. Those of a critic are there where one
     is, that of groups for groups of more than one response."""
@@ -128,6 +137,7 @@ def rollout_metrics(experience: Experience, *, group_size: int = 1) -> dict[str,
         "ppo/scores_std": float(e.scores_B.std(unbiased=False)),
         "ppo/final_scores_mean": float(e.final_scores_B.mean()),
         **groups,
+        **_means(e.parts),
         "ppo/kl": e.kl_per_sequence,
         "ppo/kl_k1": estimates["k1"],
         "ppo/kl_k2": estimates["k2"],

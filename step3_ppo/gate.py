@@ -24,15 +24,22 @@ def gate_problems(model: ModelConfig, config: PPOConfig) -> list[str]:
 
 
 def check_gate(config: PPOConfig) -> None:
-    """Print the reward model's held-out figures with ticks. Raises ConfigError when one fails, unless `force`."""
-    held_out = held_out_figures(read_config(config.reward_model))
+    """Print the held-out figures of each model that scores, with ticks. Raises ConfigError when one fails, unless
+    `force`. Functions have no such figures and pass."""
+    if config.is_scored_by_model:
+        _check_model(config, config.reward_model)
+    for reward in config.rewards:
+        if reward.kind == "model":
+            _check_model(config, reward.target, name=reward.name)
+
+
+def _check_model(config: PPOConfig, model: str, *, name: str = "the reward model") -> None:
+    held_out = held_out_figures(read_config(model))
     if not held_out:
-        console.warn(
-            "the reward model's config.json has no held-out figures (it is not from stage 2): the gate is not checked"
-        )
+        console.warn(f"{name}'s config.json has no held-out figures (it is not from stage 2): the gate is not checked")
         return
     rows, problems = judge(held_out, config)
-    console.table("the gate: the reward model on held-out pairs", ["figure", "value", "wanted", ""], rows)
+    console.table(f"the gate: {name} on held-out pairs", ["figure", "value", "wanted", ""], rows)
     for problem in problems if config.force else ():
         console.warn(f"{problem} (--force: going on)")
     if problems and not config.force:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from data.kept import read_kept
 from rlhf import process
 from rlhf.json_lines import write_json_lines
 
@@ -14,6 +15,15 @@ HELD_OUT_NAME = "held_out_prompts.jsonl"
 
 
 def write_held_out_prompts(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
-    """Write `folder/held_out_prompts.jsonl`, from rank 0: {"prompt": messages} a line."""
+    """Write `folder/held_out_prompts.jsonl`, from rank 0: {"prompt": messages} a line, and the columns that rewards
+    read; then a prompt that the data have as text is text."""
     if process.is_main():
-        write_json_lines(folder / HELD_OUT_NAME, ({"prompt": json.loads(row["messages"])} for row in rows))
+        write_json_lines(folder / HELD_OUT_NAME, map(_line, rows))
+
+
+def _line(row: Mapping[str, Any]) -> dict[str, Any]:
+    messages = json.loads(row["messages"])
+    if "kept" not in row:
+        return {"prompt": messages}
+    is_text, columns = read_kept(row["kept"])
+    return {**columns, "prompt": messages[-1]["content"] if is_text else messages}

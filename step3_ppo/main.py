@@ -5,6 +5,7 @@ B sequences of the whole rollout batch, R response tokens.
 
 from __future__ import annotations
 
+import math
 import time
 
 from data.batches import StepSampler
@@ -29,6 +30,7 @@ from step3_ppo.held_out import write_held_out_prompts
 from step3_ppo.optimise import optimise, steps_per_iteration
 from step3_ppo.passes import ForwardPasses
 from step3_ppo.pretraining_mix import load_pretraining_mix
+from step3_ppo.rewards.listed import kept_of
 from step3_ppo.roles import Actor, Roles, build_roles
 from step3_ppo.rollout import generate
 from step3_ppo.rollout_files import RolloutFiles, rollout_rows
@@ -45,7 +47,7 @@ def run(config: PPOConfig) -> StageResult:
     distributed.init(config.seed)
     check_gate(config)
     tokenizer = load_tokenizer(config.actor_model, trust_remote_code=config.trust_remote_code)
-    data = prompts(config, Template(tokenizer))
+    data = prompts(config, Template(tokenizer), kept=kept_of(config))
     data.record(config.output_dir)
     write_held_out_prompts(data.held_out, config.output_dir)
     sampler = StepSampler(len(data.train), config.rollout_batch_size // config.responses_per_prompt, config.seed)
@@ -83,7 +85,10 @@ def run(config: PPOConfig) -> StageResult:
             m = passes.measure(rollout, iteration)
             # 3 final scores: normalised, less a penalty where no end token came
             scores_B = normalise_scores(
-                m.scores_B, mean=reward.score_mean, std=reward.score_std, clip=config.score_clip
+                m.scores_B,
+                mean=reward.score_mean,
+                std=reward.score_std,
+                clip=math.inf if m.parts else config.score_clip,
             )
             scores_B = scores_B - config.missing_eos_penalty * (~rollout.stopped_B)
             # 4 shape rewards and estimate advantages, as the estimator does
@@ -127,7 +132,8 @@ def run(config: PPOConfig) -> StageResult:
             )
     # 8 export
     first, last = stage.state["first"], stage.state["last"]
-    said = {n: last[n] for n in (*SHOWN, "ppo/explained_variance", "ppo/skipped_steps") if n in last}
+    told = (*SHOWN, *(name for name in last if name.startswith("ppo/reward/")))
+    said = {n: last[n] for n in (*told, "ppo/explained_variance", "ppo/skipped_steps") if n in last}
     return StageResult(
         metrics={"ppo/scores_mean_first": first["ppo/scores_mean"], **said, "ppo/iterations": float(total)},
         models=export_models(config, roles, ema),

@@ -22,6 +22,7 @@ from rlhf.training import distributed
 from step3_ppo.batches import micro_batches, mini_batches
 from step3_ppo.config import PPOConfig, reuse_problems
 from step3_ppo.experience import Measured
+from step3_ppo.rewards.weighted import WeightedRewards
 from step3_ppo.roles import Roles
 from step3_ppo.rollout import Rollout, SequenceBatch, sequence_batch
 
@@ -66,6 +67,9 @@ class ForwardPasses:
 
         `iteration` (from 0) decides which rows the first optimiser step will take.
         """
+        reward = self.roles.reward
+        if isinstance(reward, WeightedRewards):
+            reward.ask(rollout, self.roles.actor.template, iteration=iteration)
         first = self._rows_of_first_step(rollout, iteration)
         others = sorted(set(range(len(rollout))) - set(first))
         self._kept_of_actor, self._kept_of_critic = _Kept(rollout, first), _Kept(rollout, first)
@@ -73,6 +77,9 @@ class ForwardPasses:
         mine += [self._measure(rollout, rows, keep=False) for rows in self._micro_batches(rollout, others)]
         everyone = [part for rank in distributed.gather_objects(mine) for part in rank]
         (old_BR, ref_BR, entropy_BR, *values), scores_B = _tables(rollout, everyone, count=3 + len(self._critics))
+        parts = {}
+        if isinstance(reward, WeightedRewards):
+            parts, scores_B = dict(zip(reward.names, scores_B.unbind(dim=1), strict=True)), reward.total(scores_B)
         return Measured(
             rollout=rollout,
             response_mask_BR=rollout.response_mask_BR,
@@ -81,6 +88,7 @@ class ForwardPasses:
             entropy_BR=entropy_BR,
             values_BR=values[0] if values else None,
             scores_B=scores_B,
+            parts=parts,
         )
 
     def actor(
@@ -149,11 +157,12 @@ class ForwardPasses:
 
 
 def _tables(
-    rollout: Rollout, parts: Iterable[tuple[list[int], Tensor, Tensor]], *, count: int
+    rollout: Rollout, parts: Sequence[tuple[list[int], Tensor, Tensor]], *, count: int
 ) -> tuple[Tensor, Tensor]:
     """All ranks' micro-batches put together: tables [count, B, R], 0 where nothing counts, and scores [B]."""
     mask_BR = rollout.response_mask_BR
-    tables_XBR, scores_B = torch.zeros((count, *mask_BR.shape)), torch.zeros(len(rollout))
+    each = next((scores.shape[1:] for _, _, scores in parts), ())  # of a list of rewards, one score for each of them
+    tables_XBR, scores_B = torch.zeros((count, *mask_BR.shape)), torch.zeros((len(rollout), *each))
     for rows, tables_XN, scores in parts:
         table = torch.zeros((count, len(rows), mask_BR.shape[1]))
         table[:, mask_BR[rows]] = tables_XN

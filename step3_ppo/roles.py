@@ -13,7 +13,7 @@ from rlhf.models.causal_model import CausalModel, TokenLogprobs
 from rlhf.models.end_tokens import listed
 from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer, unwrap
 from rlhf.models.lora import adapters_off, attach, is_adapted
-from rlhf.models.reward_model import load_reward_model, same_tokens
+from rlhf.models.reward_model import same_tokens
 from rlhf.models.scalar_model import ScalarModel, load_scalar_model, score_affine
 from rlhf.template import Template
 from rlhf.training import distributed
@@ -23,7 +23,7 @@ from rlhf.training.zero_internals import full_numel
 from step3_ppo.config import OTHER_TOKENS, PPOConfig
 from step3_ppo.hybrid.engine import HybridEngine
 from step3_ppo.rewards.function import Scorer
-from step3_ppo.rewards.model import ModelReward
+from step3_ppo.rewards.loading import load_reward, load_rewards
 from step3_ppo.rollout import SequenceBatch
 
 
@@ -118,8 +118,8 @@ def build_roles(
     """Load the roles that the estimator needs; `optimizer_steps` is the length of the learning rate schedules.
 
     `tokenizer` is the actor's, if the caller has already loaded it. A `reward` of your own (a `RewardFunction`, say)
-    replaces the reward model; `config.reward_model` then only serves as the critic's start. Raises ConfigError if the
-    critic cannot start from the chosen model, ModelError if a model cannot be loaded.
+    replaces the reward model and what `config.reward` names; `config.reward_model` then only serves as the critic's
+    start. Raises ConfigError if the critic cannot start from the chosen model, ModelError if a model cannot be loaded.
     """
     if reward is not None and not config.reward_model and config.critic_from == "reward":
         raise ConfigError(
@@ -129,7 +129,7 @@ def build_roles(
     trusted = config.trust_remote_code
     tokenizer = load_tokenizer(config.actor_model, trust_remote_code=trusted) if tokenizer is None else tokenizer
     template, of_reward, same = Template(tokenizer), None, True
-    if reward is None or config.reward_model:
+    if config.reward_model or (reward is None and config.needs_reward_model):
         of_reward = load_tokenizer(config.reward_model, trust_remote_code=trusted)
         same = same_tokens(template, Template(of_reward))
     if not same and config.critic_from == "reward":
@@ -139,11 +139,16 @@ def build_roles(
     critic = None
     if config.estimator.has_critic:
         critic = _build_critic(config, tokenizer, optimizer_steps, from_reward=from_reward)
-    scorer = _load_reward(config, of_reward, same_tokenizer=same) if reward is None else reward
-    tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
     trained = f"no critic ({config.advantage_estimator})"
     if critic is not None:
         trained = f"critic {_size(critic.engine.module)}, from the {'reward model' if from_reward else 'actor'}"
+    tokens = "tokenizers agree" if same else "tokenizers differ: scores are computed on rendered text"
+    if reward is None and config.reward:
+        iterations = optimizer_steps * config.mini_batch_size // (config.ppo_epochs * config.rollout_batch_size)
+        scorer: Scorer = load_rewards(config, template, iterations=max(iterations, 1))
+        tokens = f"rewards: {', '.join(scorer.names)}"
+    else:
+        scorer = load_reward(config, config.reward_model, of_reward, same_tokenizer=same) if reward is None else reward
     console.say(
         f"roles: actor {_size(actor.engine.module)}; reference "
         f"{'is the actor with adapters off' if actor.reference is None else 'a frozen copy'}; {trained}; "
@@ -214,15 +219,6 @@ def _build_critic(config: PPOConfig, tokenizer: Any, steps: int, *, from_reward:
         where="step3_ppo (critic)",
     )
     return Critic(engine, mean, std, tokenizer, from_reward)
-
-
-def _load_reward(config: PPOConfig, tokenizer: Any, *, same_tokenizer: bool) -> ModelReward:
-    loading = Loading.of(config, config.reward_model, tokenizer, role="reward model", no_dropout=True)
-    longest = config.max_prompt_length + config.max_response_length
-    reward_model = load_reward_model(loading, max_length=longest)
-    if config.compile and loading.zero_stage == 0:
-        compile_layers(reward_model.model)
-    return ModelReward(reward_model, same_tokenizer=same_tokenizer)
 
 
 def _size(model: Any) -> str:

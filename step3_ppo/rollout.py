@@ -26,7 +26,8 @@ class Rollout:
     """B prompts and responses as ids, in global order, and whether a stop token ended them (`stopped_B`).
 
     `sampler_logprobs` are the sampler's, in nats; those of the training weights are measured later. `messages` are the
-    prompts as JSON text, for other tokenizers and for people.
+    prompts as JSON text, for other tokenizers and for people; `kept` is what rewards read of the prompts' rows
+    (`data.kept`), nothing where they read none.
     """
 
     prompts: list[list[int]]
@@ -34,6 +35,7 @@ class Rollout:
     sampler_logprobs: list[list[float]]
     stopped_B: Tensor
     messages: list[str]
+    kept: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -79,6 +81,7 @@ def roll_out(
     sampling: Sampling,
     *,
     messages: Sequence[str],
+    kept: Sequence[str] = (),
     seed: int,
     iteration: int,
     micro_batch_size: int | None = None,
@@ -107,20 +110,22 @@ def roll_out(
         sampler_logprobs=[logprobs for _, _, logprobs, _ in whole],
         stopped_B=torch.tensor([stopped for _, _, _, stopped in whole]),
         messages=list(messages),
+        kept=list(kept),
     )
 
 
 def generate(
     hybrid: HybridEngine, asked: Sequence[Mapping[str, Any]], sampling: Sampling, config: PPOConfig, *, iteration: int
 ) -> Rollout:
-    """One response to each row of `asked` ({"prompt_ids", "messages"}) under the actor's current weights. All ranks
-    ask for the same rows, and all get the whole rollout."""
+    """One response to each row of `asked` ({"prompt_ids", "messages"}, and "kept" where rewards read columns) under the
+    actor's current weights. All ranks ask for the same rows, and all get the whole rollout."""
     with hybrid.generating() as sampler:
         return roll_out(
             sampler,
             [row["prompt_ids"] for row in asked],
             sampling,
             messages=[row["messages"] for row in asked],
+            kept=[row["kept"] for row in asked if "kept" in row],
             seed=config.seed,
             iteration=iteration,
             micro_batch_size=config.rollout_micro_batch_size,

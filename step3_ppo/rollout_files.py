@@ -63,8 +63,9 @@ def iteration_of(path: Path) -> int:
 
 
 def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
-    """Per sequence: prompt, response, raw and final score, and per counted token its text, KL in nats, value (with a
-    critic) and advantage. A number that is not finite is None."""
+    """Per sequence: prompt, response, raw and final score, the score of each of several rewards, and per counted token
+    its text, KL in nats, value (with a critic) and advantage. A number that is not finite is None, and so is the score
+    of a reward that does not score the row."""
     of_tokens = {"kl": e.kl_BR, "value": e.values_BR, "advantage": e.advantages_BR}
     return [
         {
@@ -73,6 +74,7 @@ def rollout_rows(e: Experience, template: Template) -> list[dict[str, Any]]:
             "stopped": bool(e.rollout.stopped_B[row]),
             "score": _rounded(float(e.scores_B[row])),
             "final_score": _rounded(float(e.final_scores_B[row])),
+            **({"rewards": {n: _rounded(float(part_B[row])) for n, part_B in e.parts.items()}} if e.parts else {}),
             "tokens": template.token_texts(e.rollout.responses[row]),
             **{
                 name: [_rounded(v) for v in e.counted(table_BR, [row]).tolist()]

@@ -57,8 +57,11 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     """The figures of a whole iteration."""
     scores = _known(row["score"] for row in rows)
     mean = sum(scores) / max(len(scores), 1)
+    names = dict.fromkeys(name for row in rows for name in row.get("rewards", {}))
+    rewards = {name: _known(row.get("rewards", {}).get(name) for row in rows) for name in names}
     return {
         "mean score": mean,
+        **{f"mean {name}": sum(found) / len(found) for name, found in rewards.items() if found},
         "standard deviation": math.sqrt(sum((s - mean) ** 2 for s in scores) / max(len(scores), 1)),
         "nats of KL per response": sum(map(kl_of, rows)) / len(rows),
         "tokens per response": sum(len(row["tokens"]) for row in rows) / len(rows),
@@ -103,13 +106,20 @@ def _or_worst(value: float | None) -> float:
 
 
 def headline(row: Row) -> str:
-    """`row 3 · score 1.2 (0.9 as PPO saw it) · KL 2.1 nats · 14 tokens, ended`."""
+    """`row 3 · score 1.2 (0.9 as PPO saw it) · KL 2.1 nats · 14 tokens, ended`, and the score of each of several
+    rewards."""
     ended = "ended" if row["stopped"] else "cut at the limit"
     score, final = ("not finite" if s is None else figure(s) for s in (row["score"], row["final_score"]))
     return (
-        f"row {row['row']} · score {score} ({final} as PPO saw it) · KL {figure(kl_of(row))} nats · "
+        f"row {row['row']} · score {score} ({final} as PPO saw it){_rewards(row)} · KL {figure(kl_of(row))} nats · "
         f"{len(row['tokens'])} tokens, {ended}"
     )
+
+
+def _rewards(row: Row) -> str:
+    """` · exact 1, length 0.4`: the rewards that score the row."""
+    shown = [f"{clean(name)} {figure(value)}" for name, value in row.get("rewards", {}).items() if value is not None]
+    return f" · {', '.join(shown)}" if shown else ""
 
 
 def prompt_text(row: Row) -> Text:

@@ -16,6 +16,7 @@ from step3_ppo.config import OTHER_TOKENS, PPOConfig
 from step3_ppo.gate import gate_problems
 from step3_ppo.held_out import HELD_OUT_NAME
 from step3_ppo.hybrid.parallel_sizes import parallel_problems
+from step3_ppo.rewards.listed import evaluated_as, kept_of, listed_problems, needs_reward_model
 from step3_ppo.workload import workload
 
 
@@ -42,7 +43,8 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         vocabularies = [_vocabulary(name) for name in names]
         if None not in vocabularies and vocabularies[0] != vocabularies[1]:
             found.append(OTHER_TOKENS)
-    return found + preflight.problems(config, stage=3, ask_hub=not machine.described)
+    found += listed_problems(config, ask_hub=not machine.described)
+    return found + preflight.problems(config, stage=3, ask_hub=not machine.described, kept=kept_of(config))
 
 
 def _vocabulary(name: str) -> dict[str, int] | None:
@@ -65,6 +67,7 @@ LAYOUT = Layout(
     "iteration",
     (
         Chart("Score", ("ppo/scores_mean",), "mean of the reward model's scores of a rollout"),
+        Chart("Rewards", ("ppo/reward/*",), "mean of each reward's own scores of a rollout"),
         Chart("KL to the reference", ("ppo/kl",), "nats per sequence", floor=0),
         Chart("Response length", ("ppo/response_length",), "tokens", floor=0),
         Chart("Ended by the end token", ("ppo/eos_rate",), "share of responses", 0, 1),
@@ -105,7 +108,14 @@ SPEC = StageSpec(
     problems=problems,
     inputs=(
         ModelInput("actor_model", "language", "an actor", flags=("sft_model",), made_as="sft"),
-        ModelInput("reward_model", "reward", "a reward model", flags=("reward_model",), made_as="reward"),
+        ModelInput(
+            "reward_model",
+            "reward",
+            "a reward model",
+            flags=("reward_model",),
+            made_as="reward",
+            needed=needs_reward_model,
+        ),
     ),
     outputs=(
         ModelOutput("actor", "actor", of="actor_model", title="PPO"),
@@ -114,5 +124,6 @@ SPEC = StageSpec(
     ),
     layout=LAYOUT,
     evaluation=evaluation,
+    judges=evaluated_as,
     workload=workload,
 )

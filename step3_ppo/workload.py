@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 from data.expected import expected_rows
 from rlhf.hardware import Machine, cpu_has_bf16
 from rlhf.memory.workload import Role, Rollout, Steps, Workload, role_of, step_count, workload_of
+from rlhf.models.names import resolve
 from rlhf.stage_config import NamedDtype, resolve_dtype
+from rlhf.stages.problems import config_of
 from rlhf.stages.spec import Models
 from step3_ppo.config import PPOConfig
 
 
 def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | None:
-    """The memory and the work of the stage: four roles, of which adapters make the reference part of the actor, and
-    most estimators do without the critic."""
-    if not {"actor_model", "reward_model"} <= models.keys():
+    """The memory and the work of the stage: actor, the models that score, the reference, which is part of the actor where
+    adapters are trained, and a critic, which most estimators do without."""
+    scorers = _scorers(config, models, machine)
+    needed = {"actor_model", "reward_model"} if config.needs_reward_model else {"actor_model"}
+    if not needed <= models.keys() or scorers is None:
         return None
-    actor_config, reward_config = models["actor_model"], models["reward_model"]
+    actor_config, reward_config = models["actor_model"], models.get("reward_model", {})
     of_actor, of_reward = config.actor_model, config.reward_model
     # models of other families read other tokens, so the critic cannot start from such a reward model
     alike = actor_config.get("model_type") == reward_config.get("model_type")
@@ -23,8 +30,7 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
     critic_config, of_critic = (reward_config, of_reward) if from_reward else (actor_config, of_actor)
     actor = role_of("actor", actor_config, config, machine, model=of_actor, adapters=True, average=config.ema)
     reference = role_of("reference", actor_config, config, machine, model=of_actor, trained=False)
-    reward = role_of("reward model", reward_config, config, machine, model=of_reward, trained=False, scalar=True)
-    roles = (actor, reward) if config.lora_rank else (actor, reference, reward)
+    roles = (actor, *scorers) if config.lora_rank else (actor, reference, *scorers)
     if config.estimator.has_critic:
         critic = role_of("critic", critic_config, config, machine, model=of_critic, scalar=True)
         roles = (actor, critic, *roles[1:])
@@ -44,6 +50,23 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
         kept_rows=share if config.reuse_forward else 0,
         steps=Steps(count, config.rollout_batch_size, passes=config.ppo_epochs, unit="iteration"),
     )
+
+
+def _scorers(config: PPOConfig, models: Models, machine: Machine) -> list[Role | None] | None:
+    """The roles of the models that score, functions aside; None where one is not known yet."""
+    named = [(reward.name, reward.target) for reward in config.rewards if reward.kind == "model"]
+    if machine.described and any(not Path(resolve(name)).is_dir() for _, name in named):
+        return None
+    scoring = {name: (config_of(model), model) for name, model in named}
+    if config.is_scored_by_model:
+        scoring["reward model"] = (models.get("reward_model"), config.reward_model)
+    found: list[Role | None] = []
+    for name, (model, of) in scoring.items():
+        if model is None:
+            return None
+        role = role_of("reward model", model, config, machine, model=of, trained=False, scalar=True)
+        found.append(None if role is None else replace(role, name=name))
+    return found
 
 
 def _rollout(config: PPOConfig, actor: Role, machine: Machine) -> Rollout:

@@ -10,7 +10,7 @@ from rlhf import console
 
 SHOWN_CHARACTERS = 240  # of a prompt or response in the terminal's table
 # Kinds of scores, and their names in tables.
-KINDS = {"score": "score", "reward_model": "reward model"}
+KINDS = {"score": "score", "reward_model": "reward model", "reward": "reward"}
 
 
 def mean_and_error(values: Sequence[float]) -> dict[str, float | None]:

@@ -17,10 +17,11 @@ import click
 
 from rlhf import console
 from rlhf.command import Command
-from rlhf.config import Config, build, given, groups_of, options, setting
+from rlhf.config import build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, nearest
 from rlhf.evaluate import comparison
 from rlhf.evaluate.judges import Asked, Judge, Response, Scores, reward_model_judge, scorer_judge, scorer_problems
+from rlhf.evaluate.rewards import judge_problems, missing_columns, rewards_judge
 from rlhf.file_signs import what_it_is
 from rlhf.files import file_problems, is_text, write_json
 from rlhf.generation.speaker import Speaker, load_speaker
@@ -29,16 +30,18 @@ from rlhf.generation.streaming import cut_at
 from rlhf.hardware import ONE_RANK, Machine
 from rlhf.json_lines import JSONLine, LineError, read_json_lines
 from rlhf.models.names import check_model
+from rlhf.rewards.settings import RewardSettings
 from rlhf.stage_config import Dtype
 
 
-class EvaluateConfig(Config):
+class EvaluateConfig(RewardSettings):
     """Which models answer which prompts, how, and what scores them."""
 
     help_groups: ClassVar = {
         "Models": ("model", "dtype", "trust_remote_code"),
         "Prompts": ("prompts", "prompt_column", "max_prompts"),
         "Scores": ("scorer", "reward_model"),
+        "Rewards": (),
         "Result": ("output", "samples"),
         "Answers": (
             *("max_new_tokens", "temperature", "top_p", "top_k", "seed", "stop_at_next_turn"),
@@ -95,11 +98,24 @@ class EvaluateConfig(Config):
             found += file_problems(self.output, flag="--output")
         if self.scorer:
             found += scorer_problems(self.scorer)
+        found += self.reward_problems()
+        found += judge_problems(self.rewards, seconds=self.reward_timeout, trust_remote_code=self.trust_remote_code)
+        found += [line for lines in self.missing_columns().values() for line in lines]
         if self.reward_model:
             found += check_model(
                 self.reward_model, flag="--reward-model", kind="reward", trust_remote_code=self.trust_remote_code
             )
         return found
+
+    def missing_columns(self) -> dict[str, list[str]]:
+        """For each reward, as it was written, what it lacks in the file of prompts."""
+        if self.prompts is None or not self.rewards:
+            return {}
+        try:
+            asked = read_prompts(self.prompts, column=self.prompt_column, limit=self.max_prompts)
+        except DataError:
+            return {}
+        return missing_columns(self.rewards, asked, file=self.prompts, seconds=self.reward_timeout)
 
 
 def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None) -> list[Asked]:
@@ -112,7 +128,7 @@ def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None
             if len(asked) == limit:
                 break
             if not line.blank:
-                asked.append(Asked(line.number, _prompt(line, path, column)))
+                asked.append(_asked(line, path, column))
     except FileNotFoundError:
         raise DataError(f"prompts={path}: no such file") from None
     except OSError as error:
@@ -122,8 +138,8 @@ def read_prompts(path: Path, *, column: str = "prompt", limit: int | None = None
     return asked
 
 
-def _prompt(line: JSONLine, path: Path, column: str) -> Any:
-    """A line's prompt as messages. Raises DataError naming file and row."""
+def _asked(line: JSONLine, path: Path, column: str) -> Asked:
+    """A line's prompt as messages, and its other columns. Raises DataError naming file and row."""
     try:
         row = line.value()
     except LineError as error:
@@ -133,7 +149,8 @@ def _prompt(line: JSONLine, path: Path, column: str) -> Any:
         hint = hint or "; --prompt-column names another"
         raise DataError(f"{path}, row {line.number} has no column '{column}'{hint}")
     value: Any = row[column]
-    if isinstance(value, str):
+    as_text = isinstance(value, str)
+    if as_text:
         value = [{"role": "user", "content": value}]
     if not _is_conversation(value):
         raise DataError(f"{path}, row {line.number}: '{column}' is neither text nor messages that end with the user's")
@@ -142,7 +159,7 @@ def _prompt(line: JSONLine, path: Path, column: str) -> Any:
             raise DataError(
                 f"{path}, row {line.number}: '{column}' holds half of a surrogate pair, which is no character"
             )
-    return value
+    return Asked(line.number, value, as_text, {name: each for name, each in row.items() if name != column})
 
 
 def _is_conversation(value: Any) -> bool:
@@ -174,7 +191,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         del speaker
         gc.collect()  # makes room in memory for the next model
     scores = {
-        kind: {label: judge(asked, r) for label, r in responses.items()} for kind, judge in _judges(config).items()
+        kind: _comparable({label: judge(asked, r) for label, r in responses.items()})
+        for kind, judge in _judges(config).items()
     }
     return {
         "prompts": {"file": str(config.prompts), "count": len(asked), "sha256": _fingerprint(asked)},
@@ -244,12 +262,33 @@ def _judges(config: EvaluateConfig) -> dict[str, Judge]:
             batch_size=config.batch_size,
             trust_remote_code=config.trust_remote_code,
         )
+    if config.reward:
+        judges["reward"] = rewards_judge(
+            config.rewards,
+            seconds=config.reward_timeout,
+            dtype=config.dtype,
+            batch_size=config.batch_size,
+            trust_remote_code=config.trust_remote_code,
+        )
     return judges
+
+
+def _comparable(table: dict[str, Scores]) -> dict[str, Scores]:
+    """The scores of all models, without parts that one of them has no value of: a reward may score no row at all."""
+    named = [
+        {part for part, values in scores.parts.items() if any(v is not None for v in values)}
+        for scores in table.values()
+    ]
+    shared = set.intersection(*named) if named else set()
+    return {
+        label: Scores(scores.values, {part: values for part, values in scores.parts.items() if part in shared})
+        for label, scores in table.items()
+    }
 
 
 def _compared(scores: Scores, first: Scores) -> dict[str, Any]:
     """A model's scores beside the first model's; of the parts, the means."""
-    means = {part: comparison.mean_and_error(values) for part, values in scores.parts.items()}
+    means = {p: comparison.mean_and_error([v for v in vs if v is not None]) for p, vs in scores.parts.items()}
     return {**comparison.compare(scores.values, first.values), **_named_parts(means)}
 
 
@@ -269,7 +308,14 @@ def _sample(
             "length": said[index].length,
             "ended": said[index].ended,
             **{kind: table[label].values[index] for kind, table in scores.items()},
-            **_named_parts({p: v[index] for table in scores.values() for p, v in table[label].parts.items()}),
+            **_named_parts(
+                {
+                    part: values[index]
+                    for table in scores.values()
+                    for part, values in table[label].parts.items()
+                    if values[index] is not None
+                }
+            ),
         }
         for label, said in responses.items()
     }

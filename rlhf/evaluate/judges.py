@@ -18,10 +18,13 @@ SCORE = "score"  # the whole, in what a scorer with parts returns
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt of an evaluation: the messages, and the last of them as text."""
+    """A prompt of an evaluation: the messages, and the last of them as text. `is_text`: the file has it as text.
+    `columns` are what else the file has in its row."""
 
     row: int  # in the file, from 1
     messages: list[Message]
+    is_text: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def text(self) -> str:
@@ -44,10 +47,11 @@ class Response:
 
 @dataclass(frozen=True)
 class Scores:
-    """One score for each response, and the parts that a scorer may name: part → one value for each response."""
+    """One score for each response, and the parts that a scorer may name: part → one value for each response, None where
+    there is none."""
 
     values: list[float]
-    parts: dict[str, list[float]] = field(default_factory=dict)
+    parts: dict[str, list[float | None]] = field(default_factory=dict)
 
 
 Judge = Callable[[Sequence[Asked], Sequence[Response]], Scores]
@@ -91,7 +95,7 @@ def scorer_judge(name: str) -> Judge:
                     f"scorer={name} returned {value!r} for the prompt in row {prompt.row}, {error}"
                 ) from None
         names = rows[0] if rows else {SCORE: 0.0}
-        columns = {part: [row[part] for row in rows] for part in names}
+        columns: dict[str, Any] = {part: [row[part] for row in rows] for part in names}
         return Scores(columns.pop(SCORE), columns)
 
     return judge
@@ -119,18 +123,21 @@ def _number(value: Any, where: str = "") -> float:
     return number
 
 
-def reward_model_judge(name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False) -> Judge:
+def reward_model_judge(
+    name: str, *, dtype: str, batch_size: int, trust_remote_code: bool = False, is_any: bool = False
+) -> Judge:
     """The judge that scores the conversation, in the reward model's own template, with a reward model.
 
     Scores are those of stage 3: normalised (raw for a model that stage 2 did not train), of the ids that were drawn if
-    they are the reward model's tokens, with an end token only if the response has one. Raises ModelError.
+    they are the reward model's tokens, with an end token only if the response has one. `is_any`: the model may be any
+    sequence classifier with one output that brings a chat template. Raises ModelError.
     """
     from rlhf.models.loading import Loading, dtype_of, load_tokenizer
     from rlhf.models.reward_model import load_reward_model, same_tokens
 
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code, own_template=is_any)
     reward_model = load_reward_model(
-        Loading(name, tokenizer, dtype_of(dtype), no_dropout=True, trust_remote_code=trust_remote_code)
+        Loading(name, tokenizer, dtype_of(dtype), no_dropout=True, trust_remote_code=trust_remote_code), is_any=is_any
     )
 
     @cache

@@ -13,6 +13,7 @@ from pydantic import field_validator
 
 from rlhf.config import Config, setting
 from rlhf.hardware import Machine
+from rlhf.rewards.settings import CODE_HELP, REWARD_HELP, TIMEOUT_HELP
 from rlhf.stage_config import Dtype, ZeroStage
 
 
@@ -20,7 +21,10 @@ class PipelineConfig(Config):
     """From a pretrained language model to a chat model: SFT, reward model, PPO."""
 
     help_groups: ClassVar = {
-        "Models": ("actor_model", "reward_model", "sft_model", "trust_remote_code"),
+        "Models": (
+            *("actor_model", "reward_model", "sft_model", "trust_remote_code"),
+            *("reward", "reward_timeout", "run_generated_code"),
+        ),
         "Data": (
             *(
                 "data_path",
@@ -53,6 +57,11 @@ class PipelineConfig(Config):
     )
     sft_model: str | None = setting(None, "actor for stage 3 in a run without stage 1")
     trust_remote_code: bool | None = setting(None, "permission to run code that comes with a model")
+
+    # rewards
+    reward: list[str] | None = setting(None, REWARD_HELP)
+    reward_timeout: float | None = setting(None, TIMEOUT_HELP, gt=0)
+    run_generated_code: bool | None = setting(None, CODE_HELP)
 
     # data
     data_path: list[str] | None = setting(

@@ -50,9 +50,7 @@ def run_evaluation(plan: Plan, models: Mapping[str, str]) -> float:
         return 0.0
     if plan.base_model:
         compared = {"base": plan.base_model, **compared}
-    judge = next((each for each in last.spec.inputs if each.kind == "reward"), None)
-    if judge is not None:
-        settings.setdefault("reward_model", last.model(judge.setting))
+    settings = _answerable({**last.spec.judges(last.config), **settings})
     before = _evaluated_before(output / EVALUATION_NAME, settings, compared)
     if before is not None:
         comparison.show(before)
@@ -68,6 +66,26 @@ def run_evaluation(plan: Plan, models: Mapping[str, str]) -> float:
             raise
         warn(f"no sample answers: {failure.problems[-1]}; see {failure.log}")
     return time.monotonic() - began
+
+
+def _answerable(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without rewards that read columns which the prompts do not have: a recipe may bring other prompts
+    than the stage had."""
+    from rlhf.evaluate.evaluation import EvaluateConfig
+
+    config, _ = build_leniently(EvaluateConfig, settings, where="evaluate")
+    missing = {spec: lines for spec, lines in config.missing_columns().items() if lines}
+    for lines in missing.values():
+        warn(f"evaluate: {lines[0]}; the answers are not scored by it")
+    left = [reward for reward in config.rewards if reward.spec not in missing]
+    without = {
+        "reward": not left,
+        "reward_timeout": not any(reward.is_called for reward in left),
+        "run_generated_code": not any(reward.target == "code" for reward in left),
+    }
+    if missing:
+        settings = {**settings, "reward": [reward.spec for reward in left]}
+    return {name: value for name, value in settings.items() if not (missing and without.get(name))}
 
 
 def _evaluated_before(path: Path, settings: Mapping[str, Any], compared: Mapping[str, str]) -> dict[str, Any] | None:

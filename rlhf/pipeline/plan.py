@@ -21,7 +21,7 @@ from rlhf.pipeline.placed import Placement
 from rlhf.pipeline.placement import place
 from rlhf.pipeline.preparation import prepared_before
 from rlhf.pipeline.recipes import Request, module_problems, read_recipe
-from rlhf.pipeline.stage_inputs import Inputs, models_made, runs, stage_inputs, unused_flags
+from rlhf.pipeline.stage_inputs import Inputs, left_out, models_made, runs, stage_inputs, unused_flags
 from rlhf.stage_config import RunSettings
 from rlhf.stages.folder import refuse_differences
 from rlhf.stages.problems import input_problems, settings_problems
@@ -61,6 +61,7 @@ class Plan:
     prepare: dict[str, Any] | None
     evaluate: dict[str, Any] | None
     base_model: str
+    left_out: list[StageSpec] = field(default_factory=list)  # of a run of all stages: nothing needs what they make
 
 
 def make_plan(
@@ -96,12 +97,20 @@ def make_plan(
     machine = machine_of(placement, described=elsewhere)
     problems += [*pipeline.problems(machine), *wrong, *_unknown_stages(pipeline, specs)]
     problems += folder_problems(pipeline.output_dir)
+    all_values = {
+        spec.package: _stage_values(spec, layers, recipe.get(spec.package, {}), sets.get(spec.package, {}))
+        for spec in specs
+    }
+    idle = left_out(specs, pipeline, {package: values for package, (values, _, _) in all_values.items()})
+    if idle:
+        running = [str(spec.number) for spec in specs if spec not in idle]
+        pipeline = pipeline.model_copy(update={"stages": ",".join(running)})
 
     stages: list[StagePlan] = []
     all_inputs: list[Inputs] = []
     made: dict[str, ModelConfig] = {}
     for spec in (spec for spec in specs if runs(spec, pipeline)):
-        settings, sources, wrong = _stage_values(spec, layers, recipe.get(spec.package, {}), sets.get(spec.package, {}))
+        settings, sources, wrong = all_values[spec.package]
         problems += wrong
         inputs = stage_inputs(spec, specs, pipeline, settings, made)
         problems += inputs.problems
@@ -130,8 +139,13 @@ def make_plan(
     base = pipeline.actor_model or _base_model(stages)
     card = _card(request, placement) if machine.gpus else None
     return Plan(
-        tuple(specs), pipeline, given, request.recipe, placement, machine, card, stages, prepare, evaluate, base
+        tuple(specs), pipeline, given, request.recipe, placement, machine, card, stages, prepare, evaluate, base, idle
     )
+
+
+def left_out_lines(plan: Plan) -> list[str]:
+    """What a user is told of the stages that a run leaves out."""
+    return [f"[{spec.number}] {spec.package}: left out, no other stage needs its model" for spec in plan.left_out]
 
 
 def machine_of(placement: Placement, *, described: bool = False) -> Machine:

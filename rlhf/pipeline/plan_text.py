@@ -13,7 +13,7 @@ from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.launch import command, shown
 from rlhf.pipeline.memory import show_memory
 from rlhf.pipeline.placement import placement_text
-from rlhf.pipeline.plan import Plan, StagePlan
+from rlhf.pipeline.plan import Plan, StagePlan, left_out_lines
 from rlhf.stage_config import BatchSettings, RunSettings, resolve_dtype
 from rlhf.stages.result import CONFIG_NAME
 
@@ -25,6 +25,8 @@ def show_plan(plan: Plan, *, peak_share: float | None = None) -> None:
         say(f"prepare: python -m {plan.prepare['module']}, which makes what is still empty below")
     for stage in plan.stages:
         _show_stage(plan, stage)
+    for line in left_out_lines(plan):
+        say(f"\n{line}")
     if plan.evaluate is not None:
         say(f"\nevaluate: {_listed(plan.evaluate)}")
     say("")
@@ -49,7 +51,7 @@ def _changed(plan: Plan) -> list[list[str]]:
 def _show_stage(plan: Plan, stage: StagePlan) -> None:
     config, folder = stage.config, stage.config.output_dir
     say(f"\n[{stage.spec.number}] {stage.spec.package}{': finished, will not run again' if stage.finished else ''}")
-    for each in stage.spec.inputs:
+    for each in (each for each in stage.spec.inputs if each.needed(config.model_dump())):
         name = stage.model(each.setting)
         say(f"    {each.setting}: {resolve(name) if name else '(from prepare)'}")
     if isinstance(config, BatchSettings):

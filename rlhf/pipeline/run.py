@@ -24,7 +24,7 @@ from rlhf.pipeline.evaluation import EVALUATION_NAME
 from rlhf.pipeline.job import JobFailed, run_job
 from rlhf.pipeline.placed import RankFailed
 from rlhf.pipeline.placement import placement_text
-from rlhf.pipeline.plan import Plan, StagePlan
+from rlhf.pipeline.plan import Plan, StagePlan, left_out_lines
 from rlhf.pipeline.recipes import PIPELINE_NAME
 from rlhf.pipeline.record import record_data, record_run
 from rlhf.stages.result import CONFIG_NAME, DONE_NAME, LOG_NAME, StageResult, read_result
@@ -61,6 +61,8 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
             run = replace(run, plan=replan(preparation.prepare(run.output, plan.prepare, placement.alone)))
         if plan.placement.first:
             record_run(run.plan, command=again)
+        for line in left_out_lines(run.plan):
+            say(line)
         results = [_run_stage(run, index) for index in range(len(run.plan.stages))]
         if plan.placement.first:
             close_run(run.plan, results)
@@ -79,7 +81,7 @@ def run_pipeline(plan: Plan, *, replan: Callable[[Mapping[str, Any]], Plan], ove
 
 def _empty_folders(run: Run) -> None:
     folders = [stage.config.output_dir for stage in run.plan.stages]
-    if len(run.plan.stages) == len(run.plan.specs):
+    if len(run.plan.stages) + len(run.plan.left_out) == len(run.plan.specs):
         folders.append(run.output / preparation.FOLDER)
     for folder in folders:
         if folder.is_dir():

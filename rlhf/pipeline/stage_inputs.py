@@ -29,6 +29,7 @@ class Inputs:
     coming: dict[str, ModelConfig] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)  # pipeline settings that named a model
+    idle: list[ModelInput] = field(default_factory=list)  # that the stage does not need with its settings
 
     def look(self, *, trust_remote_code: bool = False, facts: bool = False) -> tuple[Models, list[str]]:
         """The config.json of each model as it will be when the stage starts, and the problems of those that exist. With
@@ -51,6 +52,9 @@ def stage_inputs(
     """
     inputs = Inputs({"output_dir": pipeline.output_dir / spec.package})
     for each in spec.inputs:
+        if not each.needed(settings):
+            inputs.idle.append(each)
+            continue
         maker = next(((s, o) for s in specs for o in s.outputs if each.made_as and o.label == each.made_as), None)
         if maker is None:
             _named_input(inputs, each, pipeline, settings)
@@ -140,7 +144,29 @@ def unused_flags(specs: Sequence[StageSpec], inputs: Sequence[Inputs], pipeline:
                 maker = makers[each.made_as]
                 why = f"while stage {maker.number} runs" if runs(maker, pipeline) else f"without stage {spec.number}"
                 found[flag] = f"{_option(flag)} has no effect {why}; leave it out, or choose other --stages"
+    for each in (each for one in inputs for each in one.idle):
+        for flag in each.flags:
+            if getattr(pipeline, flag) and flag not in used:
+                found[flag] = (
+                    f"{_option(flag)} has no effect: with these settings no stage needs {each.what}; leave it out"
+                )
     return list(found.values())
+
+
+def left_out(
+    specs: Sequence[StageSpec], pipeline: PipelineConfig, settings: Mapping[str, Mapping[str, Any]]
+) -> list[StageSpec]:
+    """The stages that a run of all stages leaves out: what they make is only for inputs that are not needed. `settings`
+    are those of each package."""
+    if pipeline.selected:
+        return []
+    idle = []
+    for spec in specs:
+        labels = {output.label for output in spec.outputs}
+        users = [(other, each) for other in specs for each in other.inputs if each.made_as in labels]
+        if users and not any(each.needed(settings[other.package]) for other, each in users):
+            idle.append(spec)
+    return idle
 
 
 def runs(spec: StageSpec, pipeline: PipelineConfig) -> bool:

@@ -129,7 +129,7 @@ def _stage_view(folder: Path, read: Callable[[Callable[[Path], Any], Path], Any]
         view.figures = [(text, figure(result.metrics[n])) for n, text in layout.results.items() if n in result.metrics]
     series = _series(rows)
     view.charts = [drawn for chart in layout.charts if (drawn := _draw(chart, series))]
-    known = {name for chart in layout.charts for name in chart.names}
+    known = {name for chart in layout.charts for name in _named(chart, series)}
     view.more = [
         drawn for name in sorted(series) if name not in known and (drawn := _draw(Chart(name, (name,)), series))
     ]
@@ -148,12 +148,21 @@ def _series(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[float, fl
 
 def _draw(chart: Chart, series: Mapping[str, list[tuple[float, float]]]) -> Drawn | None:
     """The chart; None if none of its metrics was recorded."""
-    lines = [Line(_words(name), series[name], chart.noisy) for name in chart.names if name in series]
+    lines = [Line(_words(name), series[name], chart.noisy) for name in _named(chart, series)]
     if not lines:
         return None
     last = next((figure(y) for _, y in reversed(lines[0].points) if math.isfinite(y)), "")
     picture = line_chart(lines, floor=chart.floor, ceiling=chart.ceiling)
     return Drawn(chart, [line.name for line in lines], last, picture)
+
+
+def _named(chart: Chart, series: Mapping[str, Any]) -> list[str]:
+    """The recorded metrics of a chart; `group/*` are all that begin with `group/`."""
+    names = []
+    for name in chart.names:
+        beginning = name.removesuffix("*")
+        names += [name] if name in series else [n for n in series if name != beginning and n.startswith(beginning)]
+    return names
 
 
 def _words(name: str) -> str:

@@ -60,7 +60,8 @@ def config_of(name: str) -> ModelConfig | None:
 
 def stage_problems(spec: StageSpec, config: RunSettings, machine: Machine) -> list[str]:
     """All that is wrong with a stage's settings and the models and data that they name, as they are now."""
-    names = {each: (getattr(config, each.setting), f"--{each.setting.replace('_', '-')}") for each in spec.inputs}
+    needed = [each for each in spec.inputs if each.needed(config.model_dump())]
+    names = {each: (getattr(config, each.setting), f"--{each.setting.replace('_', '-')}") for each in needed}
     models, found = look_at_models(names, trust_remote_code=config.trust_remote_code)
     return settings_problems(spec, config, machine) + found + input_problems(spec, config, models, machine)
 

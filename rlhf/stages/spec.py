@@ -22,15 +22,21 @@ ModelConfig = Mapping[str, Any]  # a model's config.json
 Models = Mapping[str, ModelConfig]
 
 
+def _always(settings: Mapping[str, Any]) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class ModelInput:
-    """A model that a stage starts from."""
+    """A model that a stage starts from. `needed(settings)` says whether it does with these settings of the stage, which
+    may not be valid; an earlier stage that makes nothing that is needed is left out of a run."""
 
     setting: str  # the stage's setting that names it
     kind: Kind = "any"
     what: str = "a model"  # in messages: "an actor"
     flags: tuple[str, ...] = ()  # pipeline settings that may name it; the first one that is given counts
     made_as: str = ""  # label of an earlier stage's output; a flag counts only in a run without that stage
+    needed: Callable[[Mapping[str, Any]], bool] = _always
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,8 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Chart:
-    """Metrics that the report draws together; a range of values that is always shown; a note for the reader."""
+    """Metrics that the report draws together (`group/*`: all of a group); a range of values that is always shown; a
+    note for the reader."""
 
     title: str
     names: tuple[str, ...]
@@ -81,6 +88,10 @@ def _no_problems(config: Any, models: Models, machine: Machine) -> list[str]:
     return []
 
 
+def _no_judges(config: Any) -> dict[str, Any]:
+    return {}
+
+
 def _no_workload(config: Any, models: Models, machine: Machine) -> Workload | None:
     return None
 
@@ -92,8 +103,9 @@ class StageSpec:
     `problems(config, models, machine)` is the stage's one list of problems with its inputs. The plan asks it about the
     models as they will be, the stage itself about the models as they are. `evaluation(config)` gives the settings of an
     evaluation on the prompts that the stage holds out; None where it holds out none. A run is evaluated on the prompts
-    of its last stage that has some. `workload(config, models, machine)` says what the stage holds in memory and how
-    much it computes; None where a model is not known yet, and for a stage that needs no plan of its memory.
+    of its last stage that has some; `judges(config)` are the settings of what scores the answers there.
+    `workload(config, models, machine)` says what the stage holds in memory and how much it computes; None where a model
+    is not known yet, and for a stage that needs no plan of its memory.
     """
 
     number: int
@@ -104,6 +116,7 @@ class StageSpec:
     outputs: tuple[ModelOutput, ...] = ()
     layout: Layout = Layout("")
     evaluation: Callable[[Any], dict[str, Any]] | None = None
+    judges: Callable[[Any], dict[str, Any]] = _no_judges
     workload: Callable[[Any, Models, Machine], Workload | None] = _no_workload
     process_group: bool = True  # False for a stage that needs neither torch nor other ranks
 

@@ -25,6 +25,7 @@ class ModelReward:
         self.is_calibrated = reward_model.score_mean is not None and reward_model.score_std is not None
         self.score_mean = 0.0 if reward_model.score_mean is None else reward_model.score_mean
         self.score_std = 1.0 if reward_model.score_std is None else reward_model.score_std
+        self.name = reward_model.name
 
     def scores(self, rollout: Rollout, rows: Sequence[int], batch: SequenceBatch, actor_template: Template) -> Tensor:
         """Raw scores of rows of a rollout, [B]: the head's output at the last token of each."""

@@ -32,9 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "memory": {"models.names"},
     "stages": {"console", "memory", "models.names", "models.fetching", "training"},
     "chat": {"console", "models", "generation", "training"},
-    "evaluate": {"console", "models", "generation", "training"},
+    "rewards": {"console"},
+    "evaluate": {"console", "models", "generation", "training", "rewards"},
     "report": {"console", "stages", "evaluate"},
-    "pipeline": {"console", "memory", "models", "stages", "evaluate", "report"},
+    "pipeline": {"console", "memory", "models", "stages", "evaluate", "report", "rewards.settings"},
 }
 GROUND_MAY_IMPORT = {"console"}
 # `data/` reads and encodes; it neither trains nor generates. Of rlhf/models it takes the tokenizer, inside functions,
@@ -59,9 +60,10 @@ TORCH_FREE = {
     "pipeline.command pipeline.run pipeline.placement "
     "pipeline.plan pipeline.launch pipeline.node pipeline.memory report.page report.charts chat.__main__ chat.session "
     "chat.screen "
-    "chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges evaluate.comparison "
+    "chat.conversation evaluate.__main__ evaluate.evaluation evaluate.judges evaluate.comparison evaluate.rewards "
+    "rewards.names rewards.settings rewards.functions rewards.worker rewards.checks rewards.signature "
     "generation.speaker generation.streaming",
-    "data": "adapters blend config contents example hub preflight readers sources",
+    "data": "adapters blend config contents example hub kept preflight readers sources",
     **dict.fromkeys(STAGES, "config spec __main__"),
     "scripts": "run_stage",
 }

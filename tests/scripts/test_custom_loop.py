@@ -105,6 +105,26 @@ def test_a_critic_cannot_start_from_a_reward_model_that_is_not_there(model: str)
         build_roles(config, optimizer_steps=1, reward=RewardFunction(lambda prompt, response: 0.0))
 
 
+@pytest.mark.process
+def test_the_rewards_of_the_command_line_serve_as_well(model: str, tmp_path: Path) -> None:
+    """As the script itself has them: a function of a file in TRL's signature, and a ready-made check."""
+    (tmp_path / "mine.py").write_text(
+        "def words(completions, **_):\n    return [len(c.split()) / 10 for c in completions]\n"
+    )
+    config = settings(model, iterations=1, reward=[f"{tmp_path / 'mine.py'}:words", "check:length,max=4:0.5"])
+    roles = build_roles(config, optimizer_steps=2)
+    rollout = rollout_of(roles.actor.template, ["a b c", "abc"])
+    rollout.kept = ['{"text": true, "columns": {}}'] * 2
+    measured = ForwardPasses(roles, config).measure(rollout, 0)
+    lengths = [len(ids) for ids in map(rollout.said, range(2))]
+    assert measured.parts["words"].tolist() == pytest.approx([0.3, 0.1])
+    assert measured.parts["length"].tolist() == pytest.approx([min(1.0, 4 / n) for n in lengths])
+    expected = [0.3 + 0.5 * min(1.0, 4 / lengths[0]), 0.1 + 0.5 * min(1.0, 4 / lengths[1])]
+    assert measured.scores_B.tolist() == pytest.approx(expected)
+    assert not roles.critic.from_reward
+    custom_loop.train(config, ["Say something."])
+
+
 def test_the_script_is_as_short_as_it_says() -> None:
     lines = Path(custom_loop.__file__).read_text().splitlines()
     assert len(lines) < 70
