@@ -16,8 +16,8 @@ from step3_ppo.config import PPOConfig
 
 
 def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | None:
-    """The memory and the work of the stage: actor, the models that score, the reference, which is part of the actor where
-    adapters are trained, and a critic, which most estimators do without."""
+    """The memory and the work of the stage: actor, the models that score, the reference, which adapters make part of
+    the actor, and a critic, which most estimators do without."""
     scorers = _scorers(config, models, machine)
     needed = {"actor_model", "reward_model"} if config.needs_reward_model else {"actor_model"}
     if not needed <= models.keys() or scorers is None:
