@@ -61,7 +61,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
     rewards = {name: _known(row.get("rewards", {}).get(name) for row in rows) for name in names}
     return {
         "mean score": mean,
-        **{f"mean {name}": sum(found) / len(found) for name, found in rewards.items() if found},
+        **{f"mean {name}": sum(found) / len(found) if found else math.nan for name, found in rewards.items()},
         "standard deviation": math.sqrt(sum((s - mean) ** 2 for s in scores) / max(len(scores), 1)),
         "nats of KL per response": sum(map(kl_of, rows)) / len(rows),
         "tokens per response": sum(len(row["tokens"]) for row in rows) / len(rows),

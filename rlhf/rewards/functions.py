@@ -116,7 +116,8 @@ class Functions:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        with contextlib.suppress(Exception):  # of an interpreter that is ending
+            self.close()
 
     def _ask(self, reward: Reward, request: dict[str, Any], doing: str, asked: Sequence[Asked] = ()) -> dict[str, Any]:
         process = self._start()
