@@ -80,7 +80,7 @@ def test_of_rows_with_one_prompt_the_first_counts(tmp_path: Path, template: Temp
 def test_every_pair_of_a_row_has_its_columns(tmp_path: Path) -> None:
     rows = [{"prompt": "Q?", "answers": ["a", "b", "c"], "solution": 3}]
     store = open_store(parse(write(tmp_path / "a.jsonl", rows)), settings(tmp_path / "cache"), kept=SOLUTION)
-    assert [read_kept(row["kept"])[1] for row in store.dataset] == [{"solution": 3}] * 3
+    assert [read_kept(text)[1] for text in store.dataset["kept"]] == [{"solution": 3}] * 3
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from rlhf.errors import ModelError
 from rlhf.models.loading import Loading, load_tokenizer
 from rlhf.models.names import check_model, template_problems
 from rlhf.models.reward_model import load_reward_model
+from rlhf.template import Message
 from tests.helpers.tiny import FAMILIES, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_rank")
@@ -50,7 +51,7 @@ def test_scores_are_those_of_transformers(tmp_path: Path, kind: str) -> None:
     tokenizer = load_tokenizer(str(folder), own_template=True)
     reward_model = load_reward_model(Loading(str(folder), tokenizer, no_dropout=True), is_any=True)
     assert reward_model.pools == (kind in ("bert", "modernbert", "deberta"))
-    question = [{"role": "user", "content": "Why?"}]
+    question: list[Message] = [{"role": "user", "content": "Why?"}]
     sequences = [reward_model.sequence(question, text, ended=True) for text in ("So.", "Because it is so.", "")]
     plain: Any = hf.AutoModelForSequenceClassification.from_pretrained(folder).eval()
     with torch.no_grad():
