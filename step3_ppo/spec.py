@@ -66,7 +66,7 @@ LAYOUT = Layout(
     "Stage 3: PPO",
     "iteration",
     (
-        Chart("Score", ("ppo/scores_mean",), "mean of a rollout: of the reward model, or the weighted sum of several rewards"),
+        Chart("Score", ("ppo/scores_mean",), "mean of a rollout; of several rewards, their weighted sum"),
         Chart("Rewards", ("ppo/reward/*",), "mean of each reward's own scores of a rollout"),
         Chart("KL to the reference", ("ppo/kl",), "nats per sequence", floor=0),
         Chart("Response length", ("ppo/response_length",), "tokens", floor=0),

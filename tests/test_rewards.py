@@ -197,6 +197,16 @@ def test_a_run_that_is_killed_in_a_function_loses_nothing(tmp_path: Path, mine: 
         assert torch.equal(ours, theirs), name
 
 
+@in_process
+@pytest.mark.process
+def test_functions_score_for_an_estimator_without_a_critic(tmp_path: Path, mine: Path) -> None:
+    """Then one model and its reference are all that there is."""
+    changes = {"advantage_estimator": "rloo", "responses_per_prompt": 2, "iterations": 1}
+    folder = ppo(tmp_path / "out", f"{mine}:near", f"{mine}:short", **changes)
+    assert "ppo/reward/short" in metrics(folder)[0]
+    assert not (folder / "critic").exists()
+
+
 # --- the plan ---------------------------------------------------------------------------------------------------------
 
 
