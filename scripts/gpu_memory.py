@@ -133,8 +133,7 @@ class Stage3:
     def iterate(self, number: int) -> dict[str, Mark]:
         """One iteration; its phases by the names that the plan has for them."""
         from rlhf.generation.drawing import Sampling
-        from step3_ppo import advantages
-        from step3_ppo.experience import Experience
+        from step3_ppo.experience import make_experience
         from step3_ppo.optimise import optimise, steps_per_iteration
         from step3_ppo.rollout import roll_out
 
@@ -149,10 +148,7 @@ class Stage3:
         self.marks.end("rollout")
         m = self.passes.measure(rollout, number)
         self.marks.end("score")
-        kl_BR = advantages.kl_per_token(m.old_logprobs_BR, m.ref_logprobs_BR, m.response_mask_BR)
-        rewards_BR = advantages.shape_rewards(m.scores_B, kl_BR, m.response_mask_BR, kl_coef=0.05)
-        table = advantages.estimate_advantages(m.values_BR, rewards_BR, m.response_mask_BR, gamma=1.0, gae_lambda=0.95)
-        experience = Experience.of(m, m.scores_B, kl_BR, rewards_BR, *table)
+        experience = make_experience(m, m.scores_B, self.config, kl_coef=0.05)
         self.marks.rest()
         with self._steps_marked():
             done = number * steps_per_iteration(self.config)
@@ -164,8 +160,7 @@ class Stage3:
         import contextlib
 
         stack = contextlib.ExitStack()
-        for role in ("actor", "critic"):
-            engine = getattr(self.roles, role).engine
+        for role, engine in self.roles.engines.items():
             stack.enter_context(mock.patch.object(engine, "step", self._marking(role, engine.step)))
         return stack
 

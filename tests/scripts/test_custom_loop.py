@@ -121,7 +121,7 @@ def test_the_rewards_of_the_command_line_serve_as_well(model: str, tmp_path: Pat
     assert measured.parts["length"].tolist() == pytest.approx([min(1.0, 4 / n) for n in lengths])
     expected = [0.3 + 0.5 * min(1.0, 4 / lengths[0]), 0.1 + 0.5 * min(1.0, 4 / lengths[1])]
     assert measured.scores_B.tolist() == pytest.approx(expected)
-    assert not roles.critic.from_reward
+    assert roles.critic is not None and not roles.critic.from_reward
     custom_loop.train(config, ["Say something."])
 
 
