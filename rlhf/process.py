@@ -11,6 +11,7 @@ import os
 
 class _Program:
     is_rank = False
+    started_alone = False
 
 
 def set_is_rank(value: bool) -> None:
@@ -21,6 +22,16 @@ def set_is_rank(value: bool) -> None:
 def launched() -> bool:
     """Whether a launcher started this process as one of a group. RANK or WORLD_SIZE alone is a leftover."""
     return _Program.is_rank and _number("RANK") is not None and _number("WORLD_SIZE") is not None
+
+
+def set_started_alone() -> None:
+    """Say that no launcher started this process: it sets a launcher's variables itself, as rank 0 of 1."""
+    _Program.started_alone = True
+
+
+def signals_are_passed_on() -> bool:
+    """Whether a launcher may pass on a signal that this process has got itself."""
+    return launched() and not _Program.started_alone
 
 
 def rank() -> int:

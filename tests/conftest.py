@@ -45,7 +45,8 @@ if os.environ.get("PRETEND_GPU") == "1":
         raise pytest.UsageError(f"PRETEND_GPU=1: {_why}")
     os.environ[build.LIBRARY] = str(build.library(CACHE))
     card.install_as_told()
-for _name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RLHF_EVENTS"):
+_OF_LAUNCHERS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "RLHF_EVENTS")
+for _name in ("COLUMNS", *_OF_LAUNCHERS):
     os.environ.pop(_name, None)
 
 # The same examples on every run, no time limit, no database in the working directory.

@@ -43,6 +43,7 @@ def init(seed: int = 0) -> None:
     process.set_is_rank(True)
     if not dist.is_initialized():
         if not process.launched():  # what is left over from another launcher would make it wait for others
+            process.set_started_alone()
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
             os.environ["MASTER_PORT"] = str(hardware.free_port())
         os.environ.setdefault("LOCAL_RANK", "0")

@@ -18,8 +18,8 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupts:
-    """Remembers the first signal. A second one ends the process at once, without a checkpoint; for a rank of several, a
-    repetition within `ECHO_SECONDS` is not a second one: srun and torchrun pass on what the rank itself has got."""
+    """Remembers the first signal. A second one ends the process at once, without a checkpoint. In a rank of a launcher
+    one within `ECHO_SECONDS` is not a second one: srun and torchrun pass on what it has got itself."""
 
     def __init__(self) -> None:
         self.received = 0
@@ -30,7 +30,7 @@ class Interrupts:
         now = time.monotonic()
         if not self.received:
             self.received, self._at = number, now
-        elif not process.launched() or now - self._at > ECHO_SECONDS:
+        elif not process.signals_are_passed_on() or now - self._at > ECHO_SECONDS:
             self.end(number)
 
     def agreed(self) -> int:

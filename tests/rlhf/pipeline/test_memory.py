@@ -213,7 +213,8 @@ def test_time_and_price() -> None:
     words = ["--recipe", "opt-1.3b", "--gpu-memory", "80", "--max-steps", "10", "--dry-run"]
     done = run(*words, "--peak-share", "0.3", "--price-per-gpu-hour", "3600")
     assert done.exit_code == 0, done.output
-    row = next(line for line in done.stdout.splitlines() if re.match(r"│ step1_sft +│ step", line))
+    row = next((line for line in done.stdout.splitlines() if re.match(r"│ step1_sft +│ step", line)), "")
+    assert row, done.stdout
     cells = [cell.strip() for cell in row.strip("│ ").split("│")]
     layers = 24 * 12 * 2048**2  # the products of a layer have 12 D² weights; the head counts 256 tokens a row
     expected = 3 * 32 * (512 * (2 * layers + 4 * 24 * 2048 * 256) + 2 * 50272 * 2048 * 256)

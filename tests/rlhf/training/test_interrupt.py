@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+from rlhf import process
 from rlhf.errors import Terminated
 from rlhf.training import interrupt
 from rlhf.training.interrupt import Interrupts
@@ -21,7 +22,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def test_an_echo_is_no_second_signal(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     """srun and torchrun pass on a SIGTERM that the ranks have got themselves: each rank got two within 10 ms, and ended
     without a checkpoint."""
-    monkeypatch.setattr(interrupt.process, "launched", lambda: True)
+    monkeypatch.setattr(interrupt.process, "signals_are_passed_on", lambda: True)
     interrupts = Interrupts()
     interrupts.note(signal.SIGTERM, None)
     clock[0] += 0.01
@@ -34,8 +35,14 @@ def test_an_echo_is_no_second_signal(clock: list[float], monkeypatch: pytest.Mon
         interrupts.note(signal.SIGTERM, None)
 
 
-def test_a_process_alone_ends_at_the_second_signal(clock: list[float]) -> None:
-    """Somebody at its terminal presses Ctrl-C twice."""
+def test_a_process_alone_ends_at_the_second_signal(
+    one_rank: None, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody at its terminal presses Ctrl-C twice. A lone stage sets RANK and WORLD_SIZE itself, and its second
+    signal was taken for an echo."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert process.launched()
     interrupts = Interrupts()
     interrupts.note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
