@@ -27,6 +27,10 @@ from rlhf.errors import EXIT_FAILURE, EXIT_INTERRUPT, EXIT_TERMINATED, EXIT_USER
 from rlhf.pipeline import remote
 from rlhf.pipeline.placed import ROOT, Placement, RankFailed
 
+# Rounds in which a thread waits awake for the others before it sleeps (GNU's OpenMP). At its default of 300,000 two
+# threads beside one busy process take 3.4 times as long; at this 2.0 times, and a fifth longer where nothing else runs
+# (docs/notes.md).
+SPINS = "10000"
 LAST_WORDS_SECONDS = 2.0  # for the output of the other ranks after one has failed
 STRAGGLER_SECONDS = 60.0  # for the other ranks after one has ended as a signal asked
 _PR_SET_PDEATHSIG = 1
@@ -105,6 +109,8 @@ def environment(placement: Placement, *, rank: int, port: int) -> dict[str, str]
         variables.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     else:
         variables |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        if "OMP_WAIT_POLICY" not in variables:
+            variables.setdefault("GOMP_SPINCOUNT", SPINS)
     return variables | {
         "RANK": str((placement.node_rank or 0) * placement.ranks + rank),
         "LOCAL_RANK": str(rank),
