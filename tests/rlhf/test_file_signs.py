@@ -55,7 +55,7 @@ def arrow(new: str) -> bytes:
 FILES = {
     "Git LFS pointer": POINTER,
     "git-annex pointer": b"/annex/objects/SHA256E-s12--0.jsonl\n",
-    "gzip": gzip.compress(ROW.encode()),
+    "gzip": gzip.compress(ROW.encode(), mtime=0),
     "zstd": bytes(pa.compress(ROW.encode(), codec="zstd", asbytes=True)),
     "bzip2": bz2.compress(ROW.encode()),
     "xz": lzma.compress(ROW.encode()),
