@@ -1,4 +1,4 @@
-"""From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO.
+"""From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO; or DPO.
 
     python train.py                                                       the embedded demo
     python train.py --actor-model opt-13b --reward-model opt-350m --data-path Dahoas/rm-static --num-gpus 8
@@ -10,6 +10,7 @@ Imports no torch.
 from __future__ import annotations
 
 import step1_sft.spec
+import step2_dpo.spec
 import step2_reward.spec
 import step3_ppo.spec
 from rlhf.pipeline.command import pipeline_command
@@ -18,8 +19,10 @@ STAGES = (
     step1_sft.spec.SPEC,
     step2_reward.spec.SPEC,
     step3_ppo.spec.SPEC,
+    step2_dpo.spec.SPEC,
 )
 HELP = """From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO.
+With --method dpo the pairs are learned directly instead: supervised fine-tuning, DPO.
 
 Without arguments it runs the embedded demo: a small model that is made at the start, in minutes on a CPU. The same
 command continues a run that was stopped.
@@ -27,6 +30,7 @@ command continues a run that was stopped.
 \b
   python train.py
   python train.py --actor-model opt-13b --reward-model opt-350m --num-gpus 8
+  python train.py --method dpo --actor-model opt-1.3b --data-path pairs.jsonl
 """
 
 main = pipeline_command("train.py", STAGES, help=HELP)

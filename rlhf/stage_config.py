@@ -50,7 +50,7 @@ class RunSettings(Config):
     trackers: list[Literal["tensorboard", "wandb"]] = setting(
         [], "second destination of the metrics; repeatable", resumable=True
     )
-    no_dropout: bool = setting(False, "training without dropout; always so in stage 3")
+    no_dropout: bool = setting(False, "training without dropout; always so beside a reference (PPO, DPO)")
     trust_remote_code: bool = setting(False, "permission to run code that comes with a model")
 
     @property

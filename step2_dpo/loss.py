@@ -33,9 +33,7 @@ def kl_estimates(ref_N: Tensor, new_N: Tensor) -> Tensor:
     return r_N.exp() - 1 - r_N
 
 
-def held_out_figures(
-    rewards_B2: Tensor, losses_B: Tensor, kl_B: Tensor, *, sources: Sequence[str]
-) -> dict[str, float]:
+def held_out_figures(rewards_B2: Tensor, losses_B: Tensor, kl_B: Tensor, *, sources: Sequence[str]) -> dict[str, float]:
     """A policy's figures on held-out pairs. `rewards_B2` are β · log-ratio of the chosen and the rejected response,
     `kl_B` the estimates of the KL summed over the tokens of a pair's two responses, and halved.
 

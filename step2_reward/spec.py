@@ -65,4 +65,5 @@ SPEC = StageSpec(
     outputs=(ModelOutput("reward", "model", of="model", kind="reward"),),
     layout=LAYOUT,
     workload=workload,
+    methods=("ppo",),
 )

@@ -126,4 +126,5 @@ SPEC = StageSpec(
     evaluation=evaluation,
     judges=evaluated_as,
     workload=workload,
+    methods=("ppo",),
 )

@@ -16,6 +16,7 @@ from rlhf.command import UserPath
 FIRST_HEADINGS = {
     "train": "Models",
     "step1_sft.__main__": "Models",
+    "step2_dpo.__main__": "Models",
     "step2_reward.__main__": "Models",
     "step3_ppo.__main__": "Models",
     "rlhf.chat.session": "Models",

@@ -72,6 +72,9 @@ def run(stage: str, folder: Path, inputs: Inputs, zero_stage: int, lora: bool, *
     elif stage == "reward":
         more = {"zero_stage": zero_stage, "max_steps": TOTAL, "epochs": 2, "eval_every": 1, **more}
         stages.reward(folder, inputs.gpt2, inputs.pairs, **more)
+    elif stage == "dpo":
+        more = {"zero_stage": zero_stage, "max_steps": TOTAL, "epochs": 2, "eval_every": 3, **more}
+        stages.dpo(folder, inputs.gpt2, inputs.pairs, **{k: v for k, v in more.items() if k != "lora_dropout"})
     else:
         zero = {"actor_zero_stage": zero_stage, "critic_zero_stage": zero_stage}
         more = {**PPO, **ESTIMATORS.get(stage, {}), **zero, **more}
@@ -140,11 +143,12 @@ def assert_same(folder: Path) -> None:
 # stage, ZeRO stage, LoRA; tests/rlhf/training/test_checkpoint.py has every combination of the last two
 ONE_RANK = [
     *[("sft", 0, False), ("sft", 2, True), ("sft", 3, False), ("reward", 1, False), ("reward", 3, True)],
+    *[("dpo", 1, False), ("dpo", 3, False), ("dpo", 2, True)],
     *[("ppo", 0, True), ("ppo", 1, False), ("ppo", 2, True), ("ppo", 3, False)],
     *[("rloo", 1, True), ("grpo", 3, False), ("dr_grpo", 0, False), ("reinforce_pp", 2, False)],
 ]
 TWO_RANKS = [
-    *[("sft", 3, True), ("reward", 2, False), ("ppo", 0, False), ("ppo", 1, False), ("ppo", 3, True)],
+    *[("sft", 3, True), ("reward", 2, False), ("dpo", 3, True), ("ppo", 0, False), ("ppo", 1, False), ("ppo", 3, True)],
     *[("rloo", 2, False), ("grpo", 3, True)],
 ]
 

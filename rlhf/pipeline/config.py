@@ -38,7 +38,7 @@ class PipelineConfig(Config):
             ),
             *("max_response_length", "ptx_data"),
         ),
-        "Run": ("output_dir", "stages", "seed", "max_steps", "trackers", "force", "price_per_gpu_hour"),
+        "Run": ("method", "output_dir", "stages", "seed", "max_steps", "trackers", "force", "price_per_gpu_hour"),
         "Training": (
             *("dtype", "micro_batch_size", "lora_rank", "actor_zero_stage", "critic_zero_stage"),
             *("reference_zero_stage", "reward_zero_stage", "ema", "kl_coef", "ptx_coef"),
@@ -81,6 +81,9 @@ class PipelineConfig(Config):
     ptx_data: list[str] | None = setting(None, "SOURCE[:weight] of plain text mixed into PPO; repeatable")
 
     # the run
+    method: str | None = setting(
+        None, "way from preferences to the last model; ppo (default): reward model, PPO; dpo: the pairs themselves"
+    )
     stages: str = setting("", "numbers of the stages to run, such as 3 or 2,3; default: all")
     output_dir: Path = setting(Path("output"), "folder of the run")
     seed: int | None = setting(None, "seed of every random choice", ge=0)

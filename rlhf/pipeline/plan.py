@@ -17,6 +17,7 @@ from rlhf.files import folder_problems
 from rlhf.hardware import Machine
 from rlhf.memory.cards import Card, described, this_card
 from rlhf.pipeline.config import PipelineConfig
+from rlhf.pipeline.methods import of_method
 from rlhf.pipeline.placed import Placement
 from rlhf.pipeline.placement import place
 from rlhf.pipeline.preparation import prepared_before
@@ -47,8 +48,8 @@ class StagePlan:
 
 @dataclass
 class Plan:
-    """Everything that a run will do. `specs` are all stages, `stages` the selected ones. `card` is the GPU that each
-    rank has; None on CPUs, and where the machine does not tell."""
+    """Everything that a run will do. `specs` are all stages of the method, `stages` the selected ones. `card` is
+    the GPU that each rank has; None on CPUs, and where the machine does not tell."""
 
     specs: tuple[StageSpec, ...]
     pipeline: PipelineConfig
@@ -95,6 +96,8 @@ def make_plan(
     elsewhere = request.gpu_memory is not None
     placement, wrong = place(pipeline, described=elsewhere)
     machine = machine_of(placement, described=elsewhere)
+    specs, not_of_method = of_method(specs, pipeline, request.flags, sets)
+    problems += not_of_method
     problems += [*pipeline.problems(machine), *wrong, *_unknown_stages(pipeline, specs)]
     problems += folder_problems(pipeline.output_dir)
     all_values = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,7 @@ class StageSpec:
     evaluation: Callable[[Any], dict[str, Any]] | None = None
     judges: Callable[[Any], dict[str, Any]] = _no_judges
     workload: Callable[[Any, Models, Machine], Workload | None] = _no_workload
+    methods: tuple[str, ...] = ()  # of the pipeline of which it is a part; empty: of all of them
     process_group: bool = True  # False for a stage that needs neither torch nor other ranks
 
     @property
@@ -125,6 +126,16 @@ class StageSpec:
         """Settings that train.py sets, and what to use instead."""
         models = {model.setting: f"use --{model.flags[0].replace('_', '-')}" for model in self.inputs if model.made_as}
         return {"output_dir": "use --output-dir", **models}
+
+
+def methods_of(specs: Sequence[StageSpec]) -> list[str]:
+    """The methods that a list of stages knows, in the order of the stages; the first is the default."""
+    return list(dict.fromkeys(method for spec in specs for method in spec.methods))
+
+
+def part_of(spec: StageSpec, method: str) -> bool:
+    """Whether a stage belongs to a method's pipeline."""
+    return not spec.methods or method in spec.methods
 
 
 def spec_of(package: str) -> StageSpec | None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-STAGES = ("step1_sft", "step2_reward", "step3_ppo")
+STAGES = ("step1_sft", "step2_dpo", "step2_reward", "step3_ppo")
 LONGEST_FILE = 350  # lines
 
 # Our packages that each package may import, itself aside. `scripts` stands beside train.py: nothing imports it.
@@ -94,7 +94,7 @@ def absolute_imports(root: Path) -> list[str]:
 
 
 def packages_flow_one_way(root: Path) -> list[str]:
-    """rlhf ← data ← step1_sft | step2_reward | step3_ppo ← train.py, and no stage knows another."""
+    """rlhf ← data ← step1_sft | step2_dpo | step2_reward | step3_ppo ← train.py, and no stage knows another."""
     wrong = []
     for name, file in modules(root).items():
         package = name.partition(".")[0]

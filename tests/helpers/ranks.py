@@ -23,7 +23,7 @@ from tests.pretend import build, card
 
 PRELOADED = [
     "torch", "transformers", "deepspeed", "peft", "datasets", "pytest", "rlhf.models.export", "data.stage_data",
-    "step1_sft.main", "step2_reward.main", "step3_ppo.main", "tests.helpers.tiny",
+    "step1_sft.main", "step2_dpo.main", "step2_reward.main", "step3_ppo.main", "tests.helpers.tiny",
 ]  # fmt: skip
 GRACE_SECONDS = 1.0  # what the other ranks get when one has failed
 LOG_TAIL = 3000

@@ -1,4 +1,4 @@
-"""The three stages, tiny and in this process: a few steps on pairs made on the spot."""
+"""The stages, tiny and in this process: a few steps on pairs made on the spot."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import step1_sft.main
+import step2_dpo.main
 import step2_reward.main
 import step3_ppo.main
 from rlhf.metrics import read_metrics
 from rlhf.models.export import export
 from rlhf.stages.result import StageResult
 from step1_sft.config import SFTConfig
+from step2_dpo.config import DPOConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
 from tests.helpers import engines
@@ -52,6 +54,11 @@ def reward(output: Path, model: Path | str, pairs: str, **changes: Any) -> Stage
     return step2_reward.main.run(RewardConfig(output_dir=output, model=str(model), data_path=[pairs], **values))
 
 
+def dpo(output: Path, model: Path | str, pairs: str, **changes: Any) -> StageResult:
+    values = {**BATCHES, "learning_rate": 1e-3, "max_steps": 2} | changes
+    return step2_dpo.main.run(DPOConfig(output_dir=output, model=str(model), data_path=[pairs], **values))
+
+
 def ppo(output: Path, actor: Path | str, reward_model: Path | str, pairs: str, **changes: Any) -> StageResult:
     values = {
         **BATCHES, **RATES, "iterations": 2, "rollout_batch_size": 8,
@@ -74,13 +81,14 @@ def all_stages(
     pairs = str(inputs["pairs"])
     sft(output / "sft", inputs["base"], pairs, zero_stage=zero_stage, **changes)
     reward(output / "reward", inputs["base"], pairs, zero_stage=zero_stage, **changes)
+    dpo(output / "dpo", inputs["base"], pairs, zero_stage=zero_stage, **changes)
     frozen = 3 if zero_stage == 3 else 0
     zero = {f"{role}_zero_stage": zero_stage for role in ("actor", "critic")}
     zero |= {f"{role}_zero_stage": frozen for role in ("reference", "reward")}
     ppo(output / "ppo", inputs["base"], inputs["reward"], pairs, ema_decay=0.5, **zero, **changes, **(of_ppo or {}))
 
 
-EXPORTS = ("sft/model", "reward/model", "ppo/actor", "ppo/actor_ema", "ppo/critic")
+EXPORTS = ("sft/model", "reward/model", "dpo/model", "ppo/actor", "ppo/actor_ema", "ppo/critic")
 
 
 def exported(output: Path) -> dict[str, Tensor]:
@@ -94,7 +102,7 @@ def exported(output: Path) -> dict[str, Tensor]:
 def assert_same_run(output: Path, other: Path) -> None:
     """The same weights and metrics up to the order of sums."""
     assert engines.furthest(exported(output), exported(other)) < 2e-5
-    for stage in ("sft", "reward", "ppo"):
+    for stage in ("sft", "reward", "dpo", "ppo"):
         mine, theirs = (read_metrics(folder / stage / "metrics.jsonl") for folder in (output, other))
         assert len(mine) == len(theirs)
         for left, right in zip(mine, theirs, strict=True):
@@ -126,6 +134,6 @@ def recorded_exports() -> Iterator[dict[str, torch.Tensor]]:
         export(model, folder, **options)
 
     with contextlib.ExitStack() as stack:
-        for main in (step1_sft.main, step2_reward.main, step3_ppo.main):
+        for main in (step1_sft.main, step2_dpo.main, step2_reward.main, step3_ppo.main):
             stack.enter_context(mock.patch.object(main, "export", recording))
         yield seen
