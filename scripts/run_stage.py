@@ -1,7 +1,7 @@
 """python -m scripts.run_stage RANKS PACKAGE ARGUMENTS...: one stage alone, on several ranks of this machine.
 
-step1_sft.sh, step2_reward.sh and step3_ppo.sh start it. The ranks end when this process or one of them ends. Imports
-no torch.
+step1_sft.sh, step2_dpo.sh, step2_reward.sh and step3_ppo.sh start it. The ranks end when this process or one of
+them ends. Imports no torch.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from rlhf.models.names import ALIASES
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.stage_config import stage_engine_problems
 from step1_sft.config import SFTConfig
+from step2_dpo.config import DPOConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
 
@@ -31,7 +32,7 @@ RANKS = {
     "llama-3.2-1b": (1, 2),
     "llama-3.1-8b": (8,),
 }
-STAGES = {"step1_sft": SFTConfig, "step2_reward": RewardConfig, "step3_ppo": PPOConfig}
+STAGES = {"step1_sft": SFTConfig, "step2_dpo": DPOConfig, "step2_reward": RewardConfig, "step3_ppo": PPOConfig}
 FOR_GPUS = sorted(set(RECIPES) - {"demo"})
 
 recipe = pytest.mark.parametrize("name", sorted(RECIPES))
