@@ -183,7 +183,7 @@ def _dies(stage: str, folder: str, inputs: Inputs, zero_stage: int) -> None:
 
 
 def _all_die(folder: str, inputs: Inputs) -> None:
-    for stage, zero_stage in (("sft", 3), ("reward", 1), ("ppo", 2), ("rloo", 1)):
+    for stage, zero_stage in (("sft", 3), ("reward", 1), ("dpo", 2), ("ppo", 2), ("rloo", 1)):
         _dies(stage, f"{folder}/{stage}", inputs, zero_stage)
 
 
@@ -192,7 +192,7 @@ def test_two_ranks_are_resumed_by_one_at_another_zero_stage(
 ) -> None:
     """Metrics from step 3 on are those of one rank that was never interrupted, but for the order of sums."""
     run_ranks(_all_die, str(tmp_path / "cut"), inputs, timeout=300)
-    for stage, zero_stage in (("sft", 1), ("reward", 3), ("ppo", 0), ("rloo", 2)):
+    for stage, zero_stage in (("sft", 1), ("reward", 3), ("dpo", 0), ("ppo", 0), ("rloo", 2)):
         with mock.patch.object(step3_ppo.rollout, "roll_out", ppo.fixed_rollout):
             run(stage, tmp_path / "cut" / stage, inputs, zero_stage, False, no_dropout=True)
             run(stage, tmp_path / "whole" / stage, inputs, zero_stage, False, no_dropout=True)
