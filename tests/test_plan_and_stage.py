@@ -211,6 +211,8 @@ def test_whatever_a_stage_finds_the_plan_finds(
     by_stage = stage_problems(spec, config, Machine(ranks=ranks))
 
     flags: dict[str, Any] = {"num_gpus": ranks, "stages": str(spec.number), "output_dir": Path("out")}
+    if spec.methods:
+        flags["method"] = spec.methods[0]
     sets = [f"{package}.{name}={json.dumps(value)}" for name, value in chosen.items()]
     for each in spec.inputs:
         if each.made_as:
