@@ -57,9 +57,9 @@ def optimise(
     that of the settings). In the first `critic_warmup_iterations` only the critic steps. A mini-batch whose groups are
     all left out makes no step. If an experience is not finite, nothing is learned: the actor counts a skipped step.
     """
-    totals, roles, size = Totals(), passes.roles, config.group_size
+    totals, roles, group_size = Totals(), passes.roles, config.group_size
     kl_coef = config.kl_coef if kl_coef is None else kl_coef
-    left_out = uniform_groups(experience.final_scores_B, size).tolist() if config.drop_uniform_groups else []
+    left_out = uniform_groups(experience.final_scores_B, group_size).tolist() if config.drop_uniform_groups else []
     learns = iteration >= config.critic_warmup_iterations
     with passes.training(actor=learns):
         if not experience.is_finite():
@@ -72,19 +72,22 @@ def optimise(
                 seed=config.seed,
                 iteration=iteration,
                 epoch=epoch,
-                group_size=size,
+                group_size=group_size,
             ):
                 if left_out:
-                    rows = [row for row in rows if not left_out[row // size]]
+                    rows = [row for row in rows if not left_out[row // group_size]]
                     if not rows:
                         continue
                 metrics = {}
                 if learns:
                     metrics = _actor_backward(experience, rows, passes, config, kl_coef=kl_coef)
                     if ptx is not None:
-                        step = steps_before + totals.steps
-                        size = config.micro_batch_size
-                        metrics["ppo/ptx_loss"] = ptx_backward(ptx, roles.actor, step=step, micro_batch_size=size)
+                        metrics["ppo/ptx_loss"] = ptx_backward(
+                            ptx,
+                            roles.actor,
+                            step=steps_before + totals.steps,
+                            micro_batch_size=config.micro_batch_size,
+                        )
                     # early stop: the actor is too far from the weights that sampled, so neither model steps
                     if config.early_stop_kl is not None and metrics["ppo/approx_kl"] > config.early_stop_kl:
                         roles.actor.engine.discard()

@@ -165,6 +165,22 @@ def test_steps_of_an_iteration(models: dict[str, str]) -> None:
     assert [engine.steps_done for engine in roles.engines.values()] == [6, 6]
 
 
+def test_each_epoch_takes_every_row_once_with_the_mix_too(
+    models: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The size of the mix's micro-batches was taken for that of the groups, so the second epoch lost rows: of 8 in
+    groups of 3 it took 6, in another order than without the mix."""
+    settings = ppo.config(models, ppo_epochs=2, mini_batch_size=4, micro_batch_size=3, rollout_batch_size=8)
+    roles = ppo.roles(settings)
+    passes, taken = ForwardPasses(roles, settings), []
+    forward = passes.actor
+    monkeypatch.setattr(passes, "actor", lambda r, rows, **options: taken.append(rows) or forward(r, rows, **options))
+    ptx = PretrainingMix(ppo.text_rows(), StepSampler(8, 4, seed=0), PTX_COEF)
+    optimise(ppo.experience(ppo.rollout()), passes, settings, iteration=0, steps_before=0, ptx=ptx)
+    of_run = {"seed": settings.seed, "iteration": 0}
+    assert taken == [rows for epoch in range(2) for rows in mini_batches(8, 4, **of_run, epoch=epoch)]
+
+
 def test_early_stop_moves_neither_engine_and_leaves_nothing(models: dict[str, str]) -> None:
     """The old log-probabilities are far off, so approx_kl is above the limit at once."""
     settings = ppo.config(models, early_stop_kl=1e-4, actor_learning_rate=1e-2, actor_zero_stage=2)
