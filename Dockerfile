@@ -11,8 +11,8 @@ RUN apt-get update \
 WORKDIR /opt/rlhf
 COPY constraints.txt pyproject.toml ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > /tmp/packages.txt \
-    && pip install --no-cache-dir --constraint constraints.txt --requirement /tmp/packages.txt
+        > packages.txt \
+    && pip install --no-cache-dir --constraint constraints.txt --requirement packages.txt
 
 COPY . .
 RUN pip install --no-cache-dir --no-deps --editable .
@@ -21,5 +21,5 @@ RUN pip install --no-cache-dir --no-deps --editable .
 ENV HF_HOME=/cache/huggingface RLHF_CACHE=/cache/rlhf
 
 # mount the folder with data and output here
-WORKDIR /work
+WORKDIR /runs
 ENTRYPOINT ["python", "/opt/rlhf/train.py"]

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rlhf import process
+
 
 class StepSampler:
     """The rows of each optimiser step: every epoch is a new permutation of all rows, without replacement.
@@ -27,6 +29,19 @@ class StepSampler:
             self._epoch, self._order = epoch, np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
         start = position * self.mini_batch_size
         return self._order[start : start + self.mini_batch_size].tolist()
+
+
+def own_micro_batches(
+    rows: Sequence[int], *, micro_batch_size: int, lengths: Sequence[int] | np.ndarray | None = None
+) -> list[list[int]]:
+    """This rank's share of the rows of one step; see `deal`."""
+    return deal(
+        rows,
+        rank=process.rank(),
+        world_size=process.world_size(),
+        micro_batch_size=micro_batch_size,
+        lengths=lengths,
+    )
 
 
 def deal(

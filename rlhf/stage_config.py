@@ -160,9 +160,16 @@ class LoraSettings(Config):
     )
     lora_learning_rate: float = setting(1e-4, "learning rate of the adapters, used when lora_rank > 0", gt=0)
 
-    def lora_problems(self, stage: str) -> list[str]:
+    def lora_problems(self, stage: str, *, has_reference: bool = False) -> list[str]:
+        """Settings of adapters without effect; with `has_reference` the stage compares the model with its reference,
+        and so trains without dropout."""
         if self.lora_rank:
-            return []
+            if not (has_reference and self.changed("lora_dropout")):
+                return []
+            return [
+                f"{stage}.lora_dropout is set but the model is compared with its reference, so it is trained without "
+                "dropout: it has no effect; leave it out"
+            ]
         return [
             f"{stage}.{name} is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"
             for name in LoraSettings.model_fields

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data.batches import deal
+from data.batches import own_micro_batches
 from data.collate import DemonstrationBatch, collate_demonstrations
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
@@ -20,13 +20,7 @@ from step1_sft.config import SFTConfig
 
 def micro_batches(rows: Any, indices: Sequence[int], config: SFTConfig, pad: int) -> list[DemonstrationBatch]:
     """This rank's share of the rows; all ranks get equally many micro-batches, some of them empty if rows run out."""
-    parts = deal(
-        indices,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=config.micro_batch_size,
-        lengths=rows.lengths[list(indices)],
-    )
+    parts = own_micro_batches(indices, micro_batch_size=config.micro_batch_size, lengths=rows.lengths[list(indices)])
     return [
         collate_demonstrations(
             [rows[index] for index in part], pad_token_id=pad, train_on_prompt=config.train_on_prompt

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.batches import deal
+from data.batches import own_micro_batches
 from rlhf.models.tensors import pad_right
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine
@@ -53,13 +53,7 @@ def collate(data: Any, rows: Sequence[int], *, pad: int) -> PairBatch:
 
 def shares(data: Any, rows: Sequence[int], config: DPOConfig) -> list[list[int]]:
     """The numbers of the pairs in each of this rank's micro-batches; all ranks have equally many, some empty."""
-    return deal(
-        rows,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=config.micro_batch_size,
-        lengths=data.lengths[list(rows)],
-    )
+    return own_micro_batches(rows, micro_batch_size=config.micro_batch_size, lengths=data.lengths[list(rows)])
 
 
 def micro_batches(data: Any, rows: Sequence[int], config: DPOConfig, pad: int) -> list[PairBatch]:

@@ -67,16 +67,11 @@ class DPOConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
         )
 
     def problems(self, machine: Machine) -> list[str]:
-        found = self.lora_problems("step2_dpo")
+        found = self.lora_problems("step2_dpo", has_reference=True)
         if self.loss == "ipo":
             found += [
                 f"step2_dpo.{name} is set but loss is ipo: it has no effect; drop one of them"
                 for name in ("label_smoothing", "length_normalised")
                 if self.changed(name)
             ]
-        if self.lora_rank and self.changed("lora_dropout"):
-            found.append(
-                "step2_dpo.lora_dropout is set but the model is compared with its reference, so it is trained without "
-                "dropout: it has no effect; leave it out"
-            )
         return found

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from data.batches import deal
+from data.batches import own_micro_batches
 from data.collate import PreferenceBatch, collate_preferences
 from rlhf.models.scalar_model import values_at
 from rlhf.training import distributed
@@ -34,13 +34,7 @@ def micro_batches(rows: Any, indices: Sequence[int], config: RewardConfig, pad: 
 
 def shares(rows: Any, indices: Sequence[int], config: RewardConfig) -> list[list[int]]:
     """The numbers of the pairs in each of this rank's micro-batches."""
-    return deal(
-        indices,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=config.micro_batch_size,
-        lengths=rows.lengths[list(indices)],
-    )
+    return own_micro_batches(indices, micro_batch_size=config.micro_batch_size, lengths=rows.lengths[list(indices)])
 
 
 def kept_rows(batches: Sequence[PreferenceBatch]) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from data.batches import StepSampler, deal
+from data.batches import StepSampler, own_micro_batches
 from rlhf.template import Message, Template
-from rlhf.training import distributed
 from step3_ppo.rollout import Rollout
 
 
@@ -56,10 +55,4 @@ def micro_batches(rollout: Rollout, rows: Sequence[int], *, micro_batch_size: in
     if not len(rows):
         return []
     lengths = rollout.lengths
-    return deal(
-        rows,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=micro_batch_size,
-        lengths=[lengths[row] for row in rows],
-    )
+    return own_micro_batches(rows, micro_batch_size=micro_batch_size, lengths=[lengths[row] for row in rows])

@@ -222,7 +222,7 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
         return f"rollout_batch_size {size} = {parts}; {several(steps, 'step')} of {algebra}"
 
     def problems(self, machine: Machine) -> list[str]:
-        found = self.lora_problems("step3_ppo") + self.reward_problems()
+        found = self.lora_problems("step3_ppo", has_reference=True) + self.reward_problems()
         if self.reward_model and not self.needs_reward_model:
             found.append(
                 "step3_ppo.reward_model is set but no reward is that model: it has no effect; add "

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data.batches import StepSampler, deal
+from data.batches import StepSampler, own_micro_batches
 from data.collate import collate_demonstrations
 from data.stage_data import pretraining
 from rlhf.errors import ConfigError
@@ -43,12 +43,7 @@ def ptx_backward(mix: PretrainingMix, actor: Actor, *, step: int, micro_batch_si
     The loss is the mean cross-entropy over all tokens but each row's first, over all ranks; it is returned, in nats.
     """
     device = distributed.device()
-    parts = deal(
-        mix.sampler.rows(step),
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        micro_batch_size=micro_batch_size,
-    )
+    parts = own_micro_batches(mix.sampler.rows(step), micro_batch_size=micro_batch_size)
     batches = [
         collate_demonstrations(
             [{"input_ids": mix.rows[i]["input_ids"], "prompt_length": 1} for i in part],

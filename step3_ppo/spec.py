@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from rlhf.models.families import sampling_problem
 from rlhf.models.names import length_problems, origin, resolve
 from rlhf.stages.spec import Chart, Headline, Layout, ModelInput, ModelOutput, Models, StageSpec
 from step3_ppo.config import OTHER_TOKENS, PPOConfig
+from step3_ppo.estimators import ESTIMATORS
 from step3_ppo.gate import gate_problems
 from step3_ppo.held_out import HELD_OUT_NAME
 from step3_ppo.hybrid.parallel_sizes import parallel_problems
@@ -62,8 +64,13 @@ def evaluation(config: PPOConfig) -> dict[str, Any]:
     return {"prompts": str(config.output_dir / HELD_OUT_NAME), "max_new_tokens": config.max_response_length}
 
 
+def title(settings: Mapping[str, Any]) -> str:
+    """What the trained actor is called: by the estimator that taught it."""
+    return ESTIMATORS.get(settings.get("advantage_estimator", "gae"), ESTIMATORS["gae"]).title
+
+
 LAYOUT = Layout(
-    "Stage 3: PPO",
+    "Stage 3: reinforcement learning",
     "iteration",
     (
         Chart("Score", ("ppo/scores_mean",), "mean of a rollout; of several rewards, their weighted sum"),
@@ -98,7 +105,7 @@ LAYOUT = Layout(
         "ppo/response_length": "length",
         "ppo/eos_rate": "ended",
     },
-    headlines=(Headline("reward score in PPO", "ppo/scores_mean", before="ppo/scores_mean_first"),),
+    headlines=(Headline("reward score in stage 3", "ppo/scores_mean", before="ppo/scores_mean_first"),),
 )
 
 SPEC = StageSpec(
@@ -118,7 +125,7 @@ SPEC = StageSpec(
         ),
     ),
     outputs=(
-        ModelOutput("actor", "actor", of="actor_model", title="PPO"),
+        ModelOutput("actor", "actor", of="actor_model", title=title),
         ModelOutput("actor_ema", "actor_ema", of="actor_model", title="EMA"),
         ModelOutput("critic", "critic", of="reward_model", kind="reward", made=lambda c: c.estimator.has_critic),
     ),

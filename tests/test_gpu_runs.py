@@ -23,9 +23,7 @@ from rlhf.training import distributed
 from step3_ppo.hybrid.engine import inference_dtype_of
 from tests.helpers import stages
 from tests.helpers.gpu import is_real, run_program
-from tests.helpers.ppo import save_reward_model
 from tests.helpers.ranks import RanksFailed
-from tests.helpers.tiny import save_tiny
 from tests.pretend import card
 
 pytestmark = pytest.mark.slow
@@ -35,14 +33,7 @@ OnGPU = Callable[..., list[Any]]
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A base model, a reward model and pairs."""
-    folder = tmp_path_factory.mktemp("inputs")
-    stages.write_pairs(folder / "pairs.jsonl")
-    return {
-        "base": save_tiny(folder / "base"),
-        "reward": save_reward_model(folder / "reward"),
-        "pairs": folder / "pairs.jsonl",
-    }
+    return stages.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

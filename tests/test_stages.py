@@ -27,7 +27,7 @@ from step3_ppo.rollout_files import read_rollouts
 from step3_ppo.spec import problems
 from tests.helpers import engines, stages
 from tests.helpers.ppo import SCORE_MEAN, SCORE_STD, save_reward_model
-from tests.helpers.tiny import FAMILIES, save_tiny, tiny_tokenizer
+from tests.helpers.tiny import FAMILIES, tiny_tokenizer
 
 pytestmark = [pytest.mark.usefixtures("one_rank"), pytest.mark.slow]
 Folders = dict[str, Path]
@@ -36,14 +36,7 @@ PPO: dict[str, Any] = {**stages.RATES, "ema_decay": 0.5}
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """A base model, a reward model and pairs."""
-    folder = tmp_path_factory.mktemp("inputs")
-    stages.write_pairs(folder / "pairs.jsonl")
-    return {
-        "base": save_tiny(folder / "base"),
-        "reward": save_reward_model(folder / "reward"),
-        "pairs": folder / "pairs.jsonl",
-    }
+    return stages.write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

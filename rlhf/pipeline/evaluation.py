@@ -43,8 +43,9 @@ def run_evaluation(plan: Plan, models: Mapping[str, str]) -> float:
     last = next((stage for stage in reversed(plan.stages) if stage.spec.evaluation is not None), None)
     if last is None:
         return 0.0
-    outputs = [output for spec in plan.specs for output in spec.outputs if output.title]
-    compared = {output.title: models[output.label] for output in outputs if output.label in models}
+    chosen = {stage.spec.package: stage.config.model_dump() for stage in plan.stages}
+    outputs = [(each, chosen.get(spec.package, {})) for spec in plan.specs for each in spec.outputs if each.title]
+    compared = {each.titled(values): models[each.label] for each, values in outputs if each.label in models}
     settings = dict(plan.evaluate) if plan.evaluate is not None else _default_settings(plan, last, compared.values())
     if settings is None:
         return 0.0

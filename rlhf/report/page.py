@@ -234,7 +234,7 @@ def _headlines(stages: Sequence[StageView], evaluation: Evaluation | None) -> li
                 found.append((headline.text, figure(metrics[headline.metric]), beside))
     if evaluation and len(evaluation.columns) > 3:  # there are scores
         first = evaluation.rows[0]
-        titles = [output.title for stage in reversed(stages) if stage.spec for output in stage.spec.outputs]
+        titles = [each.titled(s.settings) for s in reversed(stages) if s.spec for each in s.spec.outputs]
         compared = {row[0]: row for row in evaluation.rows}
         last = next((compared[title] for title in titles if title in compared), evaluation.rows[-1])
         found.append(

@@ -47,8 +47,14 @@ class ModelOutput:
     folder: str  # in the stage's folder
     of: str  # the setting of the input whose architecture it has
     kind: Kind = "language"
-    title: str = ""  # in the evaluation: "PPO"; a model without one is not compared
+    title: str | Callable[[Mapping[str, Any]], str] = (
+        ""  # in the evaluation: "SFT"; a model without one is not compared
+    )
     made: Callable[[Any], bool] = lambda config: True  # whether a stage with these settings makes it
+
+    def titled(self, settings: Mapping[str, Any]) -> str:
+        """The title of the model that a stage with these settings made; settings that are not given have defaults."""
+        return self.title(settings) if callable(self.title) else self.title
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from step2_dpo.config import DPOConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
 from tests.helpers import engines
+from tests.helpers.ppo import save_reward_model
+from tests.helpers.tiny import save_tiny
 
 BATCHES: dict[str, Any] = {
     "mini_batch_size": 4, "micro_batch_size": 2, "max_prompt_length": 40, "max_response_length": 16,
@@ -42,6 +44,16 @@ def write_pairs(path: Path, count: int = 48) -> str:
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def write_inputs(folder: Path) -> dict[str, Path]:
+    """A base model, a reward model and pairs."""
+    write_pairs(folder / "pairs.jsonl")
+    return {
+        "base": save_tiny(folder / "base"),
+        "reward": save_reward_model(folder / "reward"),
+        "pairs": folder / "pairs.jsonl",
+    }
 
 
 def sft(output: Path, model: Path | str, pairs: str, **changes: Any) -> StageResult:

@@ -8,8 +8,10 @@ import pytest
 
 from rlhf.hardware import Machine
 from step1_sft.config import SFTConfig
+from step2_dpo.config import DPOConfig
 from step2_reward.config import RewardConfig
 from step3_ppo.config import PPOConfig
+from step3_ppo.spec import SPEC
 
 
 @pytest.mark.parametrize(
@@ -131,6 +133,21 @@ def test_adapters_settings_without_adapters_are_said(config_class: Any, stage: s
         f"{stage}.{name} is set but lora_rank is 0: it has no effect; set {stage}.lora_rank"
     ]
     assert config_class(**{name: value}, lora_rank=4).problems(Machine(ranks=1)) == []
+
+
+@pytest.mark.parametrize("config_class, stage", [(DPOConfig, "step2_dpo"), (PPOConfig, "step3_ppo")])
+def test_dropout_of_adapters_is_refused_beside_a_reference(config_class: Any, stage: str) -> None:
+    """Stage 3 left it out without a word."""
+    (line,) = config_class(lora_rank=4, lora_dropout=0.1).problems(Machine(ranks=1))
+    assert line.startswith(f"{stage}.lora_dropout is set but the model is compared with its reference")
+
+
+def test_the_actor_is_called_by_what_taught_it() -> None:
+    """Tables and report called it PPO whatever the estimator was."""
+    output = SPEC.outputs[0]
+    titles = [output.titled(PPOConfig(advantage_estimator=name).model_dump()) for name in ("gae", "rloo", "dr_grpo")]
+    assert titles == ["PPO", "RLOO", "Dr. GRPO"]
+    assert output.titled({}) == "PPO"
 
 
 @pytest.mark.parametrize(
