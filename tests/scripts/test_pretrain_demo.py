@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +13,7 @@ from rlhf.pipeline.config import PipelineConfig
 from scripts import pretrain_demo
 from scripts.pretrain_demo import DemoSettings, main, make_tokenizer, prepare
 from tests.helpers.golden import check_content
+from tests.helpers.untrained import untrained
 
 TINY = {"hidden_size": 32, "layers": 1, "steps": 2, "batch_tokens": 256, "vocabulary": 600}
 
@@ -56,7 +56,7 @@ def test_what_was_made_is_found_again_and_another_seed_makes_another(
     first = prepare(settings(tmp_path))
     before = weights(first)
     with monkeypatch.context() as patch:
-        patch.setattr("scripts.pretrain_demo.pretrain", lambda *_: pytest.fail("pretrained again"))
+        patch.setattr("scripts.tiny_base.pretrain", lambda *_: pytest.fail("pretrained again"))
         assert prepare(settings(tmp_path)) == first
     other = prepare(settings(tmp_path, seed=1))
     assert other != first
@@ -75,26 +75,7 @@ def test_same_seed_same_weights(tmp_path: Path) -> None:
 def test_the_format_of_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained weights differ from machine to machine in their last digits; what decides them does not: the data, the
     tokenizer's vocabulary, the very batches of ids, and how the model is built and trained on them."""
-
-    class Weightless:
-        def save_pretrained(self, folder: Path) -> None: ...
-
-        def parameters(self) -> list[object]:
-            return []
-
-    decided: dict[str, object] = {}
-
-    def without_training(tokenizer: Any, of: DemoSettings) -> tuple[Any, float]:
-        decided["vocabulary"] = tokenizer.get_vocab()
-        decided["template"] = tokenizer.chat_template
-        decided["batches"] = [ids_BT.tolist() for ids_BT in pretrain_demo.batches(tokenizer, of)]
-        decided["model"] = pretrain_demo.architecture(tokenizer, of)
-        decided["optimizers"] = pretrain_demo.optimizer_options(of)
-        decided["learning_rates"] = [pretrain_demo.learning_rate_factor(step, 50) for step in range(50)]
-        decided["gradient_norm"] = pretrain_demo.LARGEST_GRADIENT_NORM
-        return Weightless(), 0.0
-
-    monkeypatch.setattr(pretrain_demo, "pretrain", without_training)
+    decided = untrained(monkeypatch)
     monkeypatch.setattr(pretrain_demo, "facts_read", lambda *_: 0.0)
     folder = prepare(settings(tmp_path, steps=20))
     files = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.jsonl"))}
