@@ -29,6 +29,7 @@ FIRST_HEADINGS = {
     "scripts.learning": "Options",
     "scripts.nightly_kill": "Options",
     "scripts.pretrain_demo": "Options",
+    "scripts.pretrain_sums": "Options",
     "scripts.bench_data": "Options",
 }
 ALWAYS = {"--debug", "--help", "--version"}  # what "Other" may hold

@@ -15,7 +15,7 @@ from rlhf.pipeline.memory import Need, misfits, needs
 from rlhf.pipeline.plan import Plan, make_plan
 from rlhf.pipeline.recipes import RECIPES, Request
 
-NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem != "demo")
+NAMES = sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem not in ("demo", "arithmetic"))
 HEAD = re.compile(r"^# Memory of stage 3 on (?:each of (\d+) GPUs|one GPU) of (\d+) GB", re.MULTILINE)
 VARIANT = re.compile(r"^# On (\d+) GPUs? of (\d+) GB: (.*)$", re.MULTILINE)
 
