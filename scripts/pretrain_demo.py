@@ -27,7 +27,7 @@ from scripts.tiny_base import TinyBaseSettings
 # Of the files that are kept, and part of their key, beside the settings and the libraries' versions. To be raised when
 # the same settings would give other files: other text or preferences (data/demo/), another template (rlhf/template.py),
 # another tokenizer, model or training (scripts/tiny_base.py, which scripts/pretrain_sums.py shares).
-FORMAT = 3
+FORMAT = 4
 PRETRAINING_ROWS = 1000
 
 

@@ -23,7 +23,7 @@ from scripts.tiny_base import TinyBaseSettings
 
 # Of the files that are kept, as in scripts/pretrain_demo.py. To be raised when the same settings would give other
 # files: other sums or workings (data/demo/sums.py), another template, another tokenizer, model or training.
-FORMAT = 1
+FORMAT = 2
 
 
 class SumsSettings(TinyBaseSettings):

@@ -176,12 +176,12 @@ def pretrain(tokenizer: Any, batches: Iterator[Any], settings: TinyBaseSettings)
     """A Llama trained from random weights on `settings.steps` batches, and its last loss. Same seed and threads, same
     weights."""
     import torch
-    from torch.nn.functional import cross_entropy
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils import logging
 
     from rlhf.training.distributed import computes_in_bf16
     from scripts.muon import Muon
+    from scripts.side_by_side import SideBySide
 
     logging.disable_progress_bar()
     torch.manual_seed(settings.seed)
@@ -191,24 +191,24 @@ def pretrain(tokenizer: Any, batches: Iterator[Any], settings: TinyBaseSettings)
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     muon, adamw = optimizer_options(settings)
     products = torch.bfloat16 if computes_in_bf16() else torch.float32
-    optimizers = [Muon(matrices, **muon, products=products), torch.optim.AdamW(others, **adamw)]
+    threads = torch.get_num_threads()
+    parts = SideBySide(model, threads)
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, **adamw),
+        *(Muon(share, **muon, products=products) for share in (matrices[i::threads] for i in range(threads)) if share),
+    ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, settings.steps))
         for o in optimizers
     ]
     with console.progress("pretraining", total=settings.steps) as bar:
         for step, ids_BT in enumerate(batches, start=1):
-            logits_BTV = model(input_ids=ids_BT[:, :-1], use_cache=False).logits
-            loss_now = cross_entropy(
-                logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=tokenizer.pad_token_id
-            )
-            loss_now.backward()
+            loss = parts.backward(ids_BT, ignore=tokenizer.pad_token_id)
             torch.nn.utils.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT_NORM)
+            parts.all(optimizer.step for optimizer in optimizers)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
-                optimizer.step()
                 optimizer.zero_grad()
                 schedule.step()
-            loss = float(loss_now.detach())
             bar.update(step, {"loss": loss})
     return model.eval(), loss
 
