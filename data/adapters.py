@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from data.example import Example, Placed, Row, RowError, ask
+from data.judgements import ranked_pairs
+from data.ranking import tree_of
 from data.recognise import parse_columns, recognise
-from data.shapes import Found, Shape, conversation, instruction, pairs, plain_text, ranked_pairs
+from data.shapes import Found, Shape, conversation, instruction, pairs, plain_text
 from data.sources import Source
 from data.turns import implicit_prompt, is_transcript, transcript
 from rlhf.errors import DataError, nearest
@@ -61,7 +63,7 @@ def hh_rlhf(row: Row) -> Iterator[Example]:
     for name in ("chosen", "rejected"):
         if not is_transcript(row[name]):
             raise RowError(f"{name} is not a transcript (Human: … Assistant: …)")
-    turns = [transcript(row[name]) for name in ("chosen", "rejected")]
+    turns = [transcript(row[name], answered=True) for name in ("chosen", "rejected")]
     if turns[0][:-1] == turns[1][:-1] and all(t[-1]["role"] == "assistant" for t in turns):
         yield Example(*implicit_prompt(row["chosen"], row["rejected"]))
 
@@ -100,6 +102,11 @@ def oasst_trees(rows: Iterable[Placed]) -> Iterator[Placed]:
         placed = list(group)
         broken = [item for item in placed if isinstance(item[1], RowError)]
         yield from broken or [(placed[0][0], {"tree": [row for _, row in placed]})]
+
+
+def oasst_nested(row: Row) -> Iterator[Example]:
+    """A tree of OpenAssistant's own files: the first message is `prompt`, and each holds its replies."""
+    yield from oasst1({"tree": tree_of(row["prompt"])})
 
 
 def oasst1(row: Row) -> Iterator[Example]:
@@ -190,6 +197,18 @@ KNOWN: dict[str, Shape] = {
     "rajpurkar/squad_v2": Shape("plain text: the contexts", squad_v2),
 }
 
+TREES = "message trees, ranked replies expanded to pairs"
+# Columns by which a copy of a dataset is known that has its own function.
+COPIES: dict[frozenset[str], Shape] = {
+    frozenset(("message_id", "parent_id", "role", "text", "message_tree_id")): KNOWN["OpenAssistant/oasst1"],
+    frozenset(("message_tree_id", "prompt", "tree_state")): Shape(TREES, oasst_nested),
+    frozenset(("history", "human_ref_A", "human_ref_B", "labels")): KNOWN["stanfordnlp/SHP"],
+    frozenset(("question", "answer_0", "answer_1", "score_0", "score_1", "quotes_0")): KNOWN[
+        "openai/webgpt_comparisons"
+    ],
+    frozenset(("info", "summaries", "choice")): KNOWN["openai/summarize_from_feedback"],
+}
+
 
 def adapter_for(source: Source, rows: Sequence[Row], *, columns: str, data_adapter: str) -> Shape:
     """How to read a source, of which `rows` are the first: by `data_adapter`, else by `columns` if it has them, else as
@@ -203,7 +222,9 @@ def adapter_for(source: Source, rows: Sequence[Row], *, columns: str, data_adapt
         return recognise(rows, mapping)
     if source.hub and source.hub.name in KNOWN:
         return KNOWN[source.hub.name]
-    return recognise(rows, {})
+    if copied := next((known for names, known in COPIES.items() if any(names <= row.keys() for row in rows)), None):
+        return copied
+    return recognise(rows, {name: column for name, column in mapping.items() if not column})
 
 
 def load_adapter(spec: str) -> Any:

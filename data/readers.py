@@ -20,9 +20,15 @@ from rlhf.json_lines import JSONLine, LineError, read_json_lines
 
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
 # Columns of a row: an object that has one of them is a row, although it also holds a list of objects.
-ROW_NAMES = frozenset(
-    ("prompt", "question", "instruction", "query", "input", "text", "messages", "conversations", "conversation")
-) | {"chosen", "rejected"}
+ROW_NAMES = (
+    frozenset(
+        ("prompt", "question", "instruction", "query", "input", "text", "messages", "conversations", "conversation")
+    )
+    | frozenset(
+        ("chosen", "rejected", "context", "context_messages", "completions", "responses", "answers", "generations")
+    )
+    | {"segments", "summaries"}
+)
 
 
 def file_rows(path: Path) -> Iterator[Placed]:

@@ -13,19 +13,19 @@ from data.config import SourceSettings
 from data.contents import rows
 from data.example import Example, Place, Placed, Remark, Row, RowError
 from data.kept import Kept, kept_json
-from data.labels import paired
+from data.labels import BAD_ALONE, SCORED_ALONE, Scored, paired
 from data.remarks import counted
 from data.shapes import Shape
 from data.sources import Source
 from rlhf.errors import DataError
 
 SHOWN = 5  # problems of one source that are listed
+NAMED = 12  # columns that are not read and named
 LOOK_AHEAD = 1000  # rows of a file by which it is recognised
 REPEATED_PROMPT = 0.9  # share of responses that begin with their prompt, from which they do so by mistake
 ENOUGH = 5  # responses before this share means something
 NOTHING = Shape("no rows that can be read", lambda row: ())
 DOUBLED = "response that begins with its prompt, so that the prompt is there twice; remove it from the responses"
-BAD_ALONE = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
 
 
 class Reader:
@@ -62,6 +62,9 @@ class Reader:
 
     def __iter__(self) -> Iterator[tuple[Place, Example]]:
         for where, example in paired(self._read()):
+            if isinstance(example, Scored):
+                self.remarks[SCORED_ALONE] += 1
+                example = example.plain(chosen=None)
             self.kept += 1
             self._look_at(example)
             yield where, example
@@ -75,8 +78,15 @@ class Reader:
 
     @property
     def says(self) -> str:
-        """The shapes of the source's files, in words."""
-        return "; ".join(dict.fromkeys(shape.says for shape in self.shapes))
+        """The shapes of the source's files, in words, with the columns that say nothing that is read."""
+        said: dict[str, set[str]] = {}
+        for shape in self.shapes:
+            said.setdefault(shape.says, set()).update(shape.unread)
+        kept = self.kept_of_rows
+        return "; ".join(
+            says + _unread(sorted(column for column in unread if not (kept and kept.reads(column))))
+            for says, unread in said.items()
+        )
 
     @property
     def mapped(self) -> bool:
@@ -166,6 +176,11 @@ class Reader:
         self.bad[what[:80]] += 1
         if len(self.noted) < SHOWN:
             self.noted.append((place, what))
+
+
+def _unread(columns: Sequence[str]) -> str:
+    more = f" and {len(columns) - NAMED} more" if len(columns) > NAMED else ""
+    return f" (not read: {', '.join(columns[:NAMED])}{more})" if columns else ""
 
 
 def _readable(placed: Sequence[Placed]) -> list[tuple[str, Row]]:

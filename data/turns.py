@@ -10,12 +10,14 @@ from data.example import RowError, ask, check_learned, check_text, messages
 from rlhf.template import Message
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
+SPEAKER_ON_A_LINE = re.compile(r"(?:^|\s)(Human|Assistant):(?=\s|$) ?")
 
 
-def transcript(text: str) -> list[Message]:
-    """`"Human: hi\\n\\nAssistant: hello"` as messages; turns of one speaker in a row are joined."""
-    marks = list(SPEAKER.finditer(text.strip()))
+def transcript(text: str, *, answered: bool = False) -> list[Message]:
+    """`"Human: hi\\n\\nAssistant: hello"` as messages; turns of one speaker in a row are joined. With `answered` it is
+    a whole conversation, else one that ends with "Assistant:" or with a question."""
     body = text.strip()
+    marks = _marks(body, answered)
     if not marks or marks[0].start() != 0:
         raise RowError("a transcript must begin with 'Human:'")
     turns: list[Message] = []
@@ -27,6 +29,19 @@ def transcript(text: str) -> list[Message]:
         else:
             turns.append({"role": role, "content": content})
     return turns
+
+
+def _marks(body: str, answered: bool) -> list[re.Match[str]]:
+    """Where turns begin: after a blank line. Where none does, `" Human: hi Assistant:"` has them after any blank, if
+    the speakers alternate and the assistant is the last one; of a prompt, with nothing said yet."""
+    marks = list(SPEAKER.finditer(body))
+    if len(marks) == 1:
+        close = list(SPEAKER_ON_A_LINE.finditer(body))
+        speakers = [mark.group(1) for mark in close]
+        alternate = len(speakers) % 2 == 0 and speakers == ["Human", "Assistant"] * (len(speakers) // 2)
+        if alternate and (answered or close[-1].end() == len(body)):
+            return close
+    return marks
 
 
 def is_transcript(value: Any) -> bool:
@@ -109,7 +124,7 @@ def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
         return turns[-1]["content"]
     check_text(value, name)
     if is_transcript(value):  # the whole conversation, its prompt included
-        turns = transcript(value)
+        turns = transcript(value, answered=True)
         if turns[:-1] == [m for m in prompt if m["role"] != "system"] and turns[-1]["role"] == "assistant":
             return turns[-1]["content"]
     return value
@@ -117,7 +132,7 @@ def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
 
 def answered(value: Any, name: str) -> list[Message]:
     """A conversation, a transcript or messages, that ends with an assistant turn to learn."""
-    turns = transcript(value) if isinstance(value, str) else messages(value, name)
+    turns = transcript(value, answered=True) if isinstance(value, str) else messages(value, name)
     if not turns or turns[-1]["role"] != "assistant":
         raise RowError(f"{name} does not end with an assistant turn")
     if not isinstance(value, str):

@@ -15,7 +15,7 @@ from typing import Any
 from data.example import LARGEST_TEXT, RowError
 
 LISTS = ("messages", "rejected_messages", "answers", "scores", "ranks", "history")  # columns that hold nothing else
-TEXTS = ("prompt", "chosen", "rejected")  # columns that hold text or messages
+TEXTS = ("prompt", "chosen", "rejected", "first", "second")  # columns that hold text or messages
 BEGINS_AS_MESSAGES = re.compile(r"""\s*(array\()?\[?\s*\{\s*(['"])(role|content|from|value)\2\s*:""")
 BEGINS_AS_LIST = re.compile(r"\s*(array\()?\[")
 NOT_A_NUMBER = re.compile(r"\b(nan|null|none)\b", re.IGNORECASE)

@@ -103,7 +103,8 @@ def test_what_has_a_meaning_and_is_not_used_is_said() -> None:
     assert remarks(PAIR | {"id": 7, "tools": [], "images": None}) == []
     assert remarks(PAIR | {"tools": [{"name": "f"}]}) == ["column 'tools' is not used"]
     assert remarks(PAIR | {"input": "x"}) == ["column 'input' is not used"]
-    assert remarks({"prompt": "q", "answer": "4"}) == ["column 'answer' is not used"]
+    short = "it holds results to compare with; --columns chosen=answer learns them as answers"
+    assert remarks({"prompt": "q", "answer": "4"}) == [f"column 'answer' is not used: {short}"]
     # what only repeats a column that is used has nothing more to say
     assert remarks(PAIR | {"response": "a", "messages": "a"}) == []
     assert remarks({"prompt": "q", "messages": [USER, ANSWER]}) == []
@@ -114,7 +115,7 @@ def test_what_has_a_meaning_and_is_not_used_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("reasoning_content", "hm"), ("thinking", "hm"), ("tool_call_id", "1"), ("name", "Ann"), ("images", ["a.png"])],
+    [("reasoning_content", "hm"), ("thinking", "hm"), ("tool_call_id", "1"), ("name", "Ann")],
 )
 def test_fields_of_messages_are_used_or_said(field: str, value: Any) -> None:
     """Fields beside role and content used to vanish."""
@@ -168,6 +169,7 @@ def test_steps_of_one_answer_are_refused_by_name() -> None:
         RowError, match=r"stepwise supervision.*--columns prompt=prompt,answers=completions,scores=labels"
     ):
         recognise([{"prompt": "q", "completions": ["a", "b"]}, row], {})
+    late = {"prompt": "q", "answers": ["First.", "Then."], "labels": [True, False]}
     with pytest.raises(RowError, match="stepwise supervision"):
-        list(recognise([{"prompt": "q", "completions": ["a", "b"]}], {}).adapt(row))
+        list(recognise([{"prompt": "q", "answers": ["a", "b"]}], {}).adapt(late))
     assert read([row], "prompt=prompt,answers=completions,scores=labels") == [(["q"], "First.", "Then.")]

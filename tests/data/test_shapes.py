@@ -77,7 +77,10 @@ CASES: list[tuple[str, dict[str, Any], str, list[tuple[str, ...]]]] = [
         "conversations, of which the last assistant turn is learned: messages",
         {"messages": [SYSTEM, *MORE, {"role": "assistant", "content": "Pear"}, USER]},
         "",
-        [(f"Be brief.\n\n{ASKED_AGAIN}", " Pear</s>")],
+        [
+            (f"Be brief.\n\n{ASKED_AGAIN} Pear</s>\n\n{ASKED}",),
+            (f"Be brief.\n\n{ASKED_AGAIN}", " Pear</s>"),
+        ],
     ),
     (
         "conversations, of which the last assistant turn is learned: messages from conversations",
@@ -184,7 +187,11 @@ BAD_ROWS = [
     ({"chosen": f"{HUMAN} a", "rejected": "\n\nHuman: other\n\nAssistant: b"}, "no common prompt"),
     ({"chosen": "a", "rejected": "b"}, "chosen is not a transcript .* and there is no prompt column"),
     ({"chosen": HUMAN.removesuffix("Assistant:"), "rejected": HUMAN}, "chosen does not end with an assistant turn"),
-    ({"messages": [USER]}, "messages has no assistant turn"),
+    ({"messages": []}, "messages has no turn"),
+    (
+        {"messages": [ANSWER]},
+        "messages begins with an assistant turn alone; text without a question belongs in a column",
+    ),
     ({"messages": "hello"}, "messages is text, not a list of messages"),
     ({"prompt": "q", "answers": ["a", "b"], "scores": [1]}, "2 answers but 1 scores or ranks"),
     ({"prompt": "q", "answers": "a"}, "answers is not a list"),

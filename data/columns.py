@@ -1,0 +1,237 @@
+"""What columns are called: our names, those of other tools for the same things, and those that say what no stage reads.
+
+Names are compared without case, and with "_" for "-", blanks and dots. Where a name alone does not tell what a column
+is, its content in the first rows does (`names_of`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from data.example import Row
+from data.judgements import RANK_FIELDS, SCORE_FIELDS
+from data.written import BEGINS_AS_MESSAGES
+
+# Other names that columns commonly have; used where the first name is missing.
+SYNONYMS = {
+    "query": "prompt",
+    "question": "prompt",
+    "problem": "prompt",
+    "context_messages": "prompt",
+    "inputs": "prompt",
+    "human": "prompt",
+    "completion": "chosen",
+    "response": "chosen",
+    "chosen_response": "chosen",
+    "generation": "chosen",
+    "generated_solution": "chosen",
+    "chosen_answer": "chosen",
+    "chosen_completion": "chosen",
+    "preferred_output": "chosen",
+    "assistant": "chosen",
+    "targets": "chosen",
+    "rejected_response": "rejected",
+    "rejected_answer": "rejected",
+    "rejected_completion": "rejected",
+    "non_preferred_output": "rejected",
+    "responses": "answers",
+    "completions": "answers",
+    "generations": "answers",
+    "conversations": "messages",
+    "conversation": "messages",
+    "system_prompt": "system",
+    "kto_tag": "label",
+    "is_correct": "label",
+    "is_safe": "label",
+    "desirable": "label",
+    "correct": "label",
+    **{f"{mark}_{what}": f"{mark}_score" for mark in ("chosen", "rejected") for what in ("rating", "reward")},
+    **{f"{what}_{mark}": f"{mark}_score" for mark in ("chosen", "rejected") for what in ("score", "rating", "reward")},
+    **{f"{mark}_avg_rating": f"{mark}_score" for mark in ("chosen", "rejected")},
+    "ratings": "scores",
+    "rewards": "scores",
+    "ranking": "rank",
+    "rating": "score",
+    "reward": "score",
+    "overall_score": "score",
+    "helpfulness": "score",
+    "better_response_id": "winner",
+    "choice": "winner",
+    "preferred": "winner",
+    "overall_preference": "preference",
+    "preference_strength": "preference",
+    "winner_model_a": "first_score",
+    "winner_model_b": "second_score",
+}
+# Columns of common data that say something and that no shape reads.
+TELLING = {
+    *("functions", "documents", "chat_template_kwargs", "template_kwargs", "enable_thinking", "explanation"),
+    *("answer", "final_answer", "expected_answer", "solution", "ground_truth", "reference", "target", "gold"),
+    *("data_source", "test_cases", "tests", "verifier", "correct_answers", "incorrect_answers", "safer_response_id"),
+    *("correctness", "coherence", "complexity", "verbosity", "quality", "is_response_0_safe", "is_response_1_safe"),
+    *("correctness_math_verify", "correctness_llama", "winner_tie", "train", "training", "loss", "mask", "status"),
+    *("unanswerable_question", "corrected", "revision", "reflection", "objects", "article", "summary", "passage"),
+    *("document", "steps", "value", "values", "critique"),
+}  # fmt: skip
+# Words in the names of columns that say something in any case.
+TELLING_WORDS = re.compile(
+    "(^|_)(reasoning|thinking|thoughts?|rationale|scores?|ratings?|rewards?|labels?|preferences?|tools|weights?)(_|$)"
+)
+MEDIA = {f"{name}{many}" for name in ("image", "video", "audio") for many in ("", "s")}
+# Columns of formats that are not read → what they are, and the way out.
+REFUSED = {
+    "input_ids": "holds tokens (input_ids), not text; give the rows as they were before a tokenizer read them",
+    "segments": (
+        "holds segments of text without turns (segments), which no chat template can write; write them as messages "
+        "[{role, content}], with train: false in a turn that is not learned"
+    ),
+    **dict.fromkeys(
+        ("choices", "options"),
+        "holds a question with choices, which are in no prompt; write them into the question and leave this column out",
+    ),
+    "positive_messages": "holds pairs for an embedding (positive_messages), not for a language model",
+}
+STEMS = ("response", "answer", "completion", "conversation", "output", "generation", "text", "assistant")
+SIDES = (("_0", "_1", "_2"), ("_1", "_2", "_3"), ("1", "2", "3"), ("_a", "_b", "_c"), ("a", "b", "c"), ("0", "1", "2"))
+LISTED = {"score": "scores", "rank": "ranks", "output": "answers"}
+BY_CONTENT = ("is_correct", "is_safe", "desirable", "correct")  # labels only where they hold true and false
+WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a result to compare with
+
+
+def tells(kind: str) -> bool:
+    """Whether a column of this name, which no shape reads, says something."""
+    return kind in TELLING or kind in REFUSED or TELLING_WORDS.search(kind) is not None
+
+
+def normal(column: str) -> str:
+    """`"Chosen-Rating"` as `chosen_rating`."""
+    return column if column.isidentifier() and column.islower() else re.sub(r"[-\s.]+", "_", column.strip().lower())
+
+
+@dataclass(frozen=True)
+class Names:
+    """Our names of a file's columns, the better ones first.
+
+    columns  given by the user, our name → its column
+    ignored  our names that the user says no column has (`--columns score=`)
+    found    column → our name; None for a column that is none of ours
+    weak     answers that are only taken where there is no other
+    short    results to compare with, which are only taken as the better answer of a pair
+    why      column → why it is not used, where its name could be one of ours
+    own      all our names
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    found: Mapping[str, str | None] = field(default_factory=dict)
+    weak: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
+    why: Mapping[str, str] = field(default_factory=dict)
+    own: frozenset[str] = frozenset()
+
+    def among(self, there: Iterable[str]) -> dict[str, str]:
+        """Our name → its column, of the columns that are there."""
+        there = set(there)
+        taken = set(self.columns.values())
+        names = {name: column for name, column in self.columns.items() if column in there}
+        known = [column for column in self.found if column in there]
+        for column in [*known, *sorted(there - self.found.keys())]:
+            name = self.name_of(column)
+            if name and column not in taken and name not in self.columns and name not in self.ignored:
+                names.setdefault(name, column)
+        if "input" in names and not names.keys() & {"prompt", "instruction", "messages"}:
+            names["prompt"] = names.pop("input")
+        if "output" in names and not names.keys() & {"chosen", "instruction"}:
+            names["chosen"] = names.pop("output")
+        answered = {"chosen", "output", "messages", "answers", "first"}
+        for column in (*self.weak, *self.short) if "rejected" in names else self.weak:
+            if column in there and column not in taken and not names.keys() & answered and "chosen" not in self.ignored:
+                names["chosen"] = column
+        return names
+
+    def name_of(self, column: str) -> str | None:
+        """Our name of a column, also of one that only later rows have, where its name tells enough."""
+        if column in self.found:
+            return self.found[column]
+        kind = normal(column)
+        name = SYNONYMS.get(kind, kind)
+        return name if name in self.own and kind not in BY_CONTENT and (name != "answers" or kind == name) else None
+
+
+def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]) -> Names:
+    """What the columns of a file are called among ours (`own`), by their names and their content in `rows`."""
+    given = {name: column for name, column in columns.items() if column}
+    ignored = frozenset(columns) - given.keys()
+    there = list(dict.fromkeys(column for row in rows for column in row))
+    order = [*own, *SYNONYMS]
+    known = sorted((c for c in there if normal(c) in order), key=lambda c: (order.index(normal(c)), c != normal(c)))
+    names = {column: SYNONYMS.get(normal(column), normal(column)) for column in known}
+    why: dict[str, str] = {}
+    weak, short = [], []
+    content = {column: [row[column] for row in rows if row.get(column) is not None] for column in there}
+    for column, name in names.items():  # a list of what a name has one of
+        if name in LISTED and content[column] and all(isinstance(value, (list, tuple)) for value in content[column]):
+            names[column] = LISTED[name]
+    for column in [c for c in names if normal(c) in BY_CONTENT and not all(map(_is_label, content[c]))]:
+        del names[column]
+    judged = bool({"scores", "ranks", "labels"} & {*names.values(), *given})
+    for column, values in content.items():
+        kind = normal(column)
+        if kind == "context" and values:
+            names[column] = "prompt" if all(map(_is_talk, values)) else "input"
+        elif kind in ("answer", "solution") and values and all(isinstance(value, str) for value in values):
+            if _written_out(values):
+                weak.append(column)
+            else:
+                short.append(column)
+                why[column] = f"it holds results to compare with; --columns chosen={column} learns them as answers"
+        elif names.get(column) == "answers" and not (
+            kind in ("answers", "output") or judged or any(map(_judged, values))
+        ):
+            del names[column]
+            why[column] = f"nothing says which of its answers is better; --columns answers={column} takes the first"
+    weak.sort(key=lambda column: normal(column) != "solution")
+    for name, column in two_answers(there).items():
+        names.setdefault(column, name)
+    found = {**names, **{column: None for column in there if column not in names}}
+    return Names(given, ignored, found, tuple(weak), tuple(short), why, frozenset(order) - SYNONYMS.keys())
+
+
+def two_answers(there: Sequence[str]) -> dict[str, str]:
+    """The columns of two answers and of their scores, such as response_0 and response_1; empty if there are more."""
+    known = {normal(column): column for column in there}
+    for first, second, third in SIDES:
+        for stem in STEMS:
+            if stem + first in known and stem + second in known and stem + third not in known:
+                found = {"first": known[stem + first], "second": known[stem + second]}
+                for score in ("score", "rating", "reward"):
+                    if score + first in known and score + second in known:
+                        return found | {"first_score": known[score + first], "second_score": known[score + second]}
+                return found
+    return {}
+
+
+def _is_talk(value: Any) -> bool:
+    return isinstance(value, (list, tuple, Mapping)) or (
+        isinstance(value, str) and BEGINS_AS_MESSAGES.match(value) is not None
+    )
+
+
+def _is_label(value: Any) -> bool:
+    return str(value).strip().lower() in ("true", "false", "0", "1", "0.0", "1.0")
+
+
+def _judged(value: Any) -> bool:
+    """Whether a list, perhaps written as text, holds answers with their scores or ranks."""
+    if isinstance(value, str):
+        return any(f"{mark}{name}{mark}:" in value for name in (*SCORE_FIELDS, *RANK_FIELDS) for mark in "\"'")
+    items = value if isinstance(value, (list, tuple)) else []
+    return any(isinstance(item, Mapping) and item.keys() & {*SCORE_FIELDS, *RANK_FIELDS} for item in items)
+
+
+def _written_out(texts: Sequence[str]) -> bool:
+    """Whether most texts are whole answers, not a word or a number to compare with."""
+    return 2 * sum(len(text.split()) >= WORDS_OF_AN_ANSWER or "####" in text for text in texts) > len(texts)

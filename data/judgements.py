@@ -1,0 +1,92 @@
+"""Judgements of answers: scores, ranks, a winner, a preference for one of two; and the pairs that they make."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations, takewhile
+from typing import Any
+
+from data.example import Example, RowError, kind_of
+from rlhf.template import Message
+
+# Fields of an answer that is a mapping.
+TEXT_FIELDS = ("answer", "response", "completion", "text", "output", "generation", "content")
+SCORE_FIELDS = ("score", "overall_score", "pm_score", "rating", "reward", "fine-grained_score", "helpfulness")
+RANK_FIELDS = ("rank", "ranking")
+UNRATED = ("", "n/a", "na", "none", "null", "nan", "-")
+TIES = ("tie", "both", "bothbad", "both_bad", "both bad", "equal", "same", "draw", "neither")
+
+
+def number(value: Any, name: str) -> float:
+    """A number that may be written as text, as in CSV; an empty value is 0."""
+    if value is None or value == "":
+        return 0.0
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        shown = kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:40]
+        raise RowError(f"{name} is {shown}, not a number") from None
+
+
+def score_of(value: Any, name: str) -> float | None:
+    """A score or a rank; None where there is none, which tables write as null, NaN or "N/A"."""
+    if value is None or (isinstance(value, str) and value.strip().lower() in UNRATED):
+        return None
+    score = number(value, name)
+    return None if math.isnan(score) else score
+
+
+def ranked_pairs(prompt: tuple[Message, ...], texts: Sequence[str], scores: Sequence[float]) -> Iterator[Example]:
+    """Every pair of answers with different scores; only the best answers are demonstrations."""
+    as_many(texts, scores)
+    order = sorted(range(len(texts)), key=lambda i: -scores[i])
+    for better, worse in combinations(order, 2):
+        if scores[better] > scores[worse]:
+            best = scores[better] == scores[order[0]]
+            yield Example(prompt, texts[better], texts[worse], demonstrates=best)
+
+
+def as_many(answers: Sequence[Any], values: Sequence[Any]) -> None:
+    if len(answers) != len(values):
+        raise RowError(f"there are {len(answers)} answers but {len(values)} scores or ranks")
+
+
+def lean(row: Mapping[str, Any], sides: tuple[str, str]) -> float | None:
+    """Which of two answers a row prefers: above 0 the first, below 0 the second, 0 none of them; None where it does not
+    say. `sides` are the columns of the answers, whose endings a winner names."""
+    if "winner" in row:
+        return _winner(row["winner"], sides)
+    if "preference" in row:
+        value = score_of(row["preference"], "preference")
+        return None if value is None else -value
+    first, second = (score_of(row.get(f"{side}_score"), f"{side}_score") for side in ("first", "second"))
+    return None if first is None or second is None else first - second
+
+
+def _winner(value: Any, sides: tuple[str, str]) -> float | None:
+    """`"model_a"` of conversation_a and conversation_b, 0 of response_0 and response_1, "tie"."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).lower().strip("[](). ")
+    if value is None or text in UNRATED:
+        return None
+    if text in TIES or text.startswith("tie ("):
+        return 0.0
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides, strict=False)))
+    endings = [side[shared:].lower() for side in sides]
+    if endings == ["a", "b"] and text == "c":  # what judges are asked to write for a tie
+        return 0.0
+    matches = [
+        text in (ending, side.lower()) or _ends_with(text, ending) for ending, side in zip(endings, sides, strict=True)
+    ]
+    if not any(matches) and text in ("0", "1") and not any(ending.isdigit() for ending in endings):
+        matches = [text == "0", text == "1"]
+    if matches.count(True) != 1:
+        shown = kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:40]
+        raise RowError(f"winner is {shown}, neither {sides[0]} nor {sides[1]} nor a tie")
+    return 1.0 if matches[0] else -1.0
+
+
+def _ends_with(text: str, ending: str) -> bool:
+    return text.endswith(ending) and not text[: -len(ending)][-1:].isalnum() if ending else False

@@ -1,0 +1,82 @@
+"""Conversations of other tools in the form that the shapes read: roles in capitals, contents in parts, turns that are
+{human, assistant}."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from data.example import RowError
+from data.unused import MEDIA_FIELDS, empty
+
+ASKS, ANSWERS = ("human", "user", "question"), ("assistant", "gpt", "bot", "answer")
+TALKS = ("messages", "prompt", "chosen", "rejected", "rejected_messages", "first", "second", "answers", "history")
+
+
+def native(value: Any, name: str) -> Any:
+    """A value of the column `name` with its messages as ours; the value itself where there is nothing to change.
+    Raises RowError for what a conversation of text cannot hold."""
+    if isinstance(value, Mapping):
+        if isinstance(value.get("messages"), (list, tuple)) and not value.get("tools"):
+            return native(value["messages"], name)
+        return _message(value, name) if _speaks(value) else value
+    if not isinstance(value, (list, tuple)) or not any(isinstance(item, Mapping) for item in value):
+        return value
+    found: list[Any] = []
+    for number, item in enumerate(value):
+        where = f"{name} (message {number + 1})"
+        if not isinstance(item, Mapping):
+            found.append(item)
+        elif _speaks(item):
+            found.append(_message(item, where))
+        elif (asked := _first(item, ASKS)) and (answer := _first(item, ANSWERS)) and "from" not in item:
+            system = [{"role": "system", "content": item["system"]}] if item.get("system") and not number else []
+            found += [*system, {"role": "user", "content": item[asked]}, {"role": "assistant", "content": item[answer]}]
+        elif "completion" in item and isinstance(item["completion"], (list, tuple)):  # an answer with its rank
+            found.append({**item, "completion": native(item["completion"], where)})
+        else:
+            found.append(item)
+    return found
+
+
+def _speaks(item: Mapping[str, Any]) -> bool:
+    return "role" in item or "from" in item
+
+
+def _first(item: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
+    return next((name for name in names if name in item), None)
+
+
+def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    changed: dict[str, Any] = {}
+    for field in MEDIA_FIELDS:
+        if not empty(item.get(field)):
+            raise RowError(f"{where} has a picture, film or sound (field '{field}'), which no stage reads")
+    if isinstance(item.get("label"), str) and ":" in item["label"] and "from" in item:
+        raise RowError(
+            f"{where} has attributes ({item['label'][:40]!r}) that an answer is conditioned on (SteerLM), and no stage "
+            "here does; put the attribute that counts in a column 'score', or remove the labels"
+        )
+    for key in ("role", "from"):
+        role = item.get(key)
+        if isinstance(role, str) and not role.islower():
+            changed[key] = role.strip().lower()
+    for key in ("content", "value"):
+        if isinstance(item.get(key), (list, tuple)):
+            changed[key] = _text(item[key], where)
+    return {**item, **changed} if changed else item
+
+
+def _text(parts: list[Any] | tuple[Any, ...], where: str) -> str:
+    """The text of a content in parts, [{type: text, text}, …]."""
+    texts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+            texts.append(part["text"])
+        elif isinstance(part, Mapping) and part.get("type"):
+            raise RowError(f"{where} has a part of the type {str(part['type'])[:20]!r}, but only text is read")
+        else:
+            raise RowError(f"{where} has a content that is a list, not text")
+    return "".join(texts)
