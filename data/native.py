@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from data.example import RowError
@@ -62,12 +62,16 @@ def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
         if isinstance(role, str) and not role.islower():
             changed[key] = role.strip().lower()
     for key in ("content", "value"):
-        if isinstance(item.get(key), (list, tuple)):
+        if isinstance(item.get(key), (list, tuple)) and all(map(_is_part, item[key])):
             changed[key] = _text(item[key], where)
     return {**item, **changed} if changed else item
 
 
-def _text(parts: list[Any] | tuple[Any, ...], where: str) -> str:
+def _is_part(part: Any) -> bool:
+    return isinstance(part, str) or (isinstance(part, Mapping) and "type" in part)
+
+
+def _text(parts: Iterable[Any], where: str) -> str:
     """The text of a content in parts, [{type: text, text}, …]."""
     texts: list[str] = []
     for part in parts:
@@ -75,8 +79,6 @@ def _text(parts: list[Any] | tuple[Any, ...], where: str) -> str:
             texts.append(part)
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
             texts.append(part["text"])
-        elif isinstance(part, Mapping) and part.get("type"):
-            raise RowError(f"{where} has a part of the type {str(part['type'])[:20]!r}, but only text is read")
         else:
-            raise RowError(f"{where} has a content that is a list, not text")
+            raise RowError(f"{where} has a part of the type {str(part.get('type'))[:20]!r}, but only text is read")
     return "".join(texts)

@@ -94,7 +94,7 @@ def talk(row: Row) -> Iterator[Found]:
     if turns[0]["role"] == "assistant":
         only = " alone; text without a question belongs in a column 'text'" if len(turns) == 1 else ""
         raise RowError(f"messages begins with an assistant turn{only}")
-    if turns[-1]["role"] == "user":
+    if turns[-1]["role"] in ("user", "tool"):
         prompt = tuple(with_system(turns, row.get("system")))
         while turns and turns[-1]["role"] != "assistant":
             turns.pop()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -46,17 +45,18 @@ def test_check_show_and_the_run_say_the_same(
     flags = [word for name in names for word in ("--data-path", name)]
     code, checked = run(check, *flags, "--model", "MODEL")
     assert code == 0
-    code, shown = run(show, *flags, "--model", "MODEL", "--stage", "3", "--rows", "1")
-    data = prompts(settings(*names, data_split="0,0,1"), template)
+    show.main.main(
+        [*flags, "--model", str(tmp_path / "tokenizer"), "--stage", "3", "--rows", "1"], standalone_mode=False
+    )
+    shown = "".join(capfd.readouterr())
+    report = prompts(settings(*names, data_split="0,0,1"), template).report
     capfd.readouterr()
-    announce(data.report)
+    announce(report)
     ran = "".join(capfd.readouterr())
-    everything: Any = {name: {part(text, names) for part in (lambda t, n: frozenset(said(t, n)),)} for name, text in
-                       (("check", checked), ("show", shown), ("run", ran))}  # fmt: skip
-    assert everything["check"] == everything["run"]
+    assert said(checked, names) == said(shown, names) == said(ran, names)
     assert shapes(checked, names) == shapes(shown, names) == shapes(ran, names)
-    remarks = sum(len(FILES[file].remarks) for file in PROMPTS)
-    assert len(said(ran, names)) == remarks > 60
+    assert len(shapes(ran, names)) == len(names)
+    assert len(said(ran, names)) == sum(len(FILES[file].remarks) for file in PROMPTS) > 60
 
 
 @pytest.mark.parametrize("name", REFUSED)
