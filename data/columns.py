@@ -81,21 +81,26 @@ TELLING_WORDS = re.compile(
     "(^|_)(reasoning|thinking|thoughts?|rationale|scores?|ratings?|rewards?|labels?|preferences?|tools|weights?)(_|$)"
 )
 MEDIA = {f"{name}{many}" for name in ("image", "video", "audio") for many in ("", "s")}
-# Columns of formats that are not read → what they are, and the way out.
+# Columns of formats that are not read, where no other columns make a shape → what they are, and the way out.
 REFUSED = {
     "input_ids": "holds tokens (input_ids), not text; give the rows as they were before a tokenizer read them",
     "segments": (
         "holds segments of text without turns (segments), which no chat template can write; write them as messages "
         "[{role, content}], with train: false in a turn that is not learned"
     ),
-    **dict.fromkeys(
-        ("choices", "options"),
-        "holds a question with choices, which are in no prompt; write them into the question and leave this column out",
-    ),
     "positive_messages": "holds pairs for an embedding (positive_messages), not for a language model",
 }
+CHOICES = ("choices", "options")
 STEMS = ("response", "answer", "completion", "conversation", "output", "generation", "text", "assistant")
-SIDES = (("_0", "_1", "_2"), ("_1", "_2", "_3"), ("1", "2", "3"), ("_a", "_b", "_c"), ("a", "b", "c"), ("0", "1", "2"))
+# Endings of two answers, and those of a third.
+SIDES = (
+    ("_0", "_1", ("_2",)),
+    ("_1", "_2", ("_0", "_3")),
+    ("1", "2", ("0", "3")),
+    ("0", "1", ("2",)),
+    ("_a", "_b", ("_c",)),
+    ("a", "b", ("c",)),
+)
 LISTED = {"score": "scores", "rank": "ranks", "output": "answers"}
 BY_CONTENT = ("is_correct", "is_safe", "desirable", "correct")  # labels only where they hold true and false
 WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a result to compare with
@@ -103,7 +108,7 @@ WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a resu
 
 def tells(kind: str) -> bool:
     """Whether a column of this name, which no shape reads, says something."""
-    return kind in TELLING or kind in REFUSED or TELLING_WORDS.search(kind) is not None
+    return kind in TELLING or kind in REFUSED or kind in CHOICES or TELLING_WORDS.search(kind) is not None
 
 
 def normal(column: str) -> str:
@@ -203,9 +208,9 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
 def two_answers(there: Sequence[str]) -> dict[str, str]:
     """The columns of two answers and of their scores, such as response_0 and response_1; empty if there are more."""
     known = {normal(column): column for column in there}
-    for first, second, third in SIDES:
+    for first, second, more in SIDES:
         for stem in STEMS:
-            if stem + first in known and stem + second in known and stem + third not in known:
+            if {stem + first, stem + second} <= known.keys() and not any(stem + third in known for third in more):
                 found = {"first": known[stem + first], "second": known[stem + second]}
                 for score in ("score", "rating", "reward"):
                     if score + first in known and score + second in known:

@@ -39,7 +39,7 @@ BEFORE = ("system", "history")
 TASK = ("input", *BEFORE)
 ALONE = ("label", "score", "rank")  # what judges an answer without another beside it
 PAIRS, TALKS = "preference pairs", "conversations, of which the last assistant turn is learned"
-ONLY_PROMPTS = "prompts only"
+ONLY_PROMPTS, TEXT = "prompts only", "plain text"
 RANKED, JUDGED = "ranked answers, expanded to pairs", "two answers of which one is better"
 # The first whose needed columns are all there is taken.
 FORMS = (
@@ -58,7 +58,7 @@ FORMS = (
     Form(("instruction", "output"), (*TASK, *ALONE), instruction, "instructions with an output"),
     Form(("instruction", "chosen"), (*TASK, *ALONE), demonstration, "instructions with a response"),
     Form(("prompt",), TASK, prompt_only, ONLY_PROMPTS),
-    Form(("text",), (), plain_text, "plain text"),
+    Form(("text",), (), plain_text, TEXT),
     Form(("chosen",), ("system", *ALONE), whole, "whole conversations with their response"),
 )
 TARGETS = sorted({name for form in FORMS for name in form.names})

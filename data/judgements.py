@@ -71,7 +71,7 @@ def _winner(value: Any, sides: tuple[str, str]) -> float | None:
     text = str(value).lower().strip("[](). ")
     if value is None or text in UNRATED:
         return None
-    if text in TIES or text.startswith("tie ("):
+    if is_tie(text):
         return 0.0
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*sides, strict=False)))
     endings = [side[shared:].lower() for side in sides]
@@ -86,6 +86,10 @@ def _winner(value: Any, sides: tuple[str, str]) -> float | None:
         shown = kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:40]
         raise RowError(f"winner is {shown}, neither {sides[0]} nor {sides[1]} nor a tie")
     return 1.0 if matches[0] else -1.0
+
+
+def is_tie(value: Any) -> bool:
+    return isinstance(value, str) and (value.strip().lower() in TIES or value.strip().lower().startswith("tie ("))
 
 
 def _ends_with(text: str, ending: str) -> bool:

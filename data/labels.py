@@ -15,8 +15,8 @@ Where = TypeVar("Where", bound=str)  # the place of a row
 WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 BAD_ALONE = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
 SCORED_ALONE = (
-    "answer with a score, without an answer to the same prompt beside it that has another score, is not learned; its "
-    "prompt is kept (--columns score= learns all answers)"
+    "answer with a score, or without one, that no answer to the same prompt beside it is compared with is not learned; "
+    "its prompt is kept (--columns score= learns all answers)"
 )
 
 
@@ -92,8 +92,10 @@ def _pairs_of(group: list[tuple[Where, Example]]) -> Iterator[tuple[Where, Examp
 
 
 def _by_score(group: list[tuple[Where, Example]]) -> Iterator[tuple[Where, Example]]:
-    """Each response with all that have a lower score; only those with the highest are demonstrations."""
+    """Each response with all that have a lower score; only those with the highest are demonstrations. Responses
+    without a score stay as they are."""
     rows = [(where, e, e.score) for where, e in group if isinstance(e, Scored) and e.score is not None]
+    unrated = [(where, e) for where, e in group if not isinstance(e, Scored) or e.score is None]
     best = max((score for *_, score in rows), default=0.0)
     used: set[int] = set()
     for i, (where, example, score) in enumerate(rows):
@@ -101,5 +103,4 @@ def _by_score(group: list[tuple[Where, Example]]) -> Iterator[tuple[Where, Examp
             if lower < score:
                 used |= {i, j}
                 yield where, example.plain(rejected=other.chosen, demonstrates=score == best)
-    if not used:
-        yield from group
+    yield from unrated if used else group

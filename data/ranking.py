@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from data.example import Remark, Row, RowError, Unlearned
+from data.example import Remark, Row, RowError, Unlearned, kind_of
 from data.judgements import RANK_FIELDS, SCORE_FIELDS, TEXT_FIELDS, as_many, lean, ranked_pairs, score_of
 from data.shapes import ASKED, Found, pairs, question
 from data.turns import as_response, listed
@@ -22,7 +22,7 @@ def ranked(row: Row) -> Iterator[Found]:
         raise RowError(STEPS)
     answers = row["answers"]
     if not isinstance(answers, (list, tuple)) or not answers:
-        raise RowError("answers is not a list of texts")
+        raise RowError(f"answers is {kind_of(answers)}, not a list of texts; --columns answers= leaves the column out")
     answers, inside, remarks = _opened(answers)
     yield from remarks
     row = {**row, **inside}

@@ -8,9 +8,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from data.columns import MEDIA, REFUSED, SYNONYMS, Names, names_of, normal, tells, two_answers
+from data.columns import CHOICES, MEDIA, REFUSED, SYNONYMS, Names, names_of, normal, tells, two_answers
 from data.example import Remark, Row, RowError
-from data.forms import FORMS, ONLY_PROMPTS, TARGETS, Form
+from data.forms import FORMS, ONLY_PROMPTS, TARGETS, TEXT, Form
 from data.labels import judged, scored
 from data.native import TALKS, native
 from data.ranking import STEPS, ranked
@@ -56,9 +56,14 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
         raise RowError(f"has no column '{missing[0]}'{nearest(missing[0], there)} (it has {', '.join(there)})")
     file = names_of(rows, columns, TARGETS)
     main = _main(rows, file) or _plan(there, file)
-    for column in () if file.columns else there:
-        if (reason := REFUSED.get(normal(column))) and any(not empty(row.get(column)) for row in rows):
-            raise RowError(reason)
+    held = [column for column in there if any(not empty(row.get(column)) for row in rows)]
+    if main is None and (reason := next((REFUSED[normal(c)] for c in held if normal(c) in REFUSED), None)):
+        raise RowError(reason)
+    if not file.columns and main and main.form.says != TEXT and (choices := [c for c in held if normal(c) in CHOICES]):
+        raise RowError(
+            f"holds a question with choices ({choices[0]}), which are in no prompt; write them into the question and "
+            "leave this column out"
+        )
     if main is None or (main.form.says == ONLY_PROMPTS and two_answers(there) and not file.columns):
         raise RowError(_unknown(there, file))
     if main.form.adapt is ranked and "labels" in main.names:
@@ -142,9 +147,15 @@ def _leave(form: Form, used: dict[str, str], there: Iterable[str], file: Names) 
         kind = normal(column)
         if column in used.values():
             continue
-        if kind in MEDIA:
+        if kind in MEDIA and form.says != TEXT:
             media.append(column)
-        elif (file.name_of(column) or "text") != "text" or column in file.why or tells(kind) or _chooses(kind, there):
+        elif (
+            (file.name_of(column) or "text") != "text"
+            or column in file.why
+            or tells(kind)
+            or kind in MEDIA
+            or _chooses(kind, there)
+        ):
             left[column] = file.why.get(column, "")
         else:
             unread.append(column)
@@ -165,7 +176,7 @@ def _planner(main: Plan, file: Names) -> Callable[[tuple[str, ...]], Plan]:
         own = _plan(filled, file)
         if own and all(name in own.names for name in main.form.needs):
             return own
-        if own and own.form.says != "plain text" and not set(own.form.needs) & set(main.names):
+        if own and own.form.says != TEXT and not set(own.form.needs) & set(main.names):
             return own
         names = dict(main.names) | ({n: c for n, c in own.names.items() if n in main.form.names} if own else {})
         return _leave(main.form, names, filled, file)

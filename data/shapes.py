@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.example import Example, Placed, Remark, Row, RowError, Unlearned, check_learned, messages
-from data.judgements import number, score_of
+from data.judgements import is_tie, number, score_of
 from data.turns import as_prompt, as_response, implicit_prompt, is_transcript, with_system
 from rlhf.template import Message
 
 Found = Example | Remark
-BESIDE = ("margin", "chosen_score", "rejected_score")  # columns that judge a pair
+BESIDE = ("margin", "chosen_score", "rejected_score", "status")  # columns that judge a pair
 Adapter = Callable[[Row], Iterable[Found]]
 
 
@@ -37,6 +37,8 @@ def pairs(row: Row) -> Iterator[Found]:
     any, chosen and rejected are whole conversations. Pairs whose scores are equal give nothing."""
     margin = number(row.get("margin"), "margin")
     better, worse = (score_of(row.get(name), name) for name in ("chosen_score", "rejected_score"))
+    if is_tie(row.get("status")):
+        return
     if better is not None and worse is not None and better <= worse:
         if better < worse:
             yield Remark("pair whose scores contradict it (chosen has the lower one) is left out")
@@ -92,8 +94,8 @@ def talk(row: Row) -> Iterator[Found]:
     if not turns:
         raise RowError("messages has no turn")
     if turns[0]["role"] == "assistant":
-        only = " alone; text without a question belongs in a column 'text'" if len(turns) == 1 else ""
-        raise RowError(f"messages begins with an assistant turn{only}")
+        only = "; text without a question belongs in a column 'text'" if len(turns) == 1 else ""
+        raise RowError(f"messages begins with an assistant turn, not with a user's{only}")
     if turns[-1]["role"] in ("user", "tool"):
         prompt = tuple(with_system(turns, row.get("system")))
         while turns and turns[-1]["role"] != "assistant":
@@ -181,9 +183,11 @@ def _within(prompt: tuple[Message, ...], *answers: Any) -> tuple[Message, ...]:
     """The prompt as answers that are whole conversations have it: with their system turn, and with the turns before
     and after a prompt that is only one question of them."""
     whole = [messages(value, "chosen") for value in answers if isinstance(value, (list, tuple))]
-    before = [turns[:-1] for turns in whole if any(turn["role"] == "user" for turn in turns)]
+    before = [turns[:-1] for turns in whole if any(turn["role"] == "user" for turn in turns[:-1])]
     if not before or len(before) < len(answers) or any(turns != before[0] for turns in before):
         return prompt
+    if prompt[0]["role"] == before[0][0]["role"] == "system" and prompt[0] != before[0][0]:
+        raise RowError("prompt and chosen have different system turns")
     own = [turn for turn in prompt if turn["role"] != "system"]
     there = [turn for turn in before[0] if turn["role"] != "system"]
     if own == there or (len(own) == 1 and own[0] in there):
@@ -193,8 +197,8 @@ def _within(prompt: tuple[Message, ...], *answers: Any) -> tuple[Message, ...]:
 
 def _answer(row: Row, prompt: Sequence[Message], name: str) -> str:
     text = as_response(row[name], prompt, name)
-    # After "Assistant:" a transcript's answer begins with a space that is not part of it.
-    return text.strip() if is_transcript(row.get("prompt")) else text
+    # After "Assistant:" a transcript's answer begins with a space that is not part of it, or with that word again.
+    return text.strip().removeprefix("Assistant:").strip() if is_transcript(row.get("prompt")) else text
 
 
 def _without_response(prompt: tuple[Message, ...] | None, why: Unlearned) -> Iterator[Found]:

@@ -147,7 +147,10 @@ def implicit_prompt(chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], st
         if value is None:
             check_text(value, name)
         if isinstance(value, str) and not is_transcript(value):
-            raise RowError(f"{name} is not a transcript (Human: … Assistant: …) and there is no prompt column")
+            raise RowError(
+                f"{name} is not a transcript (Human: … Assistant: …) and there is no prompt column; "
+                f"put what chosen and rejected begin with in a column 'prompt'"
+            )
         both.append(answered(listed(value), name))
     if both[0][:-1] != both[1][:-1]:
         raise RowError("chosen and rejected differ before their last assistant turn, so they have no common prompt")

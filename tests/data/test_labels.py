@@ -89,3 +89,27 @@ def test_no_stage_learns_a_bad_answer(write, settings, template) -> None:
     assert any("q " in text for text in texts(prompts(settings(path), template), "prompt_ids"))
     left_out = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
     assert learned.report["sources"][0]["remarks"] == {left_out: 60}
+
+
+def test_answers_with_scores_are_pairs_and_only_the_best_is_learned(write, settings, template) -> None:
+    """A score was dropped, so that the worst answer to a prompt was learned like the best."""
+    rows = [
+        {"prompt": f"p {i}", "response": f"{text} {i}", "score": score}
+        for i in range(40)
+        for text, score in (("bad", 1), ("fig", 3), ("plum", 2), ("none", None))
+    ]
+    path = write("a.jsonl", rows)
+    learned, pairs = demonstrations(settings(path), template), preferences(settings(path), template)
+    decode = template.tokenizer.decode
+    assert all(" fig" in decode(row["input_ids"]) for row in [*learned.train, *learned.held_out])
+    found = {(decode(row["chosen_ids"]).split()[0], decode(row["rejected_ids"]).split()[0]) for row in pairs.train}
+    assert found == {("fig", "bad"), ("fig", "plum"), ("plum", "bad")}
+    alone = "answer with a score, or without one, that no answer to the same prompt beside it is compared with"
+    assert [n for text, n in pairs.report["sources"][0]["remarks"].items() if text.startswith(alone)] == [40]
+
+
+def test_a_column_that_is_left_out_judges_nothing() -> None:
+    row = {"prompt": "q", "response": "a", "score": 1, "label": False}
+    shape = recognise([row], {"score": "", "label": ""})
+    (example,) = [item for item in shape.adapt(row) if isinstance(item, Example)]
+    assert (type(example), example.chosen) == (Example, "a")

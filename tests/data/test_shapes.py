@@ -190,11 +190,11 @@ BAD_ROWS = [
     ({"messages": []}, "messages has no turn"),
     (
         {"messages": [ANSWER]},
-        "messages begins with an assistant turn alone; text without a question belongs in a column",
+        "messages begins with an assistant turn, not with a user.s; text without a question belongs in a column",
     ),
     ({"messages": "hello"}, "messages is text, not a list of messages"),
     ({"prompt": "q", "answers": ["a", "b"], "scores": [1]}, "2 answers but 1 scores or ranks"),
-    ({"prompt": "q", "answers": "a"}, "answers is not a list"),
+    ({"prompt": "q", "answers": "a"}, "answers is text, not a list of texts; --columns answers= leaves the column out"),
     ({"instruction": "q", "output": 5}, "chosen is a number, not text"),
     ({"text": 5}, "text is not text"),
 ]

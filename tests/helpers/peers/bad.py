@@ -29,7 +29,8 @@ FILES = {
     "score that is missing": File(
         [{"prompt": "q", "completion": "b", "score": 2}, {"prompt": "q", "completion": "c", "score": 1},
          {"prompt": "q", "completion": "d", "score": "N/A"}, {"prompt": "q", "completion": "e", "score": None}],
-        [("u:q", "b", "c")],
+        [("u:q", "b", "c"), ("u:q", None, None), ("u:q", None, None)],
+        ("answer with a score, or without one, that no answer",),
     ),
     "margin that is a word": File([PAIR | {"margin": "wide"}], refused="margin is 'wide', not a number"),
     "chosen that is a number": File(
@@ -47,7 +48,7 @@ FILES = {
     ),
     "answers that is a mapping": File(
         [{"context": "A fig.", "question": "q", "answers": {"text": ["b"], "answer_start": [0]}}],
-        refused="answers is not a list of texts"
+        refused="answers is a mapping, not a list of texts; --columns answers= leaves the column out"
     ),
     "steps that are answers of their own": File(
         [{"question": "q", "completions": ["b", "c"], "labels": [True, False]}],
@@ -62,7 +63,7 @@ FILES = {
         [{"messages": [u("q"), a("r"), s("S"), u("p"), a("b")]}], refused="roles are out of order (user,",
     ),
     "begins with the assistant": File(
-        [{"messages": [a("r"), u("q"), a("b")]}], refused="messages begins with an assistant turn",
+        [{"messages": [a("r"), u("q"), a("b")]}], refused="messages begins with an assistant turn, not with a user's",
     ),
     "two questions in a row": File(
         [{"messages": [u("q"), u("p"), a("b")]}], refused="roles are out of order (user, user",

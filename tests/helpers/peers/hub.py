@@ -65,7 +65,7 @@ FILES = {
     "helpsteer2": File(
         [helpsteer("q", "c", 1), helpsteer("q", "b", 4), helpsteer("p", "d", 3)],
         [("u:q", "b", "c"), ("u:p", None, None)],
-        ("answer with a score, without", *map(UNUSED.format, ATTRIBUTES)),
+        ("answer with a score, or without one, that no answer", *map(UNUSED.format, ATTRIBUTES)),
     ),
     "helpsteer2, every answer": File(
         [helpsteer("q", "c", 1), helpsteer("q", "b", 4)],
@@ -120,8 +120,8 @@ FILES = {
           "chosen_score": 9.0, "in_gsm8k_train": False},
          {"system": "S", "question": "p", "chosen": "b", "rejected": "c", "rating": [9, 9], "status": "tie",
           "chosen_score": 9.0, "in_gsm8k_train": False}],
-        [("s:S | u:q", "b", "c"), ("s:S | u:p", "b", "c")],
-        (UNUSED.format("rating"), UNUSED.format("status")),
+        [("s:S | u:q", "b", "c")],
+        (UNUSED.format("rating"),),
         ("in_gsm8k_train",),
     ),
     "nectar": File(
@@ -133,6 +133,19 @@ FILES = {
     ),
     "hh-rlhf": File(
         [{"chosen": "\n\nHuman: q\n\nAssistant: b", "rejected": "\n\nHuman: q\n\nAssistant: c"}], [("u:q", "b", "c")]
+    ),
+    "rlhf-reward-datasets": File(
+        [{"prompt": "\n\nHuman: q\n\nAssistant: r\n\nHuman: p\n\n", "chosen": "Assistant: b",
+        "rejected": "Assistant: c"}],
+        [(SAID, "b", "c")],
+    ),
+    "two system turns that differ": File(
+        [{"prompt": [s("S"), u("q")], "chosen": [s("T"), u("q"), a("b")], "rejected": [s("T"), u("q"), a("c")]}],
+        refused="prompt and chosen have different system turns",
+    ),
+    "tokens beside the text": File(
+        [{"prompt": "q", "chosen": "b", "rejected": "c", "input_ids": [1]}], [("u:q", "b", "c")],
+        (UNUSED.format("input_ids"),)
     ),
     "rm-static": File(
         [{"prompt": "\n\nHuman: q\n\nAssistant: r\n\nHuman: p\n\nAssistant:", "response": " b", "chosen": " b",

@@ -127,7 +127,7 @@ SWIFT = {
     ),
     "swift pre-training": File(
         [{"messages": [a("I love music")]}],
-        refused="messages begins with an assistant turn alone; text without a question"
+        refused="messages begins with an assistant turn, not with a user's; text without a question"
     ),
     "swift rejected_response": File(
         [{"messages": TALK, "rejected_response": "c", "margin": 0.5}], [(SAID, "b", "c")],
@@ -207,7 +207,7 @@ AXOLOTL = {
     ),
     "axolotl explainchoice": File(
         [{"question": "q", "choices": ["b", "c"], "solution": "b", "explanation": "for it is so"}],
-        refused="holds a question with choices, which are in no prompt",
+        refused="holds a question with choices (choices), which are in no prompt",
     ),
     "axolotl context_qa": File(
         [{"context": "A fig is a fruit.", "question": "q", "answer": "It is a fruit that grows on trees."}],
