@@ -40,7 +40,8 @@ class DataSettings(SourceSettings):
     }
 
     data_path: list[str] = setting(
-        [], "SOURCE[:weight], a file (.jsonl, .json, .csv, .parquet), a folder, a glob or a hub dataset; repeatable"
+        [],
+        "SOURCE[:weight], a file, a folder, a glob, an address such as s3://… or a hub dataset; repeatable",
     )
     eval_data_path: list[str] = setting([], "held-out rows; default: a part of each source; repeatable")
     data_split: str = setting("2,4,4", "shares of the prompts for stages 1, 2 and 3, such as 2,4,4", alike=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from data.example import Place, Placed
 from data.hub import hub_fingerprint, hub_rows, hub_splits
 from data.readers import file_rows
+from data.row_files import RowFile
 from data.sources import Source
 from rlhf.errors import DataError
 
@@ -24,7 +24,7 @@ def names(source: Source, *, held_out: bool = False) -> list[str]:
     """What messages call the parts of a source, by their numbers: its files, or the hub dataset."""
     if source.hub:
         return [source.name]
-    return [str(path) for path in (source.held_out_files if held_out else source.files)]
+    return [file.name for file in _files(source, held_out)]
 
 
 def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
@@ -35,7 +35,7 @@ def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
     """
     found = False
     for number, name in enumerate(names(source, held_out=held_out)):
-        inside = hub_rows(source, held_out=held_out) if source.hub else file_rows(Path(name))
+        inside = hub_rows(source, held_out=held_out) if source.hub else file_rows(RowFile(name))
         for where, row in inside:
             found = True
             yield Place(name, number, where), row
@@ -49,16 +49,18 @@ def rows(source: Source, *, held_out: bool = False) -> Iterator[Placed]:
 
 
 def fingerprint(source: Source, *, held_out: bool = False) -> str:
-    """A hash of the source's content: the same bytes give the same fingerprint in any place."""
+    """A hash of the source's content: the same bytes give the same fingerprint in any place. Of what is at an address,
+    a hash of what its file system tells of it."""
     if source.hub:
         return hub_fingerprint(source, held_out=held_out)
     digest = hashlib.blake2b(digest_size=16)
-    for path in source.held_out_files if held_out else source.files:
-        digest.update(path.suffix.lower().encode())
+    for file in _files(source, held_out):
         try:
-            with path.open("rb") as file:
-                while block := file.read(1 << 20):
-                    digest.update(block)
+            file.add_to(digest)
         except OSError as error:
-            raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
+
+
+def _files(source: Source, held_out: bool) -> tuple[RowFile, ...]:
+    return source.held_out_files if held_out else source.files

@@ -1,11 +1,15 @@
-"""How many rows a stage will train on, about, before anything is read: for the hours in a plan. Imports no torch."""
+"""How many rows a stage will train on, about, and what counts in them, before all is read: for the hours and the memory
+in a plan. Imports no torch."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from data.config import DataSettings
+from data.adapters import KNOWN, no_robots
+from data.config import DataSettings, SourceSettings
+from data.reading import Reader
 from data.sources import Source, parse
 from rlhf.errors import UserError
 
@@ -20,6 +24,7 @@ HUB_ROWS = {
 }
 _LINES = (".jsonl", ".csv")  # one row is about one line
 _LARGEST = 1 << 30  # bytes of a file whose lines are counted
+_LOOK_AT = 200  # rows
 
 
 def expected_rows(settings: DataSettings, *, stage: int) -> int | None:
@@ -41,16 +46,35 @@ def expected_rows(settings: DataSettings, *, stage: int) -> int | None:
     return max(min(count, settings.max_samples or count), 1)
 
 
+def learns_earlier_turns(settings: SourceSettings, specs: Sequence[str]) -> bool:
+    """Whether stage 1 learns assistant turns before the last one, by the first rows of each source. Of a hub dataset
+    that has no function of its own it is not known, and may be."""
+    reading = settings.model_copy(update={"skip_bad_rows": True})
+    for spec in specs:
+        try:
+            source = parse(spec)
+            if source.hub:
+                known = KNOWN.get(source.hub.name)
+                found = known is None or known.adapt is no_robots
+            else:
+                found = any(example.learned for _, example in Reader(source, reading, limit=_LOOK_AT))
+        except UserError:  # which the checks of the data name
+            continue
+        if found:
+            return True
+    return False
+
+
 def _rows(source: Source) -> int | None:
     if source.hub:
         return HUB_ROWS.get(source.hub.name)
     total = 0
     for file in source.files:
+        path = file.path
         try:
-            known = file.stat()
-            if file.suffix.lower() not in _LINES or known.st_size > _LARGEST:
+            if path is None or file.packing or file.kind not in _LINES or (known := path.stat()).st_size > _LARGEST:
                 return None
-            total += _lines(file, known.st_size, known.st_mtime_ns)
+            total += _lines(path, known.st_size, known.st_mtime_ns)
         except OSError:
             return None
     return total or None

@@ -10,7 +10,7 @@ from typing import Any
 
 from data.adapters import KNOWN
 from data.example import Row
-from data.sources import HubName, Source
+from data.sources import HELD_OUT_SPLITS, HubName, Source
 from rlhf.errors import DataError, nearest
 
 # Datasets whose obvious choice is wrong: their configuration and splits (to train on, held out).
@@ -21,7 +21,6 @@ SPLITS = {
 }
 CONFIG_IS_FOLDER = {"Anthropic/hh-rlhf"}  # helpful-base, harmless-base, …
 CONVERTED = "refs/convert/parquet"
-HELD_OUT_SPLITS = ("test", "validation", "eval", "dev")
 
 
 def hub_rows(source: Source, *, held_out: bool) -> Iterator[tuple[str, Row]]:

@@ -31,7 +31,7 @@ def problems(
     if isinstance(settings, DataSettings):
         if not settings.data_path:
             found.append(
-                "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet) or a hub dataset"
+                "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet, …) or a hub dataset"
             )
         specs = [*settings.data_path, *settings.eval_data_path]
         found += look_at(specs, settings, stage=stage, ask_hub=ask_hub, kept=kept)

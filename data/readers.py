@@ -7,18 +7,20 @@ skipped, a CSV cell "NA" stays text, and memory does not grow with the file.
 from __future__ import annotations
 
 import csv
+import io
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 from data.example import LARGEST_TEXT, Placed, Row, RowError
 from data.json_values import BLANKS, BrokenJSON, Values
+from data.row_files import UNPACK, RowFile, unpacking
 from rlhf.errors import DataError
 from rlhf.file_signs import what_it_is
 from rlhf.json_lines import JSONLine, LineError, read_json_lines
 
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
+AT_ONCE = 500  # rows of a table
 # Columns of a row: an object that has one of them is a row, although it also holds a list of objects.
 ROW_NAMES = (
     frozenset(
@@ -29,26 +31,30 @@ ROW_NAMES = (
     )
     | {"segments", "summaries"}
 )
+OWN_SIGNS = {".parquet": "is a Parquet file", ".arrow": "is an Arrow"}  # of `what_it_is`
 
 
-def file_rows(path: Path) -> Iterator[Placed]:
+def file_rows(file: RowFile) -> Iterator[Placed]:
     """The rows of a file, each with its place inside it ("line 7"). Raises DataError for a file of something else."""
-    kind = path.suffix.lower()
     try:
-        if path.stat().st_size == 0:
+        if file.size() == 0:
             return
-        other = what_it_is(path)
-        if other and not (kind == ".parquet" and other.startswith("is a Parquet file")):
-            raise DataError(f"{path} {other}")
-        yield from READERS[kind](path)
+        with unpacking(file):
+            other = what_it_is(file)
+            if other and not other.startswith(OWN_SIGNS.get(file.kind, "nothing")):
+                how = next(
+                    (end for end, (how, _) in UNPACK.items() if other.startswith(f"is compressed with {how};")), ""
+                )
+                raise DataError(f"{file} {other}{f', or call it {file}{how}' if how and not file.packing else ''}")
+            yield from READERS[file.kind](file)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DataError(f"{file} cannot be read: {error.strerror or error}") from error
 
 
 # --- one function per kind: a file → (place in it, row or RowError) --------------------------------------------------
 
 
-def _json(path: Path) -> Iterator[Placed]:
+def _json(path: RowFile) -> Iterator[Placed]:
     """JSON lines, or one list of objects, or one object around such a list; either suffix is used for all of them."""
     lines = (line for line in read_json_lines(path, longest=LARGEST_ROW) if not line.blank)
     first, second = next(lines, None), next(lines, None)
@@ -89,12 +95,12 @@ def _values(file: TextIO) -> Values:
     return Values(file, longest=LARGEST_ROW)
 
 
-def _open(path: Path, *, newline: str | None = None) -> TextIO:
+def _open(path: RowFile, *, newline: str | None = None) -> TextIO:
     # Bytes that are not UTF-8 become lone surrogates, which the check of each row finds.
-    return path.open(encoding="utf-8-sig", errors="surrogateescape", newline=newline)
+    return io.TextIOWrapper(path.open(), encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
-def _list(path: Path, *, within: str) -> Iterator[Placed]:
+def _list(path: RowFile, *, within: str) -> Iterator[Placed]:
     """The objects of a list: the file's only value, or what the only object of the file has under the key `within`."""
     with _open(path) as file:
         values = _values(file)
@@ -127,7 +133,7 @@ def _pass(values: Values, found: Callable[[Any], None] = lambda value: None) -> 
             found([item])
 
 
-def _wrapper(path: Path, first: JSONLine, *, alone: bool) -> str | None:
+def _wrapper(path: RowFile, first: JSONLine, *, alone: bool) -> str | None:
     """The key of the only list of objects, where a file is one object around it; None for JSON lines. `first` is the
     first line, `alone` says that there is no other.
 
@@ -200,7 +206,7 @@ class _Lines:
         self.number -= len(self.record) - 1
 
 
-def _csv(path: Path) -> Iterator[Placed]:
+def _csv(path: RowFile) -> Iterator[Placed]:
     csv.field_size_limit(LARGEST_ROW)
     with _open(path, newline="") as file:
         lines = _Lines(file)
@@ -237,35 +243,69 @@ def _open_quote(lines: _Lines, error: str) -> str:
     return f'opens a quote that is not closed in this row (it would reach to {end}); write a quote in a cell as ""'
 
 
-def _check_header(path: Path, names: list[str]) -> None:
+def _check_header(path: RowFile, names: list[str]) -> None:
     if names and names[0].lstrip(BLANKS)[:2] in ('{"', "{'", "[{", "{"):
         raise DataError(f"{path} holds JSON, not CSV; call it .jsonl or .json")
     if len(names) == 1:
         for mark, what in (("\t", "tabs"), (";", "semicolons"), ("|", "bars")):
             if mark in names[0]:
                 raise DataError(f"{path} has {what} between its cells, not commas; save it with commas")
-    twice = next((name for name in names if name and names.count(name) > 1), None)
+    _check_names(path, names)
+
+
+def _arrow(path: RowFile) -> Iterator[Placed]:
+    """A file of tables or a stream of them, which `datasets` writes."""
+    import pyarrow as pa
+
+    number = 0
+    try:
+        with path.open() as source:
+            start = source.read(6)
+            source.seek(0)
+            if start == b"ARROW1":
+                whole = pa.ipc.open_file(source)
+                batches = (whole.get_batch(i) for i in range(whole.num_record_batches))
+            else:
+                whole = pa.ipc.open_stream(source)
+                batches = iter(whole)
+            _check_names(path, whole.schema.names)
+            for batch in batches:
+                for start in range(0, batch.num_rows, AT_ONCE):
+                    for row in _python_rows(batch.slice(start, AT_ONCE)):
+                        number += 1
+                        yield f"row {number}", row
+    except (pa.ArrowInvalid, pa.ArrowException) as error:
+        raise DataError(f"{path} is not a readable Arrow file (after row {number}): {_first_line(error)}") from error
+    except OSError as error:  # of pyarrow, without a number: the end is missing
+        if error.errno is not None:
+            raise
+        raise DataError(f"{path} is cut short (after row {number}): {_first_line(error)}") from error
+
+
+def _check_names(path: RowFile, names: Sequence[str]) -> None:
+    twice = next((name for name in names if name and list(names).count(name) > 1), None)
     if twice is not None:
         raise DataError(f"{path} has two columns with the name {twice!r}; rename one")
 
 
-def _parquet(path: Path) -> Iterator[Placed]:
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or ["damaged"])[0]
+
+
+def _parquet(path: RowFile) -> Iterator[Placed]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     number = 0
     try:
-        with path.open("rb") as source, pq.ParquetFile(source) as file:
-            twice = next((n for n in file.schema_arrow.names if file.schema_arrow.names.count(n) > 1), None)
-            if twice is not None:
-                raise DataError(f"{path} has two columns with the name {twice!r}; rename one")
-            for batch in file.iter_batches(batch_size=500):
+        with path.open() as source, pq.ParquetFile(source) as file:
+            _check_names(path, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=AT_ONCE):
                 for row in _python_rows(batch):
                     number += 1
                     yield f"row {number}", row
     except (pa.ArrowInvalid, pa.ArrowException) as error:
-        first = (str(error).splitlines() or ["damaged"])[0]
-        raise DataError(f"{path} is not a readable Parquet file (after row {number}): {first}") from error
+        raise DataError(f"{path} is not a readable Parquet file (after row {number}): {_first_line(error)}") from error
 
 
 def _python_rows(batch: Any) -> Iterator[Row | RowError]:
@@ -282,9 +322,10 @@ def _python_rows(batch: Any) -> Iterator[Row | RowError]:
             yield RowError(f"has a value that cannot be read: {error}")
 
 
-READERS: dict[str, Callable[[Path], Iterator[Placed]]] = {
+READERS: dict[str, Callable[[RowFile], Iterator[Placed]]] = {
     ".jsonl": _json,
     ".json": _json,
     ".csv": _csv,
     ".parquet": _parquet,
+    ".arrow": _arrow,
 }

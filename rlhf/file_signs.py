@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from rlhf.json_lines import Opens
+
 _LOOK_AT = 1024  # bytes
 _LFS = b"version https://git-lfs.github.com/spec/"
 _PACKED = "; unpack it first"
@@ -26,8 +28,8 @@ _SIGNS: tuple[tuple[bytes, str], ...] = (
     (b"Rar!", f"is a RAR archive{_PACKED}"),
     (b"\xd0\xcf\x11\xe0", "is a spreadsheet or document of Microsoft Office; save it as CSV in UTF-8"),
     (b"PAR1", "is a Parquet file; call it .parquet"),
-    (b"ARROW1", "is an Arrow file; save it as Parquet"),
-    (b"\xff\xff\xff\xff", "is an Arrow stream; save it as Parquet"),
+    (b"ARROW1", "is an Arrow file; call it .arrow"),
+    (b"\xff\xff\xff\xff", "is an Arrow stream; call it .arrow"),
     (b"SQLite format 3\0", "is an SQLite database; save the table as JSON lines or CSV"),
     (b"\x93NUMPY", "is a NumPy array; save its rows as JSON lines"),
     (b"%PDF-", "is a PDF document"),
@@ -53,7 +55,7 @@ def lfs_pointer(path: Path) -> bool:
     return _beginning(path).startswith(_LFS)
 
 
-def what_it_is(path: Path) -> str | None:
+def what_it_is(path: Path | Opens) -> str | None:
     """What a file is that should be UTF-8 text, in one clause with a way out ("is compressed with gzip; …"); None for
     text, for an empty file and for one that cannot be read."""
     start = _beginning(path)
@@ -71,9 +73,9 @@ def what_it_is(path: Path) -> str | None:
     return None
 
 
-def _beginning(path: Path) -> bytes:
+def _beginning(path: Path | Opens) -> bytes:
     try:
         with path.open("rb") as file:
-            return file.read(_LOOK_AT)
+            return bytes(file.read(_LOOK_AT))
     except OSError:
         return b""

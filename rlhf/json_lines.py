@@ -14,11 +14,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rlhf.files import write_text
 
-SAVE_AS_UTF8 = "the file may be in another encoding, such as Latin-1; save it as UTF-8"
+SAVE_AS_UTF8 = (
+    "the file may be in another encoding, such as Latin-1; save it as UTF-8 (iconv -f LATIN1 -t UTF-8 OLD > NEW)"
+)
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -74,7 +76,14 @@ class JSONLine:
             raise LineError(f"is not usable JSON: it has a number of more than {digits:,} digits") from None
 
 
-def read_json_lines(path: Path, *, longest: int | None = None) -> Iterator[JSONLine]:
+class Opens(Protocol):
+    """A path, or what else gives the bytes of a file as a stream."""
+
+    def open(self, mode: str, /) -> Any:
+        """The stream, for the mode "rb"."""
+
+
+def read_json_lines(path: Path | Opens, *, longest: int | None = None) -> Iterator[JSONLine]:
     """The lines of a file, blank ones included; a line of more than `longest` bytes is not read whole.
 
     Raises OSError when the file cannot be read, at the first line that is asked for.

@@ -16,6 +16,7 @@ from data import readers
 from data.config import SourceSettings
 from data.contents import fingerprint, rows
 from data.example import RowError
+from data.row_files import RowFile
 from data.sources import HubName, parse
 from data.store import Reader
 from rlhf.errors import DataError
@@ -83,14 +84,14 @@ def test_folders_and_globs(tmp_path: Path, write) -> None:
         write(name, [GOOD | {"prompt": name}])
     (tmp_path / "f" / "README.md").write_text("no data")
     source = parse(str(tmp_path / "f"))
-    assert [p.name for p in source.files] == ["contest.jsonl", "latest.jsonl", "train-1.jsonl"]
+    assert [Path(f.name).name for f in source.files] == ["contest.jsonl", "latest.jsonl", "train-1.jsonl"]
     assert [row["prompt"] for _, row in rows(source, held_out=True)] == ["f/test.jsonl"]  # type: ignore[index]
-    assert [p.name for p in parse(str(tmp_path / "f" / "*.jsonl")).files] == [
+    assert [Path(f.name).name for f in parse(str(tmp_path / "f" / "*.jsonl")).files] == [
         "contest.jsonl", "test.jsonl", "train-1.jsonl",
     ]  # fmt: skip
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz is compressed with gzip; unpack it first"):
-        parse(str(tmp_path / "a.jsonl.gz"))
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"{}"))
+    with pytest.raises(DataError, match=r"a\.gz is compressed with gzip; unpack it first"):
+        parse(str(tmp_path / "a.gz"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="a folder without training files"):
         parse(str(tmp_path / "empty"))
@@ -123,7 +124,7 @@ def test_folders_and_globs(tmp_path: Path, write) -> None:
 def test_names_of_folders_count_as_those_of_files(name: str, held_out: bool, tmp_path: Path, write) -> None:
     """train/part-0.jsonl and test/part-0.jsonl: only names of files were looked at, so test rows were trained on."""
     write("test-folder/f/plain.jsonl", [GOOD])
-    path = Path(write(f"test-folder/f/{name}", [GOOD]))
+    path = RowFile(write(f"test-folder/f/{name}", [GOOD]))
     source = parse(str(tmp_path / "test-folder" / "f"))  # names above the folder that is given do not count
     assert (path in source.held_out_files) == held_out
     assert (path in source.files) != held_out
