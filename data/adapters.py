@@ -192,7 +192,7 @@ KNOWN: dict[str, Shape] = {
     "trl-lib/tldr-preference": Shape("preference pairs", tldr_preference),
     "OpenAssistant/oasst1": Shape("message trees, ranked replies expanded to pairs", oasst1, oasst_trees),
     "tatsu-lab/alpaca": Shape("instructions with an output", alpaca),
-    "HuggingFaceH4/no_robots": Shape("conversations, of which the last assistant turn is learned", no_robots),
+    "HuggingFaceH4/no_robots": Shape("conversations", no_robots),
     "Salesforce/wikitext": Shape("plain text, lines joined to articles", plain_text, wikitext_articles),
     "rajpurkar/squad_v2": Shape("plain text: the contexts", squad_v2),
 }

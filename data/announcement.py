@@ -42,12 +42,23 @@ def announce(report: Mapping[str, Any]) -> None:
         name = part.replace("_", "-")
         for what, count in [*counts["dropped"].items(), *counts["cut"].items()]:
             say(f"{name} rows {'left out' if what in counts['dropped'] else 'kept'}: {count:,} × {what}")
+        if turns := said_of_turns(counts):
+            say(f"{name} rows: {turns}")
         lost, offered = sum(counts["dropped"].values()), counts["rows"] + sum(counts["dropped"].values())
         if lost > LOSS_THAT_WARNS * offered:
             warn(
                 f"stage {report['stage']} loses {lost:,} of {offered:,} {name} rows ({lost / offered:.0%}); python -m "
                 "data.check shows the lengths; max_prompt_length, max_response_length or the truncation policies help"
             )
+
+
+def said_of_turns(counts: Mapping[str, Any]) -> str:
+    """How many assistant turns are learned, where these are not one of each row."""
+    turns, unlearned = counts.get("turns", 0), counts.get("unlearned", 0)
+    if turns <= counts["rows"] and not unlearned:
+        return ""
+    lost = f"; {unlearned:,} are not (cut with their prompt, empty, or with the end token in them)" if unlearned else ""
+    return f"{turns:,} assistant turns are learned{lost}"
 
 
 def say_empty(source: str, files: Sequence[str]) -> None:

@@ -9,10 +9,11 @@ import click
 
 from data.config import DataSettings
 from data.divide import KINDS, divide, open_all
+from data.encode import Learn
 from data.findings import PLACES, Finding, of_leakage, of_repeats, of_source
-from data.lengths import histogram, of_lengths, token_lengths
+from data.lengths import histogram, of_lengths, of_turns, token_lengths
 from data.preflight import look_at
-from data.show import show_blend
+from data.show import LEARN, show_blend
 from rlhf.command import Command
 from rlhf.config import build, given, groups_of, options
 from rlhf.console import say
@@ -23,10 +24,11 @@ from rlhf.errors import EXIT_DONE, EXIT_USER, DataError
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-@click.command("python -m data.check", cls=Command, groups={**groups_of(DataSettings), "Lengths": ["model"]})
+@click.command("python -m data.check", cls=Command, groups={**groups_of(DataSettings), "Lengths": ["model", "learn"]})
 @options(DataSettings)
 @click.option("--model", help="model whose tokenizer and template measure lengths: a folder, a hub name or an alias")
-def main(model: str | None, **flags: Any) -> int:
+@LEARN
+def main(model: str | None, learn: Learn, **flags: Any) -> int:
     """Check the sources without training: broken rows, answers that teach nothing, repeats, leakage, lengths.
 
     Ends with exit code 2 when a row would stop a run.
@@ -46,11 +48,13 @@ def main(model: str | None, **flags: Any) -> int:
         from rlhf.models.loading import load_tokenizer  # torch, transformers
         from rlhf.template import Template
 
-        lengths = token_lengths(stores, Template(load_tokenizer(model)), settings)
+        template = Template(load_tokenizer(model))
+        lengths = token_lengths(stores, template, settings)
         for name, measured in lengths.items():
             limit = settings.max_prompt_length if name == "prompt" else settings.max_response_length
             say("\n".join(histogram(name, measured.tokens, limit)))
         findings += of_lengths(stores, lengths, settings)
+        findings += of_turns(stores, template, settings) if learn == "all" else []
     else:
         say("lengths in tokens are measured when --model is given")
     return show(findings)

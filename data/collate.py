@@ -45,21 +45,23 @@ class PreferenceBatch:
 def collate_demonstrations(
     rows: Sequence[Row], *, pad_token_id: int, train_on_prompt: bool = False
 ) -> DemonstrationBatch:
-    """`input_ids` and `prompt_length` of rows → a batch padded on the right to its own longest row.
+    """`input_ids` and `learned` of rows → a batch padded on the right to its own longest row. `learned` has start and
+    end of each part that counts.
 
-    Packed rows have `lengths` and `prompt_lengths` of the demonstrations in them instead. The first token of a
-    demonstration never counts: nothing before it predicts it.
+    Packed rows also have the `lengths` of the demonstrations in them. The first token of a demonstration never counts:
+    nothing before it predicts it. With `train_on_prompt` all others do.
     """
     input_ids_BT = pad_right([r["input_ids"] for r in rows] or [[]], pad_token_id)
     loss_mask_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
     position_ids_BT = torch.zeros_like(input_ids_BT)
     packed = any("lengths" in row for row in rows)
     for b, row in enumerate(rows):
+        edges = [0, len(row["input_ids"])] if train_on_prompt else row["learned"]
+        for first, end in zip(edges[::2], edges[1::2], strict=True):
+            loss_mask_BT[b, first:end] = True
         start = 0
-        lengths = row.get("lengths") or [len(row["input_ids"])]
-        for length, prompt_length in zip(lengths, row.get("prompt_lengths") or [row["prompt_length"]], strict=True):
-            first = 1 if train_on_prompt else max(1, prompt_length)
-            loss_mask_BT[b, start + first : start + length] = True
+        for length in row.get("lengths") or [len(row["input_ids"])]:
+            loss_mask_BT[b, start] = False
             position_ids_BT[b, start : start + length] = torch.arange(length)
             start += length
     return DemonstrationBatch(input_ids_BT, loss_mask_BT, position_ids_BT if packed else None)

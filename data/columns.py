@@ -44,6 +44,7 @@ SYNONYMS = {
     "conversation": "messages",
     "system_prompt": "system",
     "kto_tag": "label",
+    "functions": "tools",
     "is_correct": "label",
     "is_safe": "label",
     "desirable": "label",
@@ -68,7 +69,7 @@ SYNONYMS = {
 }
 # Columns of common data that say something and that no shape reads.
 TELLING = {
-    *("functions", "documents", "chat_template_kwargs", "template_kwargs", "enable_thinking", "explanation"),
+    *("documents", "chat_template_kwargs", "template_kwargs", "enable_thinking", "explanation"),
     *("answer", "final_answer", "expected_answer", "solution", "ground_truth", "reference", "target", "gold"),
     *("data_source", "test_cases", "tests", "verifier", "correct_answers", "incorrect_answers", "safer_response_id"),
     *("correctness", "coherence", "complexity", "verbosity", "quality", "is_response_0_safe", "is_response_1_safe"),

@@ -3,7 +3,8 @@
 Three kinds of rows. Every row has `length`, its number of tokens, and `outcome`: KEPT, CUT_PROMPT, CUT_RESPONSE or one
 of the reasons for which a row is dropped (then its lists are empty).
 
-    demonstrations  input_ids, prompt_length
+    demonstrations  input_ids, prompt_length, learned (start and end of each learned part, one after another),
+                    turns (assistant turns that are learned), unlearned (those that were to be and are not)
     preferences     prompt_ids, chosen_ids, rejected_ids, margin
     prompts         prompt_ids, messages (JSON), kept (JSON, where rewards read columns)
 
@@ -21,16 +22,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.cutting import whole_characters, without_tokens
-from data.example import prompt_json
+from data.example import leading, prompt_json
+from data.learned import LearnedRow, Talk, learned_rows
 from rlhf.errors import DataError, ModelError
+from rlhf.marks import Span
 from rlhf.rendering import DATE, is_dated
 from rlhf.template import Message, Template
 
 Kind = Literal["demonstrations", "preferences", "prompts"]
+Learn = Literal["all", "last"]
 
-# Bits that say what happened to a row; rows with only the first two are kept.
+# Bits that say what happened to a row; a row with one of DROPPED is not kept.
 CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE = 1, 2, 4, 8
 EMPTY_RESPONSE, SAME_RESPONSES, END_INSIDE, UNRENDERABLE = 16, 32, 64, 128
+OWN_ROW, NO_TOOLS = 256, 512  # kept as well
 DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES | END_INSIDE | UNRENDERABLE
 SAYS = {
     CUT_PROMPT: "prompt cut to max_prompt_length",
@@ -41,6 +46,8 @@ SAYS = {
     SAME_RESPONSES: "chosen and rejected are the same",
     END_INSIDE: "response spells the end token inside",
     UNRENDERABLE: "prompt that the chat template cannot render",
+    NO_TOOLS: "prompt without its tools, which the chat template does not write",
+    OWN_ROW: "turn in a row of its own, since it stands otherwise in the conversation (chat template or tokens)",
 }
 
 
@@ -57,7 +64,13 @@ class Limits:
 Batch = dict[str, list[Any]]
 IDS = "list of int32"
 COLUMNS: dict[str, dict[str, str]] = {
-    "demonstrations": {"input_ids": IDS, "prompt_length": "int32"},
+    "demonstrations": {
+        "input_ids": IDS,
+        "prompt_length": "int32",
+        "learned": IDS,
+        "turns": "int32",
+        "unlearned": "int32",
+    },
     "preferences": {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "margin": "float32"},
     "prompts": {"prompt_ids": IDS, "messages": "string"},
 }
@@ -67,19 +80,28 @@ class Encoder:
     """Encodes batches of stored Examples (columns of `data.store`) as rows of one kind."""
 
     def __init__(
-        self, template: Template, limits: Limits, kind: Kind, *, skip_bad_rows: bool = True, kept: bool = False
+        self,
+        template: Template,
+        limits: Limits,
+        kind: Kind,
+        *,
+        skip_bad_rows: bool = True,
+        kept: bool = False,
+        learn: Learn = "all",
     ) -> None:
         self.template, self.limits, self.kind, self.skip_bad_rows = template, limits, kind, skip_bad_rows
-        self.kept = kept
+        self.kept, self.learn = kept, learn
 
     def settings(self) -> dict[str, Any]:
         """Everything except the examples that the rows depend on, for the cache's key."""
-        return {"kind": self.kind, "limits": vars(self.limits), "tokenizer": tokenizer_key(self.template.tokenizer)}
+        learn = {"learn": self.learn} if self.kind == "demonstrations" else {}
+        tokenizer = tokenizer_key(self.template.tokenizer)
+        return {"kind": self.kind, "limits": vars(self.limits), "tokenizer": tokenizer, **learn}
 
     def features(self) -> dict[str, str]:
         """The columns of the rows and their types."""
         kept = {"kept": "large_string"} if self.kept else {}
-        return {"length": "int32", "outcome": "uint8", "source": "int32", **COLUMNS[self.kind], **kept}
+        return {"length": "int32", "outcome": "uint16", "source": "int32", **COLUMNS[self.kind], **kept}
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
         prompts, prompt_ids, outcomes, _ = self.prompts(batch)
@@ -90,10 +112,7 @@ class Encoder:
             return self._emptied(rows | ({"kept": list(batch["kept"])} if self.kept else {}))
         chosen = self.responses(batch["chosen"], outcomes)
         if self.kind == "demonstrations":
-            rows["input_ids"] = [p + c for p, c in zip(prompt_ids, chosen, strict=True)]
-            rows["prompt_length"] = [len(p) for p in prompt_ids]
-            rows["length"] = [len(ids) for ids in rows["input_ids"]]
-            return self._emptied(rows)
+            return self._demonstrations(batch, prompts, prompt_ids, chosen, outcomes)
         rejected = self.responses(batch["rejected"], outcomes, may_be_empty=True)
         for i, (c, r) in enumerate(zip(chosen, rejected, strict=True)):
             if c == r:
@@ -102,6 +121,63 @@ class Encoder:
         rows["margin"] = list(batch["margin"])
         rows["length"] = [len(p) + max(len(c), len(r)) for p, c, r in zip(prompt_ids, chosen, rejected, strict=True)]
         return self._emptied(rows)
+
+    def _demonstrations(
+        self,
+        batch: Mapping[str, Sequence[Any]],
+        prompts: Sequence[list[Message]],
+        prompt_ids: Sequence[list[int]],
+        chosen: Sequence[list[int]],
+        outcomes: Sequence[int],
+    ) -> Batch:
+        """A row for each conversation, then those of its turns that stand alone (`data.learned`)."""
+        given = batch.get("learned") or [[]] * len(prompts)
+        talks: dict[int, Talk] = {}
+        lost = [0] * len(prompts)
+        for i, outcome in enumerate(outcomes):
+            if outcome & DROPPED:
+                continue
+            earlier = self._earlier(batch["prompt"][i], prompts[i], given[i] or []) if self.learn == "all" else []
+            lost[i] = len(given[i] or []) - len(earlier) if self.learn == "all" else 0
+            cut = outcome & CUT_RESPONSE
+            text = self.template.text(chosen[i][:-1]) if cut else batch["chosen"][i]
+            talks[i] = Talk(prompts[i], prompt_ids[i], text, chosen[i], tuple(earlier))
+        found = dict(zip(talks, learned_rows(self.template, list(talks.values())), strict=True))
+        rows: Batch = {name: [] for name in self.features()}
+        for i, outcome in enumerate(outcomes):
+            fitting = [row for row in map(self._fitted, found.get(i, [])) if row]
+            lost[i] += sum(row.turns for row in found.get(i, [])) - sum(row.turns for row in fitting)
+            if i in found and not fitting:
+                outcome |= LONG_RESPONSE
+            for number, row in enumerate(fitting or [LearnedRow([], [], turns=0)]):
+                rows["input_ids"].append(row.ids)
+                rows["length"].append(len(row.ids))
+                rows["prompt_length"].append(row.spans[-1].start if row.spans else 0)
+                rows["learned"].append([edge for span in row.spans for edge in span])
+                rows["turns"].append(row.turns)
+                rows["unlearned"].append(0 if number else lost[i])
+                rows["outcome"].append(OWN_ROW if number else outcome)
+                rows["source"].append(batch["source"][i])
+        return rows
+
+    def _earlier(self, whole: str, kept: Sequence[Message], learned: Sequence[int]) -> list[int]:
+        """The turns to learn that are left of a prompt, by their places in what is `kept` of it."""
+        gone = len(json.loads(whole)) - len(kept)  # behind the system turn
+        first = len(leading(kept)) + gone
+        places = [turn - gone for turn in learned if turn >= first]
+        texts = [kept[place]["content"] for place in places]
+        return [p for p, t in zip(places, texts, strict=True) if t.strip() and self.template.end_token not in t]
+
+    def _fitted(self, row: LearnedRow) -> LearnedRow | None:
+        """A row that is not longer than the limits allow; what a template's marks have behind the last end token may
+        go. None for a longer one."""
+        longest = self.limits.max_prompt_length + self.limits.max_response_length
+        if len(row.ids) <= longest:
+            return row
+        if self.template.end_token_id not in row.ids[row.spans[-1].start : longest]:
+            return None
+        spans = [Span(span.start, min(span.end, longest)) for span in row.spans if span.start < longest]
+        return LearnedRow(row.ids[:longest], spans, row.turns)
 
     def prompts(
         self, batch: Mapping[str, Sequence[Any]]
@@ -113,7 +189,8 @@ class Encoder:
         lengths = [len(ids) for ids in found]
         for i, length in enumerate(lengths):
             if length > self.limits.max_prompt_length:
-                prompts[i], found[i], outcomes[i] = self.shorten(prompts[i])
+                prompts[i], found[i], outcome = self.shorten(prompts[i])
+                outcomes[i] |= outcome
         return prompts, found, outcomes, lengths
 
     def _rendered(self, prompts: Sequence[list[Message]], where: Sequence[str], outcomes: list[int]) -> list[str]:
@@ -122,6 +199,7 @@ class Encoder:
         for i, prompt in enumerate(prompts):
             try:
                 texts.append(self.template.prompt_text(prompt))
+                outcomes[i] = NO_TOOLS if self.template.leaves_out_tools(prompt) else 0
             except ModelError as error:
                 if not self.skip_bad_rows:
                     raise DataError(f"{where[i]}: {error}; --skip-bad-rows leaves such rows out") from None
@@ -159,18 +237,20 @@ class Encoder:
         """A prompt that fits: its messages, its ids and its outcome."""
         if self.limits.prompt_truncation == "drop":
             return list(prompt), [], LONG_PROMPT
-        system = [m for m in prompt[:1] if m["role"] == "system"]
+        system = list(leading(prompt))
         turns = list(prompt[len(system) :])
         ids = self.template.prompt_ids([*system, *turns])
-        while len(ids) > self.limits.max_prompt_length and len(turns) > 1:
-            turns = turns[2:]
+        while len(ids) > self.limits.max_prompt_length and (begins := _questions(turns)[1:]):
+            turns = turns[begins[0] :]
+            if not system and (tools := prompt[0].get("tools")):
+                turns[0] = {**turns[0], "tools": tools}
             ids = self.template.prompt_ids([*system, *turns])
         text = turns[0]["content"]
         keep_end = self.limits.prompt_truncation == "keep_end"
         excess = len(ids) - self.limits.max_prompt_length
         while excess > 0 and text:
             text = without_tokens(self.template.tokenizer, text, excess, keep_end=keep_end)
-            turns[0] = {"role": "user", "content": text}
+            turns[0] = {**turns[0], "content": text}
             ids = self.template.prompt_ids([*system, *turns])
             # A cut may split a word into more tokens than it had, so look again.
             excess = len(ids) - self.limits.max_prompt_length
@@ -212,6 +292,11 @@ class TextEncoder:
         size = min(self.length, max(2, len(stream)))
         blocks = [stream[i : i + size] for i in range(0, len(stream) - size + 1, size)]
         return {"input_ids": blocks, "length": [len(b) for b in blocks]}
+
+
+def _questions(turns: Sequence[Message]) -> list[int]:
+    """Where the user speaks; what follows, calls of tools and their results too, belongs to it."""
+    return [i for i, turn in enumerate(turns) if turn["role"] == "user"]
 
 
 def tokenizer_key(tokenizer: Any) -> str:

@@ -15,8 +15,12 @@ Row = Mapping[str, Any]  # of a source, before it is an Example
 
 LARGEST_NUMBER = 3.4e38  # what is stored as fp32
 LARGEST_TEXT = 4_000_000  # characters of one text; beyond it a row is a broken file rather than a text
-SPEAKERS = {"human": "user", "gpt": "assistant", "prompter": "user", "bot": "assistant", "model": "assistant"}
-TOOL_ROLES = ("tool", "function", "function_call", "tool_call", "observation", "ipython")
+SPEAKERS = {
+    "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+    "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
+}  # fmt: skip
+CALLERS = ("function_call", "tool_call")  # roles whose text is the call of a tool
+ROLES = ("system", "developer", "user", "assistant", "tool")
 CALLS = ("tool_calls", "function_call")  # fields of a turn that ends in the call of a tool
 LEARN = ("weight", "train", "training", "loss")  # fields of a turn that say whether it is to be learned
 
@@ -59,12 +63,14 @@ class Place(str):
 class Example:
     """One row in the project's own terms. Raises RowError when a text or the order of roles is not usable.
 
-    prompt        messages that end with a user turn; a system message may come first
+    prompt        messages that end with a user turn, or with what a tool gave; a system message may come first
     chosen        the better response, or the only one; None where a source has no good response
     rejected      the worse response, or None; without `chosen` a bad response, which no stage learns
     margin        how much better `chosen` is, in units of the reward model's score
     text          plain text for the pretraining mix, with an empty prompt
     demonstrates  False where `chosen` only beats `rejected` and a better response exists: not for stage 1
+    learned       places of the assistant turns of `prompt` that stage 1 learns beside `chosen`, in order; the others,
+                  and all of them in the other stages, are context
     kept          JSON of what rewards read of the row (`data.kept`); the reader fills it in
     """
 
@@ -75,6 +81,7 @@ class Example:
     text: str | None = None
     demonstrates: bool = True
     kept: str = ""
+    learned: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.text is not None:
@@ -87,12 +94,20 @@ class Example:
                 check_text(value, name)
         if not isinstance(self.margin, (int, float)) or not abs(self.margin) <= LARGEST_NUMBER:
             raise RowError(f"margin is {self.margin!r}, not a finite number")
+        turns = assistant_turns(self.prompt)
+        if list(self.learned) != [turn for turn in turns if turn in self.learned]:
+            raise RowError(f"learned is {self.learned!r}, not places of assistant turns of the prompt, {turns!r}")
 
 
 def ask(question: str, *, system: str | None = None) -> tuple[Message, ...]:
     """A prompt of one user turn, after a system message where there is one."""
     turns: list[Message] = [{"role": "system", "content": system}] if system else []
     return (*turns, {"role": "user", "content": question})
+
+
+def assistant_turns(prompt: Sequence[Message]) -> tuple[int, ...]:
+    """The places of the assistant turns of a prompt."""
+    return tuple(place for place, message in enumerate(prompt) if message["role"] == "assistant")
 
 
 def check_text(value: Any, name: str) -> None:
@@ -108,44 +123,133 @@ def check_text(value: Any, name: str) -> None:
 
 
 def check_roles(prompt: Sequence[Message]) -> None:
-    """A prompt has an optional system message, then user and assistant turns in alternation; the last is a user's."""
+    """A prompt has a system message, a developer's, or none, then user and assistant turns in alternation; the last is
+    a user's. Between an assistant turn that calls tools and its answer stands what they gave, which may come last."""
     if not prompt:
         raise RowError("prompt is empty")
     for number, message in enumerate(prompt):
         check_text(message["content"], f"prompt (message {number + 1})")
     roles = [message["role"] for message in prompt]
-    turns = roles[1:] if roles[0] == "system" else roles
-    for number, role in enumerate(turns):
-        expected = "assistant" if number % 2 else "user"
-        if role != expected:
-            raise RowError(f"roles are out of order ({', '.join(roles)}): expected {expected}, found {role}")
-    if not turns or turns[-1] != "user":
-        raise RowError(f"the prompt must end with a user turn ({', '.join(roles)})")
-    if not prompt[-1]["content"].strip():
+    shown = ", ".join(roles)
+    first = len(leading(prompt))
+    if any(roles[:first].count(role) > 1 for role in ("system", "developer")):
+        raise RowError(f"there are two {roles[0]} turns ({shown}); join their texts")
+    expected = ("user",)
+    for message in prompt[first:]:
+        role = message["role"]
+        if role == "tool" and role not in expected:
+            raise RowError(f"roles are out of order ({shown}): a tool's result without a call of it (tool_calls)")
+        if role not in expected:
+            raise RowError(f"roles are out of order ({shown}): expected {expected[0]}, found {role}")
+        calls = role == "assistant" and "tool_calls" in message
+        expected = {"user": ("assistant",), "tool": ("assistant", "tool")}.get(role, ("tool",) if calls else ("user",))
+    if expected == ("tool",):
+        raise RowError(f"roles are out of order ({shown}): a tool's call without its result")
+    if roles[-1] not in ("user", "tool"):
+        raise RowError(f"the prompt must end with a user turn ({shown})")
+    if roles[-1] == "user" and not prompt[-1]["content"].strip():
         raise RowError("prompt is empty")
 
 
+def leading(prompt: Sequence[Message]) -> Sequence[Message]:
+    """The turns of system and developer that a prompt begins with."""
+    count = next((i for i, m in enumerate(prompt) if m["role"] not in ("system", "developer")), len(prompt))
+    return prompt[:count]
+
+
 def messages(value: Any, name: str) -> list[Message]:
-    """A list of {role, content}, or {from, value} as in ShareGPT, with the roles' names changed to ours."""
+    """A list of {role, content}, or {from, value} as in ShareGPT, with the roles' names changed to ours; with calls and
+    results of tools in one form."""
     if not isinstance(value, (list, tuple)):
         raise RowError(f"{name} is {kind_of(value)}, not a list of messages")
     turns: list[Message] = []
     for number, item in enumerate(value):
+        where = f"{name} (message {number + 1})"
         if not isinstance(item, Mapping):
-            raise RowError(f"{name} (message {number + 1}) is {kind_of(item)}, not a {{role, content}} mapping")
+            raise RowError(f"{where} is {kind_of(item)}, not a {{role, content}} mapping")
         role: Any = item.get("role", item.get("from"))
         content: Any = item.get("content", item.get("value"))
         role = SPEAKERS.get(str(role), role)
-        if role not in ("system", "user", "assistant"):
-            tools = "; calls and results of tools are not read" if role in TOOL_ROLES else ""
-            raise RowError(f"{name} (message {number + 1}) has the role {role!r}, not system, user or assistant{tools}")
-        if content is None and calls_a_tool(item):
-            if number + 1 < len(value):
-                raise RowError(f"{name} (message {number + 1}) has a tool call and no text, which no prompt can hold")
+        if role in CALLERS:
+            turns.append({"role": "assistant", "content": "", "tool_calls": read_calls(content, where)})
+            continue
+        if role not in ROLES:
+            raise RowError(f"{where} has the role {role!r}, not {', '.join(ROLES[:-1])} or {ROLES[-1]}")
+        calls = read_calls(next(item[n] for n in CALLS if item.get(n)), where) if calls_a_tool(item) else []
+        if content is None and calls:
             content = ""
-        check_text(content, f"{name} (message {number + 1})")
-        turns.append({"role": role, "content": str(content)})
+        if role == "tool" and isinstance(content, (list, dict)):
+            content = json.dumps(content, ensure_ascii=False, default=str)
+        check_text(content, where)
+        turn: Message = {"role": role, "content": str(content)}
+        if calls and role == "assistant":
+            turn["tool_calls"] = calls
+        for field in ("tool_call_id", "name") if role == "tool" else ():
+            if isinstance(item.get(field), str):
+                turn[field] = item[field]
+        turns.append(turn)
     return turns
+
+
+def read_calls(value: Any, where: str) -> list[Any]:
+    """Calls of tools in one form, {"type": "function", "function": {"name", "arguments"}}, from that form or without
+    its frame, one or several, as JSON text or not. Their arguments are a mapping."""
+    calls = []
+    found = _from_json(value)
+    for call in found if isinstance(found, (list, tuple)) else [found]:
+        call = _from_json(call)
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        name = function.get("name") if isinstance(function, Mapping) else None
+        if not isinstance(name, str):
+            raise RowError(f"{where} has a tool call without a name; write it as {{name, arguments}}")
+        arguments = _from_json(function.get("arguments", function.get("parameters")) or {})  # type: ignore[union-attr]
+        if not isinstance(arguments, Mapping):
+            raise RowError(f"{where} calls the tool {name!r} with arguments that are not a JSON object")
+        call_id = {"id": call["id"]} if isinstance(call.get("id"), str) else {}  # type: ignore[union-attr]
+        calls.append({"type": "function", **call_id, "function": {"name": name, "arguments": _filled(arguments)}})
+    return calls
+
+
+def read_tools(value: Any) -> list[Any] | None:
+    """A column of tools as {"type": "function", "function": {…}} each; None for what is no list of functions with
+    names, and for an empty one."""
+    found = _from_json(value)
+    tools = []
+    for tool in found if isinstance(found, (list, tuple)) else []:
+        tool = _from_json(tool)
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            return None
+        tools.append({"type": "function", "function": _filled(function)})
+    return tools or None
+
+
+def _from_json(value: Any) -> Any:
+    """What a text spells as JSON; else the value itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+
+
+def _filled(value: Any) -> Any:
+    """A value without nulls, which tables have for each field that only another row has."""
+    if isinstance(value, Mapping):
+        return {str(k): _filled(v) for k, v in value.items() if v is not None}
+    if isinstance(value, (list, tuple)):
+        return [_filled(v) for v in value]
+    return value if isinstance(value, (str, int, float, bool)) or value is None else str(value)
+
+
+def with_tools(prompt: Sequence[Message], tools: Any) -> list[Message]:
+    """A prompt whose first message brings the tools of a column."""
+    found = read_tools(tools)
+    if not found or not prompt:
+        return list(prompt)
+    first: Message = {**prompt[0], "tools": found}
+    return [first, *prompt[1:]]
 
 
 def calls_a_tool(message: Mapping[str, Any]) -> bool:
@@ -178,7 +282,12 @@ def content_hash(*parts: str) -> int:
 
 def prompt_hash(prompt: Iterable[Message]) -> int:
     """The hash that decides a prompt's stage and whether it is held out."""
-    return content_hash(*[part for message in prompt for part in (message["role"], message["content"])])
+    return content_hash(*[part for message in prompt for part in _said(message)])
+
+
+def _said(message: Message) -> list[str]:
+    more = {k: v for k, v in message.items() if k not in ("role", "content")}
+    return [message["role"], message["content"], *([json.dumps(more, sort_keys=True)] if more else [])]
 
 
 def kind_of(value: Any) -> str:

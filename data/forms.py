@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from data.ranking import duel, ranked
 from data.shapes import (
+    BEFORE,
     BESIDE,
     Adapter,
     demonstration,
@@ -35,10 +36,9 @@ class Form:
         return (*self.needs, *self.uses)
 
 
-BEFORE = ("system", "history")
 TASK = ("input", *BEFORE)
 ALONE = ("label", "score", "rank")  # what judges an answer without another beside it
-PAIRS, TALKS = "preference pairs", "conversations, of which the last assistant turn is learned"
+PAIRS, TALKS = "preference pairs", "conversations"
 ONLY_PROMPTS, TEXT = "prompts only", "plain text"
 RANKED, JUDGED = "ranked answers, expanded to pairs", "two answers of which one is better"
 # The first whose needed columns are all there is taken.
@@ -47,18 +47,18 @@ FORMS = (
     Form(("instruction", "answers"), (*TASK, "scores", "ranks", "labels"), ranked, RANKED),
     Form(("chosen", "rejected"), ("prompt", "instruction", *TASK, "messages", *BESIDE), pairs, PAIRS),
     Form(("instruction", "output", "rejected"), (*TASK, *BESIDE), pairs_of_instruction, PAIRS),
-    Form(("messages", "rejected"), ("system", *BESIDE), pairs_of_conversation, PAIRS),
-    Form(("messages", "rejected_messages"), ("system", *BESIDE), pairs_of_conversations, PAIRS),
+    Form(("messages", "rejected"), ("system", "tools", *BESIDE), pairs_of_conversation, PAIRS),
+    Form(("messages", "rejected_messages"), ("system", "tools", *BESIDE), pairs_of_conversations, PAIRS),
     *(
         Form(("first", "second", *verdict), ("prompt", "instruction", *TASK, "messages"), duel, JUDGED)
         for verdict in (("winner",), ("preference",), ("first_score", "second_score"))
     ),
     Form(("prompt", "chosen"), (*TASK, *ALONE), demonstration, "prompts with a response"),
-    Form(("messages",), ("system", *ALONE), talk, TALKS),
+    Form(("messages",), ("system", "tools", *ALONE), talk, TALKS),
     Form(("instruction", "output"), (*TASK, *ALONE), instruction, "instructions with an output"),
     Form(("instruction", "chosen"), (*TASK, *ALONE), demonstration, "instructions with a response"),
     Form(("prompt",), TASK, prompt_only, ONLY_PROMPTS),
     Form(("text",), (), plain_text, TEXT),
-    Form(("chosen",), ("system", *ALONE), whole, "whole conversations with their response"),
+    Form(("chosen",), ("system", "tools", *ALONE), whole, "whole conversations with their response"),
 )
 TARGETS = sorted({name for form in FORMS for name in form.names})

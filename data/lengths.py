@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,28 +34,57 @@ class Lengths:
 
 def token_lengths(stores: Sequence[Store], template: Template, settings: DataSettings) -> dict[str, Lengths]:
     """Prompts, chosen and rejected responses of a sample of rows, as a run encodes them."""
-    total = sum(len(s.dataset) for s in stores)
-    every = max(1, -(-total // SAMPLED))
     found: dict[str, tuple[list[int], list[int]]] = {"prompt": ([], []), "chosen": ([], []), "rejected": ([], [])}
     encoder = encode.Encoder(template, limits(settings), "prompts")
-    for store in stores:
-        sample = store.dataset.select(range(0, len(store.dataset), every))
-        for batch in sample.iter(batch_size=ROWS_AT_ONCE):
-            rows = [i for i, prompt in enumerate(batch["prompt"]) if prompt]  # type: ignore[call-overload]
-            part = {n: [batch[n][i] for i in rows] for n in ("prompt", "where")}  # type: ignore[call-overload]
-            _, _, outcomes, tokens = encoder.prompts(part)
-            found["prompt"][0].extend(tokens)
-            found["prompt"][1].extend(outcomes)
-            for name in ("chosen", "rejected"):
-                texts = [batch[name][i] for i in rows if batch[name][i] is not None]  # type: ignore[call-overload]
-                outcomes = [0] * len(texts)
-                encoder.responses(texts, outcomes, lengths=found[name][0])
-                found[name][1].extend(outcomes)
+    for batch in _sample(stores):
+        rows = [i for i, prompt in enumerate(batch["prompt"]) if prompt]
+        part = {n: [batch[n][i] for i in rows] for n in ("prompt", "where")}
+        _, _, outcomes, tokens = encoder.prompts(part)
+        found["prompt"][0].extend(tokens)
+        found["prompt"][1].extend(outcomes)
+        for name in ("chosen", "rejected"):
+            texts = [batch[name][i] for i in rows if batch[name][i] is not None]
+            outcomes = [0] * len(texts)
+            encoder.responses(texts, outcomes, lengths=found[name][0])
+            found[name][1].extend(outcomes)
     return {
         name: Lengths(np.array(tokens, dtype=np.int64), np.array(outcomes, dtype=np.int64))
         for name, (tokens, outcomes) in found.items()
         if tokens
     }
+
+
+def of_turns(stores: Sequence[Store], template: Template, settings: DataSettings) -> list[Finding]:
+    """How many assistant turns before the last one stage 1 learns, of the conversations of a sample of rows."""
+    encoder = encode.Encoder(template, limits(settings), "demonstrations")
+    count = {"talks": 0, "turns": 0, "unlearned": 0, "own": 0}
+    for batch in _sample(stores):
+        rows = [i for i, learned in enumerate(batch["learned"]) if learned and batch["chosen"][i] is not None]
+        if not rows:
+            continue
+        found = encoder({"source": [0] * len(rows), **{n: [v[i] for i in rows] for n, v in batch.items()}})
+        kept = [i for i, outcome in enumerate(found["outcome"]) if not outcome & encode.DROPPED]
+        own = sum(bool(found["outcome"][i] & encode.OWN_ROW) for i in kept)
+        count["own"] += own
+        count["talks"] += len(kept) - own
+        for name in ("turns", "unlearned"):
+            count[name] += sum(found[name][i] for i in kept)
+    if not count["talks"]:
+        return []
+    text = f"{count['turns']:,} assistant turns are learned in {count['talks']:,} conversations of several"
+    if count["unlearned"]:
+        text += f"; {count['unlearned']:,} are not (cut with their prompt, empty, or with the end token in them)"
+    if count["own"]:
+        text += f"; {count['own']:,} of them in rows of their own (see docs/data.md)"
+    return [Finding("note", text)]
+
+
+def _sample(stores: Sequence[Store]) -> Iterator[dict[str, list[Any]]]:
+    """Batches of rows, evenly spread over the sources."""
+    every = max(1, -(-sum(len(s.dataset) for s in stores) // SAMPLED))
+    for store in stores:
+        for batch in store.dataset.select(range(0, len(store.dataset), every)).iter(batch_size=ROWS_AT_ONCE):
+            yield dict(batch)  # type: ignore[arg-type]
 
 
 def histogram(name: str, lengths: np.ndarray, limit: int) -> list[str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,8 @@ def packing_problem(config: Mapping[str, Any]) -> str | None:
 
 
 class PackedRows(Sequence[dict[str, Any]]):
-    """Packs of demonstrations: rows with `input_ids` (of all of them, one after another), and per demonstration its
-    `lengths` and `prompt_lengths`."""
+    """Packs of demonstrations: rows with `input_ids` and `learned` (of all of them, one after another), and the
+    `lengths` of the demonstrations."""
 
     def __init__(self, rows: Rows, capacity: int) -> None:
         self._rows = rows
@@ -87,9 +88,11 @@ class PackedRows(Sequence[dict[str, Any]]):
     def __getitem__(self, index: Any) -> dict[str, Any]:
         members = self._order[self._starts[int(index)] : self._starts[int(index) + 1]]
         rows = [self._rows[i] for i in members]
+        lengths = [len(row["input_ids"]) for row in rows]
+        starts = accumulate(lengths, initial=0)
         return {
             "input_ids": [token for row in rows for token in row["input_ids"]],
-            "lengths": [len(row["input_ids"]) for row in rows],
-            "prompt_lengths": [row["prompt_length"] for row in rows],
-            "length": sum(len(row["input_ids"]) for row in rows),
+            "learned": [start + edge for start, row in zip(starts, rows, strict=False) for edge in row["learned"]],
+            "lengths": lengths,
+            "length": sum(lengths),
         }

@@ -6,9 +6,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from data.example import Example, Placed, Remark, Row, RowError, Unlearned, check_learned, messages
+from data.example import (
+    Example,
+    Placed,
+    Remark,
+    Row,
+    RowError,
+    Unlearned,
+    assistant_turns,
+    check_learned,
+    messages,
+    with_tools,
+)
 from data.judgements import is_tie, number, score_of
-from data.turns import as_prompt, as_response, implicit_prompt, is_transcript, with_system
+from data.turns import as_prompt, as_response, implicit_prompt, is_transcript, spoken, with_system
 from rlhf.template import Message
 
 Found = Example | Remark
@@ -47,7 +58,7 @@ def pairs(row: Row) -> Iterator[Found]:
     try:
         if prompt is None:
             prompt, chosen, rejected = implicit_prompt(row["chosen"], row["rejected"])
-            prompt = tuple(with_system(prompt, row.get("system")))
+            prompt = tuple(with_tools(with_system(prompt, row.get("system")), row.get("tools")))
         else:
             prompt = _within(prompt, row["chosen"], row["rejected"])
             chosen, rejected = (_answer(row, prompt, name) for name in ("chosen", "rejected"))
@@ -67,14 +78,14 @@ def pairs_of_conversation(row: Row) -> Iterator[Found]:
     turns = messages(row["messages"], "messages")
     if not turns or turns[-1]["role"] != "assistant":
         raise RowError("messages does not end with an assistant turn, the chosen one")
-    prompt = tuple(with_system(turns[:-1], row.get("system")))
+    prompt = tuple(with_tools(with_system(turns[:-1], row.get("system")), row.get("tools")))
     rest = {"prompt": prompt, "chosen": row["messages"][-1], "rejected": row["rejected"]}
     yield from pairs({**{name: row.get(name) for name in BESIDE}, **rest})
 
 
 def pairs_of_conversations(row: Row) -> Iterator[Found]:
     """messages and rejected_messages, two conversations that differ in their last assistant turn."""
-    rest = {name: row.get(name) for name in ("system", *BESIDE)}
+    rest = {name: row.get(name) for name in ("system", "tools", *BESIDE)}
     yield from pairs({"chosen": row["messages"], "rejected": row["rejected_messages"], **rest})
 
 
@@ -83,7 +94,7 @@ def demonstration(row: Row) -> Iterator[Found]:
     prompt = question(row)
     prompt = _within(prompt, row["chosen"])
     try:
-        yield Example(prompt, _answer(row, prompt, "chosen"))
+        yield Example(prompt, _answer(row, prompt, "chosen"), learned=_of_history(row, prompt))
     except Unlearned as error:
         yield from _without_response(prompt, error)
 
@@ -97,7 +108,7 @@ def talk(row: Row) -> Iterator[Found]:
         only = "; text without a question belongs in a column 'text'" if len(turns) == 1 else ""
         raise RowError(f"messages begins with an assistant turn, not with a user's{only}")
     if turns[-1]["role"] in ("user", "tool"):
-        prompt = tuple(with_system(turns, row.get("system")))
+        prompt = tuple(with_tools(with_system(turns, row.get("system")), row.get("tools")))
         while turns and turns[-1]["role"] != "assistant":
             turns.pop()
         if row.get("label") is not None and not turns:
@@ -115,7 +126,8 @@ def whole(row: Row) -> Iterator[Found]:
 
 
 def conversation(row: Row) -> Iterator[Found]:
-    """messages: the last assistant turn is the response, all before it the prompt."""
+    """messages: the last assistant turn is the response, all before it the prompt, of which the assistant turns are
+    learned as well, unless they say otherwise."""
     turns = messages(row["messages"], "messages")
     count = len(turns)
     while turns and turns[-1]["role"] != "assistant":
@@ -124,13 +136,20 @@ def conversation(row: Row) -> Iterator[Found]:
         raise RowError("messages has no assistant turn")
     if len(turns) < count:
         yield Remark("turn after the last assistant turn is not used")
-    prompt = tuple(with_system(turns[:-1], row.get("system"))) if len(turns) > 1 else ()
-    try:
-        check_learned(row["messages"][len(turns) - 1])
-    except Unlearned as error:
-        yield from _without_response(prompt, error)
-    else:
-        yield Example(prompt, turns[-1]["content"])
+    learned = []
+    for turn in assistant_turns(turns):
+        try:
+            check_learned(row["messages"][turn])
+            learned.append(turn)
+        except Unlearned as error:
+            yield Remark(str(error))
+    whole = with_tools(with_system(turns, row.get("system")), row.get("tools"))
+    learned = [turn + len(whole) - len(turns) for turn in learned]
+    if learned:
+        *earlier, last = learned
+        yield Example(tuple(whole[:last]), whole[last]["content"], learned=tuple(earlier))
+    if (not learned or last < len(whole) - 1) and len(turns) > 1:
+        yield Example(tuple(whole[:-1]))
 
 
 def instruction(row: Row) -> Iterator[Found]:
@@ -138,7 +157,7 @@ def instruction(row: Row) -> Iterator[Found]:
     if not isinstance(row["instruction"], str):
         raise RowError("instruction is not text")
     prompt = question(row)
-    yield Example(prompt, row["output"])
+    yield Example(prompt, row["output"], learned=_of_history(row, prompt))
 
 
 def prompt_only(row: Row) -> Iterator[Found]:
@@ -156,12 +175,13 @@ def plain_text(row: Row) -> Iterator[Found]:
 
 # --- pieces of them --------------------------------------------------------------------------------------------------
 
-ASKED = ("prompt", "instruction", "messages", "input", "system", "history")  # columns that make a prompt
+BEFORE = ("system", "history", "tools")  # columns of what stands before a question
+ASKED = ("prompt", "instruction", "messages", "input", *BEFORE)  # columns that make a prompt
 
 
 def asked(row: Row) -> tuple[Message, ...] | None:
     """The prompt of a row, with system, history and input; None if no column is for it."""
-    before = {name: row.get(name) for name in ("system", "history")}
+    before = {name: row.get(name) for name in BEFORE}
     for name in ("prompt", "instruction"):
         if row.get(name) is not None:
             return as_prompt(row[name], name, extra=row.get("input"), **before)
@@ -182,17 +202,24 @@ def question(row: Row) -> tuple[Message, ...]:
 def _within(prompt: tuple[Message, ...], *answers: Any) -> tuple[Message, ...]:
     """The prompt as answers that are whole conversations have it: with their system turn, and with the turns before
     and after a prompt that is only one question of them."""
-    whole = [messages(value, "chosen") for value in answers if isinstance(value, (list, tuple))]
-    before = [turns[:-1] for turns in whole if any(turn["role"] == "user" for turn in turns[:-1])]
+    talks = [messages(value, "chosen") for value in answers if isinstance(value, (list, tuple))]
+    before = [turns[:-1] for turns in talks if any(turn["role"] == "user" for turn in turns[:-1])]
     if not before or len(before) < len(answers) or any(turns != before[0] for turns in before):
         return prompt
     if prompt[0]["role"] == before[0][0]["role"] == "system" and prompt[0] != before[0][0]:
         raise RowError("prompt and chosen have different system turns")
-    own = [turn for turn in prompt if turn["role"] != "system"]
-    there = [turn for turn in before[0] if turn["role"] != "system"]
+    own, there = spoken(prompt), spoken(before[0])
     if own == there or (len(own) == 1 and own[0] in there):
-        return tuple(with_system(before[0], prompt[0]["content"] if prompt[0]["role"] == "system" else None))
+        whole = with_system(before[0], prompt[0]["content"] if prompt[0]["role"] == "system" else None)
+        return tuple(with_tools(whole, prompt[0].get("tools")))
     return prompt
+
+
+def _of_history(row: Row, prompt: Sequence[Message]) -> tuple[int, ...]:
+    """The answers of a history column, which are learned; those in a prompt column are context."""
+    if not row.get("history"):
+        return ()
+    return assistant_turns(prompt)
 
 
 def _answer(row: Row, prompt: Sequence[Message], name: str) -> str:

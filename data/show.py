@@ -1,5 +1,5 @@
 """python -m data.show: what each stage would get. The blend as a table, then examples token by token:
-prompt, counted response tokens, end token, padding, and what was cut away.
+prompt, counted tokens of the assistant's turns, end tokens, padding, and what was cut away.
 """
 
 from __future__ import annotations
@@ -40,13 +40,20 @@ STYLES = {
     "cut": "strike red",
     "dropped": "red",
 }
+LEARN = click.option(
+    "--learn",
+    type=click.Choice(["all", "last"]),
+    default="all",
+    show_default=True,
+    help="assistant turns of a conversation that count in stage 1",
+)
 Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
 
 
 @click.command(
     "python -m data.show",
     cls=Command,
-    groups={"Model": ["model"], **groups_of(DataSettings), "Examples": ["stages", "rows"]},
+    groups={"Model": ["model"], **groups_of(DataSettings), "Examples": ["stages", "rows", "learn"]},
 )
 @options(DataSettings)
 @click.option(
@@ -60,7 +67,8 @@ Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
     help="number of a stage to show; default: all; repeatable",
 )
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="number of examples of each stage")
-def main(model: str, stages: tuple[int, ...], rows: int, **flags: Any) -> int:
+@LEARN
+def main(model: str, stages: tuple[int, ...], rows: int, learn: encode.Learn, **flags: Any) -> int:
     """Show what each stage would get from the sources: the blend, then examples token by token."""
     settings = build(DataSettings, given(flags), where="")
     if found := problems(settings):
@@ -76,7 +84,7 @@ def main(model: str, stages: tuple[int, ...], rows: int, **flags: Any) -> int:
 
     template = Template(load_tokenizer(model))
     for stage in stages or tuple(KINDS):
-        show_examples([*stores, *evaluation], divisions[stage][0], stage, template, settings, count=rows)
+        show_examples([*stores, *evaluation], divisions[stage][0], stage, template, settings, count=rows, learn=learn)
     return 0
 
 
@@ -110,6 +118,7 @@ def show_examples(
     settings: DataSettings,
     *,
     count: int,
+    learn: encode.Learn = "all",
 ) -> None:
     """The first rows of a stage's blend; also a cut row and a dropped row, if there are any near the beginning."""
     from rich.text import Text
@@ -119,12 +128,14 @@ def show_examples(
     if not records:
         say(f"stage {stage} has no rows")
         return
-    batch = {name: [record[name] for record in records] for name in records[0]}
-    encoder = encode.Encoder(template, limits(settings), KINDS[stage])
-    encoded = encoder(batch)
+    encoder = encode.Encoder(template, limits(settings), KINDS[stage], learn=learn)
+    # one record at a time: a conversation may have several rows
+    found = [(record, encoder({name: [value] for name, value in record.items()})) for record in records]
+    records = [record for record, rows_of in found for _ in rows_of["outcome"]]
+    encoded = {name: [value for _, rows_of in found for value in rows_of[name]] for name in found[0][1]}
     outcomes = encoded["outcome"]
     picked = list(range(min(count, len(records))))
-    for bits in (encode.CUT_PROMPT | encode.CUT_RESPONSE, encode.DROPPED):
+    for bits in (encode.CUT_PROMPT | encode.CUT_RESPONSE, encode.DROPPED, encode.OWN_ROW):
         if not any(outcomes[i] & bits for i in picked):
             picked += [i for i in range(len(records)) if outcomes[i] & bits][:1]
     longest = max(encoded["length"][i] if not outcomes[i] & encode.DROPPED else 0 for i in picked)
@@ -147,21 +158,36 @@ def parts(
         texts = {"prompt": messages[-1]["content"], "chosen": record["chosen"], "rejected": record["rejected"]}
         return [("dropped", f"{name}: {text}") for name, text in texts.items() if text is not None]
     decode = template.tokenizer.decode
-    prompt_ids = row["prompt_ids"] if "prompt_ids" in row else row["input_ids"][: row["prompt_length"]]
     found: list[tuple[str, str]] = []
     if row["outcome"] & encode.CUT_PROMPT:
         found.append(("cut", _cut_text(messages, encoder.shorten(messages)[0])))
-    found.append(("prompt", str(decode(prompt_ids))))
-    responses = {"counted": row["input_ids"][row["prompt_length"] :]} if "input_ids" in row else {}
-    responses |= {name: row[f"{name}_ids"] for name in ("chosen", "rejected") if f"{name}_ids" in row}
+    if "input_ids" in row:
+        before = row["input_ids"][: row["prompt_length"]]
+        edges = row["learned"]
+        for unlearned, start, end in zip([0, *edges[1::2]], edges[::2], edges[1::2], strict=False):
+            found.append(("prompt", str(decode(row["input_ids"][unlearned:start]))))
+            found += _said("counted", row["input_ids"][start:end], template)
+        responses = {"counted": row["input_ids"][len(before) :]}
+    else:
+        before = row["prompt_ids"]
+        found.append(("prompt", str(decode(before))))
+        responses = {name: row[f"{name}_ids"] for name in ("chosen", "rejected") if f"{name}_ids" in row}
     for label, ids in responses.items():
-        found += [(label, str(decode(ids[:-1]))), ("end", template.end_token)]
+        found += _said(label, ids, template) if label != "counted" else []
         full = template.response_ids(record["chosen" if label == "counted" else label])
-        if len(full) > len(ids):
+        if row["outcome"] & encode.CUT_RESPONSE and len(full) > len(ids):
             found.append(("cut", str(decode(full[len(ids) - 1 : -1]))))
-        if spare := longest - len(prompt_ids) - len(ids):
+        if spare := longest - len(before) - len(ids):
             found.append(("padding", f"{spare} tokens, up to the longest row shown"))
     return found
+
+
+def _said(label: str, ids: Sequence[int], template: Template) -> list[tuple[str, str]]:
+    """A response, its end token apart; what the template's marks count behind that is not shown."""
+    if template.end_token_id not in ids:
+        return [(label, str(template.tokenizer.decode(ids)))]
+    text = ids[: len(ids) - 1 - ids[::-1].index(template.end_token_id)]
+    return [(label, str(template.tokenizer.decode(text))), ("end", template.end_token)]
 
 
 def _cut_text(messages: Sequence[Message], kept: Sequence[Message]) -> str:

@@ -1,6 +1,6 @@
 """The rows that a stage gets: sources read, split over the stages, blended, tokenised into the cache, and reported.
 
-    demonstrations  stage 1    {"input_ids", "prompt_length"}
+    demonstrations  stage 1    {"input_ids", "prompt_length", "learned"}
     preferences     stage 2    {"prompt_ids", "chosen_ids", "rejected_ids", "margin"}
     prompts         stage 3    {"prompt_ids", "messages"}, and "kept" where rewards read columns (`data.kept`)
     pretraining     stage 3    {"input_ids"}
@@ -52,9 +52,12 @@ class StageData:
             write_yaml(folder / "data.yaml", self.report)
 
 
-def demonstrations(settings: DataSettings, template: Template, *, packing: bool = False) -> StageData:
-    """Prompts with their chosen response, for stage 1; with `packing` several of them in a training row."""
-    data = _stage(settings, template, stage=1)
+def demonstrations(
+    settings: DataSettings, template: Template, *, packing: bool = False, learn: encode.Learn = "all"
+) -> StageData:
+    """Prompts with their chosen response, for stage 1; with `packing` several of them in a training row. `learn` says
+    which assistant turns of a conversation count."""
+    data = _stage(settings, template, stage=1, learn=learn)
     if packing and isinstance(data.train, Rows):
         rows = data.train
         data.train = PackedRows(rows, settings.max_prompt_length + settings.max_response_length)
@@ -94,7 +97,9 @@ def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizer
 # --- split and blend -------------------------------------------------------------------------------------------------
 
 
-def _stage(settings: DataSettings, template: Template, *, stage: int, kept: Kept | None = None) -> StageData:
+def _stage(
+    settings: DataSettings, template: Template, *, stage: int, kept: Kept | None = None, learn: encode.Learn = "all"
+) -> StageData:
     if not settings.data_path:
         raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
     kind = KINDS[stage]
@@ -103,7 +108,7 @@ def _stage(settings: DataSettings, template: Template, *, stage: int, kept: Kept
     names = [s.source.name for s in everything]
     train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage)
     encoder = encode.Encoder(
-        template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows, kept=kept is not None
+        template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows, kept=kept is not None, learn=learn
     )
     report: dict[str, Any] = {
         "stage": stage,

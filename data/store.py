@@ -36,11 +36,11 @@ FORMAT = 3
 
 @dataclass
 class Store:
-    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, text, file and
-    where (the number of the file, and the place in it), and 64-bit hashes: prompt_key, chosen_key and rejected_key
-    (with the prompt), row_key; and kept (see `data.kept`) where rewards read columns. `place` and `batches` give
-    `where` with the file's present name: a store is found by the content, so its files may have been moved, or be those
-    of another source.
+    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, learned, text,
+    file and where (the number of the file, and the place in it), and 64-bit hashes: prompt_key, chosen_key and
+    rejected_key (with the prompt), row_key; and kept (see `data.kept`) where rewards read columns. `place` and
+    `batches` give `where` with the file's present name: a store is found by the content, so its files may have been
+    moved, or be those of another source.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
     their places), silent_rows (that gave nothing), remarks (what is not used, or probably a mistake → rows), known (a
@@ -149,7 +149,7 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
     schema = pa.schema(
         {
             "prompt": text, "chosen": text, "rejected": text, "margin": pa.float32(), "demonstrates": pa.bool_(),
-            "text": text, "file": pa.int32(), "where": pa.string(),
+            "learned": pa.list_(pa.int32()), "text": text, "file": pa.int32(), "where": pa.string(),
             "prompt_key": key, "chosen_key": key, "rejected_key": key, "row_key": key,
             **({"kept": text} if kept is not None else {}),
         }
@@ -192,6 +192,7 @@ def _record(place: Place, example: Example) -> dict[str, Any]:
         "rejected": example.rejected,
         "margin": example.margin,
         "demonstrates": example.demonstrates,
+        "learned": list(example.learned),
         "text": example.text,
         "kept": example.kept,
         "file": place.file,

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1000
 PR_SET_PDEATHSIG = 1
-READ = ["prompt", "chosen", "rejected", "margin", "text", "file", "where"]
+READ = ["prompt", "chosen", "rejected", "margin", "learned", "text", "file", "where"]
 # The format of the tokenised rows on disk, part of their key. Raise it when the same Examples, encoded with the same
-# settings, would give other rows or another info.json: after a change here, in data/encode.py, data/cutting.py,
-# rlhf/template.py or rlhf/rendering.py.
-FORMAT = 2
+# settings, would give other rows or another info.json: after a change here, in data/encode.py, data/learned.py,
+# data/cutting.py, rlhf/template.py, rlhf/marks.py or rlhf/rendering.py.
+FORMAT = 3
 
 
 def encoded(
@@ -40,7 +40,8 @@ def encoded(
     """The rows of `table` (source, row) encoded in its order, read from the cache or written to it.
 
     Also what became of them: {"rows", "dropped": {why: rows}, "cut": {what: rows}, "tokens", "fingerprint"}, the last
-    one naming the encoded rows.
+    one naming the encoded rows; of demonstrations also the "turns" that are learned and those that are "unlearned",
+    although they were to be.
     """
     from datasets import Dataset, concatenate_datasets
 
@@ -58,8 +59,7 @@ def encoded(
     dataset = concatenate_datasets([Dataset.from_file(str(f)) for f in sorted(folder.glob("rows*.arrow"))])
     if info["dropped"]:
         dataset = dataset.select(np.flatnonzero((_numbers(dataset, "outcome") & encode.DROPPED) == 0))
-    if "outcome" in dataset.column_names:
-        dataset = dataset.remove_columns("outcome")
+    dataset = dataset.remove_columns([n for n in ("outcome", "turns", "unlearned") if n in dataset.column_names])
     return dataset, {**info, "fingerprint": key}
 
 
@@ -153,7 +153,8 @@ def _counts(rows: Dataset) -> dict[str, Any]:
         for bit, says in encode.SAYS.items()
         if not bit & encode.DROPPED and (kept & ((outcome & bit) > 0)).any()
     }
-    return {"rows": int(kept.sum()), "dropped": dropped, "cut": cut, "tokens": int(length[kept].sum())}
+    turns = {n: int(_numbers(rows, n)[kept].sum()) for n in ("turns", "unlearned") if n in rows.column_names}
+    return {"rows": int(kept.sum()), "dropped": dropped, "cut": cut, "tokens": int(length[kept].sum()), **turns}
 
 
 def _numbers(dataset: Dataset, name: str) -> np.ndarray:

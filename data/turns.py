@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.example import RowError, ask, check_learned, check_text, messages
+from data.example import RowError, ask, check_learned, check_text, leading, messages, with_tools
 from rlhf.template import Message
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
@@ -49,10 +49,17 @@ def is_transcript(value: Any) -> bool:
 
 
 def as_prompt(
-    value: Any, name: str = "prompt", *, system: Any = None, history: Any = None, extra: Any = None
+    value: Any,
+    name: str = "prompt",
+    *,
+    system: Any = None,
+    history: Any = None,
+    extra: Any = None,
+    tools: Any = None,
 ) -> tuple[Message, ...]:
     """A prompt column: a question, a transcript that ends with "Assistant:", or messages. `extra` is text that belongs
-    to a question (the input of an instruction), `history` what was said before, as pairs of question and answer."""
+    to a question (the input of an instruction), `history` what was said before, as pairs of question and answer,
+    `tools` those that the assistant may call."""
     extra = optional_text(extra, "input")
     if isinstance(value, (list, tuple, Mapping)):
         turns = messages(listed(value), name)
@@ -69,15 +76,15 @@ def as_prompt(
         raise RowError(f"input cannot be added to {name}, which is a conversation")
     if not turns:
         raise RowError(f"{name} is empty")
-    first = turns[:1] if turns[0]["role"] == "system" else []
+    first = leading(turns)
     turns = [*first, *earlier_turns(history), *turns[len(first) :]]
-    return tuple(with_system(turns, system))
+    return tuple(with_tools(with_system(turns, system), tools))
 
 
 def with_system(turns: Sequence[Message], system: Any) -> list[Message]:
     """Turns after the text of a system column; turns that have a system message of their own keep it."""
     text = optional_text(system, "system")
-    if text and not (turns and turns[0]["role"] == "system"):
+    if text and not leading(turns):
         return [{"role": "system", "content": text}, *turns]
     return list(turns)
 
@@ -118,16 +125,21 @@ def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
     Unlearned when the turn must not be learned."""
     if isinstance(value, (list, tuple, Mapping)):
         turns = answered(listed(value), name)
-        before = [m for m in turns[:-1] if m["role"] != "system"]
-        if before and before != [m for m in prompt if m["role"] != "system"]:
+        before = spoken(turns[:-1])
+        if before and before != spoken(prompt):
             raise RowError(f"{name} does not continue the prompt: its earlier turns differ from it")
         return turns[-1]["content"]
     check_text(value, name)
     if is_transcript(value):  # the whole conversation, its prompt included
         turns = transcript(value, answered=True)
-        if turns[:-1] == [m for m in prompt if m["role"] != "system"] and turns[-1]["role"] == "assistant":
+        if turns[:-1] == spoken(prompt) and turns[-1]["role"] == "assistant":
             return turns[-1]["content"]
     return value
+
+
+def spoken(turns: Sequence[Message]) -> list[dict[str, Any]]:
+    """Turns without what is set before they begin: the turns of system and developer, and the tools."""
+    return [{k: v for k, v in m.items() if k != "tools"} for m in turns[len(leading(turns)) :]]
 
 
 def answered(value: Any, name: str) -> list[Message]:

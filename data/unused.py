@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from data.example import Remark, Row, RowError
+from data.example import Remark, Row, RowError, read_tools
 
 FIELDS = (
-    *("tool_calls", "function_call", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "thoughts"),
+    *("tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "thoughts"),
     *("train_detail", "content_type", "channel"),
 )  # of messages, beside role and content
 MEDIA_FIELDS = ("images", "image", "videos", "video", "audios", "audio", "image_url")
@@ -31,14 +31,16 @@ def unused(row: Row, values: Mapping[str, Any], left: Mapping[str, str]) -> Iter
         value = row[column]
         if not empty(value) and value not in used and not any(value == m.get("content") for m in turns):
             yield Remark(f"column '{column}' is not used{why and f': {why}'}", unused=column)
-    more = [m for m in turns if len(m) > 2]  # than role and content
+    if not empty(values.get("tools")) and read_tools(values["tools"]) is None:
+        yield Remark("column 'tools' is not used: it is not a list of functions", unused="tools")
+    more = [m for m in turns if len(m) > 2 and m.get("role") not in ("tool", "function")]  # than role and content
     for field in FIELDS if more else ():
         if any(not empty(m.get(field)) for m in more):
             yield Remark(f"field '{field}' of messages is not used")
     if any(isinstance(m.get(n), float) and m[n] not in (0, 1) for m in more for n in ("weight", "loss")):
         yield Remark("weight of a turn other than 0 and 1 counts as 1")
     system = values.get("system")
-    if system and any(m.get("role", m.get("from")) == "system" for m in turns) and not any(
+    if system and any(m.get("role", m.get("from")) in ("system", "developer") for m in turns) and not any(
         system == m.get("content", m.get("value")) for m in turns
     ):  # fmt: skip
         yield Remark("column 'system' is not used: the messages have a system turn of their own")

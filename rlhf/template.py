@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from rlhf import marks
 from rlhf.errors import ModelError
-from rlhf.rendering import Message, Rendering
+from rlhf.marks import Span
+from rlhf.rendering import Message, Rendering, source_of, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -50,6 +53,7 @@ class Template:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._rendering = Rendering(tokenizer)
+        self._marking = Rendering(tokenizer, with_marks=True) if marks.has_marks(source_of(tokenizer)) else None
         asked = self._rendering([{"role": "user", "content": _ASKED}], add_generation_prompt=True)
         before, after = self._around_an_answer(asked)
         self._opening, self.prefix = _boundary(asked, before)
@@ -72,6 +76,10 @@ class Template:
         left, right = self._strips
         text = text.lstrip(None if left == _SPACES else left) if left else text
         return text.rstrip(None if right == _SPACES else right) if right else text
+
+    def leaves_out_tools(self, messages: Sequence[Message]) -> bool:
+        """Whether a prompt has tools that the template does not write."""
+        return self._rendering.leaves_out_tools(messages)
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a prompt; `messages` end with a user turn."""
@@ -96,10 +104,8 @@ class Template:
 
     def prompt_text(self, messages: Sequence[Message]) -> str:
         """What `encode` takes for a prompt: as `render`, control tokens in the contents marked."""
-        if not any(self._control.search(m["content"]) for m in messages):
-            return self.render(messages)
-        marked: list[Message] = [{**m, "content": self._mark(m["content"])} for m in messages]  # type: ignore[typeddict-item]
-        return _Marked(self.render(marked))
+        marked = self._marked(messages)
+        return self.render(messages) if marked is None else _Marked(self.render(marked))
 
     def response_text(self, text: str) -> str:
         """What `encode` takes for a response, control tokens in it marked."""
@@ -123,6 +129,48 @@ class Template:
             ids[i] = own
         return ids
 
+    def conversation(self, messages: Sequence[Message]) -> tuple[str, list[Span]] | None:
+        """What `encode_spans` takes for a whole conversation: its text, and the characters that are the assistant's by
+        the template's marks. None for a template without marks."""
+        if self._marking is None or not all(marks.is_clear(spelled(m)) for m in messages):
+            return None
+        marked = self._marked(messages)
+        text, spans = marks.read(self._marking(messages if marked is None else marked, add_generation_prompt=False))
+        return text if marked is None else _Marked(text), spans
+
+    def encode_spans(self, conversations: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[Span]]]:
+        """Ids of whole conversations, and which of them are those of the spans."""
+        if not self.tokenizer.is_fast:
+            return [self._in_pieces(*conversation) for conversation in conversations]
+        found = []
+        for text, spans in conversations:
+            if isinstance(text, _Marked):
+                found.append(self._in_pieces(text, spans))
+                continue
+            encoded = self.tokenizer(text, add_special_tokens=False)
+            ids: Any = encoded["input_ids"]
+            tokens = [encoded.char_to_token(i) for i in range(len(text))]
+            found.append((list(ids), [span.tokens(tokens, len(ids)) for span in spans]))
+        return found
+
+    def _in_pieces(self, text: str, spans: Sequence[Span]) -> tuple[list[int], list[Span]]:
+        """As `encode_spans`, of a tokenizer that does not tell where its tokens are, and of a text with marks: each
+        piece between the edges of spans is encoded behind a line break, which keeps SentencePiece's space away."""
+        kind, ids, at = type(text), list[int](), {0: 0}
+        [line] = self._ids(["\n"])
+        for start, end in pairwise(sorted({0, len(text), *(edge for span in spans for edge in span)})):
+            piece = text[start:end]
+            alone, behind = self._ids([kind(piece), kind(f"\n{piece}")])
+            ids += behind[len(line) :] if start and behind[: len(line)] == line else alone
+            at[end] = len(ids)
+        return ids, [Span(at[span.start], at[span.end]) for span in spans]
+
+    def _marked(self, messages: Sequence[Message]) -> list[Message] | None:
+        """Messages with their control tokens marked; None where they have none."""
+        if not any(self._control.search(spelled(m)) for m in messages):
+            return None
+        return [self._mark(m) for m in messages]
+
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         plain = [i for i, text in enumerate(texts) if not isinstance(text, _Marked)]
         found: list[list[int]] = [[] for _ in texts]
@@ -135,10 +183,11 @@ class Template:
                 found[i] = self._ids_of_marked(text)
         return found
 
-    def _mark(self, text: str, pattern: re.Pattern[str] | None = None) -> str:
+    def _mark(self, value: Any, pattern: re.Pattern[str] | None = None) -> Any:
+        """A text, or what holds texts, with the control tokens in it marked."""
         from transformers.utils.chat_template_utils import mark_control_tokens
 
-        return str(mark_control_tokens(text, pattern or self._control))
+        return mark_control_tokens(value, pattern or self._control)
 
     def _ids_of_marked(self, text: str) -> list[int]:
         from transformers.utils.chat_template_utils import encode_marked_chat

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from data.config import DataSettings
 from rlhf.config import setting
@@ -18,7 +18,7 @@ class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
         "Models": ("model",),
         "Data": (),
         "Run": (),
-        "Training": ("learning_rate", "epochs", "packing", "train_on_prompt", "eval_every"),
+        "Training": ("learning_rate", "epochs", "packing", "learn", "train_on_prompt", "eval_every"),
         "Batches": (),
         "Optimiser": (),
         "LoRA": (),
@@ -36,10 +36,16 @@ class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
     packing: bool = setting(
         False, "several demonstrations in one row, without attention between them; the loss is the same"
     )
+    learn: Literal["all", "last"] = setting(
+        "all", "assistant turns of a conversation that count in the loss; last: those before the last are context"
+    )
     train_on_prompt: bool = setting(False, "loss on the tokens of the prompt as well")
     eval_every: int | None = setting(
         None, "number of steps between two measurements of held-out perplexity; always at start and end", ge=1
     )
 
     def problems(self, machine: Machine) -> list[str]:
-        return self.lora_problems("step1_sft")
+        found = self.lora_problems("step1_sft")
+        if self.train_on_prompt and self.learn == "last":
+            found.append("step1_sft.learn=last has no effect with train_on_prompt: all tokens count; leave one out")
+        return found

@@ -26,7 +26,8 @@ def run(config: SFTConfig) -> StageResult:
     distributed.init(config.seed)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     pad = tokenizer.pad_token_id
-    data = demonstrations(config, Template(tokenizer), packing=config.packing)
+    learn = "last" if config.train_on_prompt else config.learn  # there each conversation counts whole, in one row
+    data = demonstrations(config, Template(tokenizer), packing=config.packing, learn=learn)
     data.record(config.output_dir)
     sampler = StepSampler(len(data.train), config.mini_batch_size, config.seed)
     total = sampler.steps_per_epoch * config.epochs

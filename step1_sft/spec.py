@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data import preflight
-from data.expected import expected_rows
+from data.expected import expected_rows, learns_earlier_turns
 from data.packing import packing_problem
 from rlhf.hardware import Machine
 from rlhf.memory.workload import Workload, role_of, step_count, workload_of
@@ -28,7 +28,9 @@ def workload(config: SFTConfig, models: Models, machine: Machine) -> Workload | 
         return None
     model = role_of("model", models["model"], config, machine, model=config.model, adapters=True)
     tokens = config.max_prompt_length + config.max_response_length
-    counted = tokens if config.train_on_prompt or config.packing else config.max_response_length
+    all_count = config.train_on_prompt or config.packing
+    all_count = all_count or (config.learn == "all" and learns_earlier_turns(config, config.data_path))
+    counted = tokens if all_count else config.max_response_length
     count = None if config.packing else expected_rows(config, stage=1)
     count = step_count(count, config.mini_batch_size, passes=config.epochs, most=config.max_steps)
     return workload_of((model,), config, machine, tokens=tokens, counted=counted, count=count)

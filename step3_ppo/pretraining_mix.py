@@ -46,8 +46,9 @@ def ptx_backward(mix: PretrainingMix, actor: Actor, *, step: int, micro_batch_si
     parts = own_micro_batches(mix.sampler.rows(step), micro_batch_size=micro_batch_size)
     batches = [
         collate_demonstrations(
-            [{"input_ids": mix.rows[i]["input_ids"], "prompt_length": 1} for i in part],
+            [{"input_ids": mix.rows[i]["input_ids"]} for i in part],
             pad_token_id=actor.tokenizer.pad_token_id,
+            train_on_prompt=True,
         )
         for part in parts
     ]

@@ -3,15 +3,15 @@ from __future__ import annotations
 from data.collate import collate_demonstrations, collate_preferences
 
 DEMONSTRATIONS = [
-    {"input_ids": [5, 6, 7, 2], "prompt_length": 2},
-    {"input_ids": [5, 8, 9, 7, 7, 2], "prompt_length": 3},
+    {"input_ids": [5, 6, 7, 2], "learned": [2, 4]},
+    {"input_ids": [5, 8, 9, 7, 7, 2], "learned": [1, 2, 3, 6]},
 ]
 
 
-def test_demonstrations_count_response_tokens_and_the_end_token() -> None:
+def test_demonstrations_count_the_parts_that_are_learned() -> None:
     batch = collate_demonstrations(DEMONSTRATIONS, pad_token_id=0)
     assert batch.input_ids_BT.tolist() == [[5, 6, 7, 2, 0, 0], [5, 8, 9, 7, 7, 2]]
-    assert batch.loss_mask_BT.int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 0, 0, 1, 1, 1]]
+    assert batch.loss_mask_BT.int().tolist() == [[0, 0, 1, 1, 0, 0], [0, 1, 0, 1, 1, 1]]
     assert batch.position_ids_BT is None
 
 

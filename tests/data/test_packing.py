@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from data.collate import collate_demonstrations
-from data.packing import PACKABLE, pack, packing_problem
+from data.packing import PACKABLE, PackedRows, pack, packing_problem
+from data.rows import Rows
 from rlhf.models.attention import serve_on_cpu
 from rlhf.models.causal_model import CausalModel
 from tests.helpers.families import CHANGES, WINDOW, config_of
@@ -46,13 +48,13 @@ def test_packs_hold_every_row_once_and_no_more_than_they_can(lengths: list[int])
 
 
 ROWS = [
-    {"input_ids": [5, 6, 7, 2], "prompt_length": 2},
-    {"input_ids": [9, 2], "prompt_length": 1},
-    {"input_ids": [5, 8, 9], "prompt_length": 1},
+    {"input_ids": [5, 6, 7, 2], "learned": [2, 4]},
+    {"input_ids": [9, 2], "learned": [1, 2]},
+    {"input_ids": [5, 8, 9], "learned": [1, 2, 2, 3]},
 ]
 PACKS = [
-    {"input_ids": [5, 6, 7, 2, 9, 2], "lengths": [4, 2], "prompt_lengths": [2, 1]},
-    {"input_ids": [5, 8, 9], "lengths": [3], "prompt_lengths": [1]},
+    {"input_ids": [5, 6, 7, 2, 9, 2], "lengths": [4, 2], "learned": [2, 4, 5, 6]},
+    {"input_ids": [5, 8, 9], "lengths": [3], "learned": [1, 2, 2, 3]},
 ]
 
 
@@ -70,15 +72,10 @@ def packs_of_rows(rows: list[dict[str, Any]], capacity: int) -> tuple[list[dict[
     """The rows in the order in which they are packed, and the packs."""
     order, starts = pack([len(row["input_ids"]) for row in rows], capacity)
     members = [[rows[i] for i in order[a:b]] for a, b in itertools.pairwise(starts)]
-    packs = [
-        {
-            "input_ids": [token for row in inside for token in row["input_ids"]],
-            "lengths": [len(row["input_ids"]) for row in inside],
-            "prompt_lengths": [row["prompt_length"] for row in inside],
-        }
-        for inside in members
-    ]
-    return [row for inside in members for row in inside], packs
+    table = {name: [row[name] for row in rows] for name in ("input_ids", "learned")}
+    table["length"] = [len(row["input_ids"]) for row in rows]
+    packed = PackedRows(Rows(Dataset.from_dict({**table, "source": [0] * len(rows)}), ["a"]), capacity)
+    return [row for inside in members for row in inside], [packed[i] for i in range(len(packed))]
 
 
 def logprobs(model: CausalModel, rows: list[dict[str, Any]], *, on_prompt: bool = False) -> torch.Tensor:
@@ -98,7 +95,8 @@ def test_the_loss_of_packed_rows_is_that_of_the_rows(
     rows = []
     for length in lengths:
         ids = torch.randint(3, 259, (length,), generator=generator).tolist()
-        rows.append({"input_ids": ids, "prompt_length": int(torch.randint(1, length, (1,), generator=generator))})
+        edges = torch.randint(1, length + 1, (4,), generator=generator).sort().values.tolist()  # two turns
+        rows.append({"input_ids": ids, "learned": edges})
     ordered, packs = packs_of_rows(rows, 24)
     plain, packed = (logprobs(model, given, on_prompt=on_prompt) for given in (ordered, packs))
     torch.testing.assert_close(packed, plain, atol=2e-6, rtol=0)
@@ -124,7 +122,7 @@ def difference(model: CausalModel) -> float:
     """Of the log-probabilities of packed rows and of rows one by one, the largest."""
     generator = torch.Generator().manual_seed(3)
     rows = [
-        {"input_ids": torch.randint(3, 259, (n,), generator=generator).tolist(), "prompt_length": 1} for n in LENGTHS
+        {"input_ids": torch.randint(3, 259, (n,), generator=generator).tolist(), "learned": [1, n]} for n in LENGTHS
     ]
     ordered, packs = packs_of_rows(rows, 32)
     assert max(len(p["lengths"]) for p in packs) > 2
@@ -144,7 +142,7 @@ def test_every_family_that_is_packed_says_of_packed_rows_what_it_says_of_each(na
     assert difference(model) < 2e-6
     if windows := [key for key in WINDOWS if getattr(model.config, key, None) == WINDOW]:
         ids = torch.randint(3, 259, (1, 20), generator=torch.Generator().manual_seed(4))
-        row = [{"input_ids": ids[0].tolist(), "prompt_length": 1}]
+        row = [{"input_ids": ids[0].tolist(), "learned": [1, 20]}]
         wide = sharp_lm(name, **{windows[0]: 128})
         assert (logprobs(model, row) - logprobs(wide, row)).abs().max() > 1e-4, "the window does not bite"
 

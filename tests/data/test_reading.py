@@ -59,14 +59,20 @@ def test_a_turn_that_may_be_learned_is(fields: dict[str, Any], write) -> None:
     assert not reader.remarks
 
 
-def test_calls_and_results_of_tools_before_the_answer_are_refused(write) -> None:
+def test_a_call_without_its_result_and_a_result_without_a_call_are_refused(write) -> None:
     call = answer(None, tool_calls=CALL)["messages"]
     result, final = {"role": "tool", "content": "sun"}, {"role": "assistant", "content": "Sun."}
     path = write("a.jsonl", [{"messages": [*call, final]}, {"messages": [USER, final, result, final]}])
     with pytest.raises(DataError) as caught:
         reader_of(path)
-    assert "line 1: messages (message 2) has a tool call and no text" in caught.value.problems[0]
-    assert "role 'tool', not system, user or assistant; calls and results of tools" in caught.value.problems[1]
+    assert (
+        "line 1: roles are out of order (user, assistant): a tool's call without its result"
+        in (caught.value.problems[0])
+    )
+    assert (
+        "line 2: roles are out of order (user, assistant, tool): a tool's result without a call"
+        in (caught.value.problems[1])
+    )
 
 
 def test_a_plan_without_rows_to_learn_says_why(write, settings) -> None:

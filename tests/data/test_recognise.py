@@ -101,7 +101,8 @@ def test_columns_that_are_named_leave_the_others_where_they_are() -> None:
 
 def test_what_has_a_meaning_and_is_not_used_is_said() -> None:
     assert remarks(PAIR | {"id": 7, "tools": [], "images": None}) == []
-    assert remarks(PAIR | {"tools": [{"name": "f"}]}) == ["column 'tools' is not used"]
+    assert remarks(PAIR | {"tools": [{"name": "f"}]}) == []
+    assert remarks(PAIR | {"tools": ["f"]}) == ["column 'tools' is not used: it is not a list of functions"]
     assert remarks(PAIR | {"input": "x"}) == ["column 'input' is not used"]
     short = "it holds results to compare with; --columns chosen=answer learns them as answers"
     assert remarks({"prompt": "q", "answer": "4"}) == [f"column 'answer' is not used: {short}"]

@@ -74,7 +74,7 @@ CASES: list[tuple[str, dict[str, Any], str, list[tuple[str, ...]]]] = [
         [(ASKED_AGAIN, " Pear</s>")],
     ),
     (
-        "conversations, of which the last assistant turn is learned: messages",
+        "conversations: messages",
         {"messages": [SYSTEM, *MORE, {"role": "assistant", "content": "Pear"}, USER]},
         "",
         [
@@ -83,7 +83,7 @@ CASES: list[tuple[str, dict[str, Any], str, list[tuple[str, ...]]]] = [
         ],
     ),
     (
-        "conversations, of which the last assistant turn is learned: messages from conversations",
+        "conversations: messages from conversations",
         {"conversations": [{"from": "human", "value": "Name a fruit."}, {"from": "gpt", "value": "Fig"}]},
         "",
         [(ASKED, " Fig</s>")],
@@ -179,7 +179,10 @@ BAD_ROWS = [
     (PAIR | {"prompt": [USER, USER]}, "expected assistant, found user"),
     (PAIR | {"prompt": [USER, ANSWER]}, r"the prompt must end with a user turn \(user, assistant\)"),
     (PAIR | {"prompt": [USER, SYSTEM]}, r"roles are out of order \(user, system\)"),
-    (PAIR | {"prompt": [{"role": "wizard", "content": "x"}]}, "the role 'wizard', not system, user or assistant"),
+    (
+        PAIR | {"prompt": [{"role": "wizard", "content": "x"}]},
+        "the role 'wizard', not system, developer, user, assistant or tool",
+    ),
     (PAIR | {"prompt": ["hello"]}, r"prompt \(message 1\) is text, not a \{role, content\} mapping"),
     (PAIR | {"prompt": [{"role": "user", "content": None}]}, r"prompt \(message 1\) is empty \(null\), not text"),
     (PAIR | {"chosen": [USER]}, "chosen does not end with an assistant turn"),

@@ -30,6 +30,7 @@ TALK = [
     {"role": "user", "content": "Another?"},
     {"role": "assistant", "content": "Pear 🙂"},
 ]
+SHORT = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 2, "abcd", strict=True)]
 # One source of each shape, the last with rows that cannot be used.
 SHAPES: dict[str, list[dict[str, Any]]] = {
     "pairs": PAIRS,
@@ -55,10 +56,29 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         {"messages": TALK, "rejected_response": "Stone"},
         {"messages": TALK, "rejected_response": "Stone", "tools": "f"},
     ],
-    "calls": [{"messages": [*TALK[:4], {"role": "assistant", "content": "", "tool_calls": [{}]}]}],
     "scored": [{"prompt": "q", "response": t, "score": n, "id": n} for n, t in enumerate("abc")] * 2,
     "votes": [{"prompt": "q", "answer_a": "a", "answer_b": "b", "winner": side} for side in ("A", "B", "tie")],
     "questions": [{"messages": [*TALK, {"role": "user", "content": "p"}]}, {"question": "q", "answer": "4"}],
+    "calls": [
+        {
+            "messages": [
+                *TALK[:4],
+                {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]},
+            ]
+        }
+    ],
+    "tools": [
+        {
+            "messages": [
+                *TALK[:4],
+                {"from": "function_call", "value": '{"name": "f"}'},
+                {"role": "tool", "content": "1"},
+                TALK[4],
+            ],
+            "tools": [{"name": "f"}],
+        },
+        {"messages": [TALK[1], {**TALK[2], "weight": 0}, *TALK[3:], TALK[1], {**TALK[2], "train": False}]},
+    ],
     "mixed": [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"messages": TALK}],
     "written": [
         {"prompt": "q", "answers": "['a', 'b', 'c']", "scores": "[nan, 1, 2]"},
@@ -102,13 +122,13 @@ def test_the_format_of_the_stores(here: Path) -> None:
     stores |= {name: store_of(name) for name in ("list.json", "table.parquet", "table.csv")}
     content = {name: [list(store.dataset), store.info] for name, store in stores.items()}
     assert all(rows for rows, _ in content.values())
-    check_content(content, "ca14ad0d12c9c445f0c2ba1d", cache="store", file="data/store.py")
+    check_content(content, "a5a8c2b0b25df25bee2b4cc7", cache="store", file="data/store.py")
 
 
 @pytest.mark.parametrize(
     ("kind", "digest"),
     [
-        ("demonstrations", "51ee9aee4e0d4c48df7512d5"),
+        ("demonstrations", "76ab9f3d83481c544518a43c"),
         ("preferences", "aa25a1453598d743bd64de37"),
         ("prompts", "03e02786d61b4928e67fbc17"),
         ("pretraining", "66c4ba782ab70fc92891ecb3"),
@@ -119,12 +139,15 @@ def test_the_format_of_the_tokens(kind: str, digest: str, here: Path, template: 
     texts = ["Fig 🙂", "x" * 30, "", "same", "end </s> inside"]
     prompts = ["short", "a long question, which is cut at its beginning", TALK[:4]]
     rows = [{"prompt": p, "chosen": c, "rejected": "same", "margin": 0.5} for p in prompts for c in texts]
+    rows += [{"messages": TALK}, {"messages": SHORT}] if kind == "demonstrations" else []
     first, second = store_of(write("a.jsonl", rows)), store_of(write("b.jsonl", PAIRS))
     encoder: Encoder | TextEncoder = TextEncoder(template.tokenizer, 8)
     if kind == "pretraining":
         first, second = (store_of(write(f"{n}.jsonl", [{"text": f"Once {n} {i}."} for i in range(9)])) for n in "cd")
     else:
-        limits = Limits(40, 12, prompt_truncation="keep_end", response_truncation="keep_start")
+        limits = Limits(
+            60 if kind == "demonstrations" else 40, 12, prompt_truncation="keep_end", response_truncation="keep_start"
+        )
         chosen: Kind = kind  # type: ignore[assignment]
         encoder = Encoder(template, limits, chosen)
     table = np.array([(s, r) for s, store in enumerate((first, second)) for r in range(len(store.dataset))][::-1])

@@ -11,6 +11,8 @@ import pytest
 from data.encode import tokenizer_key
 from rlhf import rendering
 from rlhf.rendering import Message, Rendering
+from rlhf.template import HUMAN_ASSISTANT
+from tests.helpers.templates import TOOLS
 from tests.helpers.tiny import tiny_tokenizer
 
 QUESTION: list[Message] = [{"role": "user", "content": "Why?"}]
@@ -73,3 +75,65 @@ def test_formats_are_written_as_strings() -> None:
     source = """{{ strftime_now('%Y "x"') }}"""
     assert render(source) == '2024 "x"'
     assert json.dumps('%Y "x"') in rendering.at_date(source)
+
+
+# --- what a template writes beside questions and answers --------------------------------------------------------------
+
+
+def knows(chat_template: str) -> Any:
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.chat_template = chat_template
+    return Rendering(tokenizer).knows
+
+
+ANY_ROLE = "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}"
+CALLS = (
+    "{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name + ARGUMENTS }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("chat_template", "arguments", "tools", "developer"),
+    [
+        (HUMAN_ASSISTANT, None, False, False),
+        (ANY_ROLE, None, False, True),
+        (CALLS.replace("ARGUMENTS", "(c.function.arguments | tojson)"), dict, False, True),
+        (CALLS.replace("ARGUMENTS", "c.function.arguments"), str, False, True),
+        (CALLS.replace("ARGUMENTS", "(c.function.arguments | string)"), str, False, True),
+        (CALLS.replace("ARGUMENTS", "(c.function.arguments | tojson)").replace("m.role", "'x'"), None, False, False),
+        (TOOLS, dict, True, False),
+        (
+            "{{ raise_exception('user first') if messages[0].role != 'user' }}{{ messages[0].content }}",
+            None,
+            False,
+            False,
+        ),
+    ],
+)
+def test_what_a_template_knows_is_found_by_rendering(
+    chat_template: str, arguments: Any, tools: bool, developer: bool
+) -> None:
+    found = knows(chat_template)
+    assert (found.arguments, found.tools, found.developer) == (arguments, tools, developer)
+
+
+def test_arguments_are_given_as_the_template_takes_them() -> None:
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.chat_template = CALLS.replace("ARGUMENTS", "' ' + c.function.arguments")
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": "é"}}}
+    talk: Any = [
+        *QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "1"},
+    ]
+    assert Rendering(tokenizer)(talk, add_generation_prompt=False) == '[user]Why?[assistant]f {"x": "é"}[tool]1'
+
+
+def test_a_developers_turn_is_the_systems_where_the_template_knows_none() -> None:
+    talk: Any = [{"role": "system", "content": "S"}, {"role": "developer", "content": "D"}, *QUESTION]
+    tokenizer: Any = tiny_tokenizer()
+    tokenizer.chat_template = HUMAN_ASSISTANT
+    assert Rendering(tokenizer)(talk, add_generation_prompt=False).startswith("S\n\nD\n\nHuman: Why?")
+    tokenizer.chat_template = ANY_ROLE
+    assert Rendering(tokenizer)(talk[1:], add_generation_prompt=False) == "[developer]D[user]Why?"

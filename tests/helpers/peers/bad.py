@@ -57,7 +57,7 @@ FILES = {
         hint="prompt=question,answers=completions,scores=labels",
     ),
     "two system turns": File(
-        [{"messages": [s("S"), s("T"), u("q"), a("b")]}], refused="roles are out of order (system, system, user",
+        [{"messages": [s("S"), s("T"), u("q"), a("b")]}], refused="there are two system turns (system, system, user)",
     ),
     "a system turn in the middle": File(
         [{"messages": [u("q"), a("r"), s("S"), u("p"), a("b")]}], refused="roles are out of order (user,",
@@ -70,7 +70,7 @@ FILES = {
     ),
     "a result without a call": File(
         [{"messages": [u("q"), {"role": "tool", "content": "x"}, a("b")]}],
-        refused="messages (message 2) has the role 'tool'"
+        refused="roles are out of order (user, tool): a tool's result without a call",
     ),
     "no turn at all": File([{"messages": []}], refused="messages has no turn"),
     "half a pair": File([PAIR, PAIR | {"rejected": None}], refused="rejected is empty (null), not text"),

@@ -83,7 +83,7 @@ FILES = {
     ),
     "a call at the end": File(
         [{"messages": [u("q"), a(None, tool_calls=CALL)], "tools": CALL}], [("u:q", None, None)],
-        ("field 'tool_calls' of messages", "turn with a tool call", UNUSED.format("tools")),
+        ("turn with a tool call",),
     ),
     "prm with a step in each row": File(
         [{"prompt": "q", "completions": ["First.", "Then."], "labels": ["+", "-"]}],
