@@ -44,7 +44,7 @@ BREAKS: list[tuple[Rule, str, str]] = [
     (house.rooms_know_only_what_they_may, "data/store.py", "from rlhf.generation.sampler import Sampler\n"),
     (house.rooms_know_only_what_they_may, "data/store.py", "from rlhf.training.engine import TrainEngine\n"),
     (house.process_imports_nothing, "rlhf/process.py", "from rlhf.errors import nearest\n"),
-    (house.no_circles, "data/readers.py", "def f():\n    from data.contents import rows\n"),
+    (house.no_circles, "data/row_files.py", "def f():\n    from data.readers import file_rows\n"),
     (house.ground_names_no_torch, "rlhf/files.py", "def f():\n    import torch\n"),
     (house.no_stage_by_name, "rlhf/report/page.py", "LAST = 'step3_ppo'\n"),
     (house.private_attributes_in_one_file, "rlhf/models/export.py", "def f(p):\n    return p.ds_numel\n"),

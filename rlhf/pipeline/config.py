@@ -66,7 +66,7 @@ class PipelineConfig(Config):
     # data
     data_path: list[str] | None = setting(
         None,
-        "SOURCE[:weight], a file (.jsonl, .json, .csv, .parquet), a folder, a glob or a hub dataset; repeatable",
+        "SOURCE[:weight], a file, a folder, a glob, an address such as s3://… or a hub dataset; repeatable",
     )
     eval_data_path: list[str] | None = setting(None, "held-out rows; default: a part of each source; repeatable")
     columns: str | None = setting(None, "names of the data's columns, such as prompt=question,chosen=best")
