@@ -23,6 +23,7 @@ def config_of(arguments: dict[str, Any], folder: Path) -> Any:
     setting = Setting(**arguments["setting"])
     words = arguments["variant"].split()
     dtype = words[-1]
+    # "ours scoring16 bf16": so many rows in a pass without gradients
     named = [word for word in words if word in ESTIMATORS]  # "ours rloo bf16": without a critic
     without_critic = {"advantage_estimator": named[0], "responses_per_prompt": RESPONSES} if named else {}
     return PPOConfig(
@@ -35,6 +36,7 @@ def config_of(arguments: dict[str, Any], folder: Path) -> Any:
         rollout_batch_size=setting.batch,
         mini_batch_size=setting.batch,
         micro_batch_size=arguments["micro_batch_size"],
+        scoring_micro_batch_size=next((int(word[7:]) for word in words if word.startswith("scoring")), None),
         max_prompt_length=setting.prompt,
         max_response_length=setting.response,
         reuse_forward="reuse" in arguments["variant"],

@@ -58,6 +58,7 @@ CELLS = [
         ("ZeRO-2 without EMA", 1, _zero(2, ema=False)),
         ("ZeRO-2, LoRA", 1, _zero(2, lora_rank=8)),
         ("ZeRO-2, offloaded", 1, _zero(2, offload_optimizer=True)),
+        ("ZeRO-2, 8 rows scored at once", 1, _zero(2, scoring_micro_batch_size=8)),
         ("ZeRO-3", 1, _zero(3)),
         ("ZeRO-0 × 2", 2, _zero(0, **FP32)),
         ("ZeRO-1 × 2", 2, _zero(1)),

@@ -91,7 +91,7 @@ def _scores(reward: ModelReward, roles: Roles, rollout: Rollout, config: PPOConf
     """The raw scores of a whole rollout, [B], on every rank; each rank scores its share."""
     pad = int(roles.actor.tokenizer.pad_token_id)
     mine = []
-    for rows in micro_batches(rollout, range(len(rollout)), micro_batch_size=config.micro_batch_size):
+    for rows in micro_batches(rollout, range(len(rollout)), micro_batch_size=config.scoring_rows):
         batch = sequence_batch(rollout, rows, pad_token_id=pad)
         mine.append((rows, reward.scores(rollout, rows, batch, roles.actor.template).cpu()))
     scores_B = torch.zeros(len(rollout))

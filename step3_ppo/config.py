@@ -64,7 +64,7 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
             *("actor_learning_rate", "critic_learning_rate", "ppo_epochs", "cliprange", "cliprange_high"),
             *("cliprange_value", "loss_mean", "ratio", "entropy_coef", "early_stop_kl", "critic_warmup_iterations"),
         ),
-        "Batches": (),
+        "Batches": ("scoring_micro_batch_size",),
         "Optimiser": (),
         "LoRA": (),
         "Moving average": ("ema", "ema_decay"),
@@ -117,6 +117,13 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
         None, "responses sampled at a time on one rank; default: all of the rank's", ge=1
     )
     mini_batch_size: int = setting(64, "rows of one optimiser step, over all ranks", ge=1)
+    scoring_micro_batch_size: int | None = setting(
+        None,
+        "rows of one forward pass without gradients on one rank; changes memory, not results; default: "
+        "micro_batch_size",
+        resumable=True,
+        ge=1,
+    )
     min_response_length: int = setting(0, "number of tokens before the end token can be drawn", ge=0)
     temperature: float = setting(1.0, "temperature of the sampling and of the log-probabilities", gt=0)
     top_p: float = setting(1.0, "probability of the smallest set of tokens to sample from; 1: all tokens", gt=0, le=1)
@@ -203,6 +210,11 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @property
+    def scoring_rows(self) -> int:
+        """Rows of one forward pass without gradients on one rank."""
+        return self.scoring_micro_batch_size or self.micro_batch_size
+
+    @property
     def needs_reward_model(self) -> bool:
         """Whether a trained reward model scores responses, or the critic starts from it."""
         starts_critic = self.critic_from == "reward" and self.estimator.has_critic
@@ -249,6 +261,11 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
         found += dtype_problems(self.inference_dtype, where=where, gpus=machine.gpus, bf16=machine.bf16)
         if self.reuse_forward:
             found += reuse_problems(*(getattr(self, name) for name in self.engine_settings().values()))
+            if self.scoring_micro_batch_size and size == self.mini_batch_size and not self.critic_warmup_iterations:
+                found.append(
+                    "step3_ppo.scoring_micro_batch_size is set but reuse_forward trains on all passes that score, with "
+                    "micro_batch_size rows: it has no effect; drop one of them"
+                )
         if self.inference_copy == "off":
             found += [
                 f"step3_ppo.{name} is set but inference_copy is off: it has no effect; drop one of them"

@@ -73,8 +73,12 @@ class ForwardPasses:
         first = self._rows_of_first_step(rollout, iteration)
         others = sorted(set(range(len(rollout))) - set(first))
         self._kept_of_actor, self._kept_of_critic = _Kept(rollout, first), _Kept(rollout, first)
-        mine = [self._measure(rollout, rows, keep=True) for rows in self._micro_batches(rollout, first)]
-        mine += [self._measure(rollout, rows, keep=False) for rows in self._micro_batches(rollout, others)]
+        # what is kept is trained on, so its micro-batches are those of training
+        kept, size = self._micro_batches(rollout, first), self.config.scoring_rows
+        mine = [self._measure(rollout, rows, keep=True) for rows in kept]
+        mine += [
+            self._measure(rollout, rows, keep=False) for rows in micro_batches(rollout, others, micro_batch_size=size)
+        ]
         everyone = [part for rank in distributed.gather_objects(mine) for part in rank]
         (old_BR, ref_BR, entropy_BR, *values), scores_B = _tables(rollout, everyone, count=3 + len(self._critics))
         parts = {}

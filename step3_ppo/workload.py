@@ -37,7 +37,7 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
     prompts = max(config.rollout_batch_size // config.responses_per_prompt, 1)
     rows = expected_rows(config, stage=3) if config.iterations is None else config.iterations * prompts
     count = step_count(rows, prompts, most=config.max_steps)
-    share = -(-config.mini_batch_size // machine.world_size)
+    share, scored = (-(-n // machine.world_size) for n in (config.mini_batch_size, config.rollout_batch_size))
     mixed = config.ptx_length if config.ptx_data else 0  # all tokens of the pretraining text count
     return workload_of(
         roles,
@@ -48,6 +48,7 @@ def workload(config: PPOConfig, models: Models, machine: Machine) -> Workload | 
         count=count,
         rollout=None if actor is None else _rollout(config, actor, machine),
         kept_rows=share if config.reuse_forward else 0,
+        scored_rows=min(config.scoring_rows, scored),
         steps=Steps(count, config.rollout_batch_size, passes=config.ppo_epochs, unit="iteration"),
     )
 

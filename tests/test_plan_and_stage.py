@@ -164,6 +164,7 @@ VALUES: dict[str, st.SearchStrategy[Any]] = {
     "compile": st.booleans(),
     "offload_optimizer": st.booleans(),
     "reuse_forward": st.booleans(),
+    "scoring_micro_batch_size": st.sampled_from([None, 2]),
     "ema": st.booleans(),
     "ema_decay": st.sampled_from([0.992, 0.5]),
     "data_path": st.sampled_from([["rows.jsonl"], ["none.jsonl"], ["text.jsonl"]]),

@@ -37,10 +37,16 @@ def _checkpointing(config: RunSettings, work: Workload, machine: Machine) -> lis
 def _smaller(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
     """Fewer rows a pass: halves down to one; fewer responses at once."""
     size = int(getattr(config, "micro_batch_size", 1))
-    halves = []
+    scoring = getattr(config, "scoring_micro_batch_size", None)
+    halves: list[Changes] = []
+    while scoring and scoring > size:  # nothing is learned in these passes, so they are the first to become smaller
+        scoring = max(scoring // 2, size)
+        halves.append({"scoring_micro_batch_size": scoring})
     while size > 1:
         size //= 2
         halves.append({"micro_batch_size": size})
+        if scoring:
+            halves.append({"micro_batch_size": size, "scoring_micro_batch_size": min(scoring, size)})
     return halves
 
 

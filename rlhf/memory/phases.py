@@ -114,8 +114,9 @@ def _score(
     item = BYTES[work.dtype]
     gathered = sorted((each.forward for each in of.values()), reverse=True)
     heads = [role.shape for role in work.roles if not role.scalar]
-    head = max(head_bytes(s, item, work.rows * work.counted, trained=False, gpu=machine.gpus) for s in heads)
-    layer = max(backward_bytes(role.shape, item, work.rows, work.tokens) for role in work.roles)
+    rows = max(work.scored_rows, work.rows if work.kept_rows else 1)
+    head = max(head_bytes(s, item, rows * work.counted, trained=False, gpu=machine.gpus) for s in heads)
+    layer = max(backward_bytes(role.shape, item, rows, work.tokens) for role in work.roles)
     beside = {**base, "gathered": sum(gathered[:2]), "activations": head + layer}
     if work.kept_rows:
         beside["kept"] = sum(_kept(work, role, machine, work.kept_rows) for role in work.roles if role.trained)

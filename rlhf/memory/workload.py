@@ -72,7 +72,8 @@ class Workload:
     """A stage's roles, and one forward pass of it: `rows` sequences of `tokens` tokens on a rank, `counted` of which
     get a log-probability.
 
-    `kept_rows`: sequences whose activations are kept at once, if more than those of one pass.
+    `kept_rows`: sequences whose activations are kept at once, if more than those of one pass. `scored_rows`: sequences
+    of a forward pass without gradients, 0 in a stage without such.
     """
 
     roles: tuple[Role, ...]
@@ -85,6 +86,7 @@ class Workload:
     offload: bool = False
     factored: bool = False  # adafactor: its state is a row and a column of each matrix
     kept_rows: int = 0
+    scored_rows: int = 0
     rollout: Rollout | None = None
 
     def role(self, name: str) -> Role:
@@ -152,6 +154,7 @@ def workload_of(
     sequences: int = 1,
     rollout: Rollout | None = None,
     kept_rows: int = 0,
+    scored_rows: int = 0,
     steps: Steps | None = None,
 ) -> Workload | None:
     """The workload of a stage with the settings that stages share. `sequences` of a row of its batches: 2 for pairs.
@@ -170,5 +173,6 @@ def workload_of(
         offload=settings.offload_optimizer,
         factored=settings.optimizer == "adafactor",
         kept_rows=kept_rows,
+        scored_rows=scored_rows,
         rollout=rollout,
     )

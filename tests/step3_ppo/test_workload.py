@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from rlhf.hardware import Machine
+from rlhf.memory.phases import stage_memory
 from step3_ppo.config import PPOConfig
 from step3_ppo.workload import workload
 
@@ -30,3 +31,16 @@ def test_roles_are_those_that_are_loaded(changes: dict[str, Any], roles: list[st
     found = workload(config, {"actor_model": MODEL, "reward_model": MODEL}, Machine(ranks=2))
     assert found is not None
     assert [role.name for role in found.roles] == roles
+
+
+@pytest.mark.parametrize("size, rows", [(None, 4), (16, 16), (1000, 32)])
+def test_passes_that_score_have_rows_of_their_own(size: int | None, rows: int) -> None:
+    """At most a rank's share of the rollout; the passes of training stay as they are."""
+    config = PPOConfig(actor_model="a", reward_model="b", iterations=2, scoring_micro_batch_size=size)
+    machine = Machine(ranks=2, gpus=True, bf16=True)
+    found = workload(config, {"actor_model": MODEL, "reward_model": MODEL}, machine)
+    assert found is not None and (found.rows, found.scored_rows) == (4, rows)
+    beside = {phase.name: phase.beside for phase in stage_memory(found, machine).phases}
+    one = 4 * (256 + 256) * 2 * (2 * 64 + 2 * 128)  # of 4 rows
+    assert beside["train critic"]["backward"] >= one
+    assert beside["score"]["activations"] > rows / 4 * one

@@ -65,5 +65,19 @@ def test_reuse_and_compilation_end_where_weights_are_gathered() -> None:
     assert whole["compile"] is False and whole["reuse_forward"] is False
 
 
+def test_passes_that_score_become_smaller_first() -> None:
+    """They were left as large as they were while only the micro-batches of training were halved, which cannot help
+    where the scoring is the largest phase."""
+    config = PPOConfig(micro_batch_size=2, scoring_micro_batch_size=8, activation_checkpointing=True)
+    assert tried(config, Machine())[:4] == [
+        {"scoring_micro_batch_size": 4},
+        {"scoring_micro_batch_size": 2},
+        {"micro_batch_size": 1},
+        {"micro_batch_size": 1, "scoring_micro_batch_size": 1},
+    ]
+    typed = tried(config, Machine(), "scoring_micro_batch_size")
+    assert typed[0] == {"micro_batch_size": 1} and not any("scoring_micro_batch_size" in change for change in typed)
+
+
 def test_a_cpu_has_nowhere_to_offload_to() -> None:
     assert all("offload_optimizer" not in change for change in tried(SFTConfig(), Machine()))
