@@ -22,11 +22,13 @@ NORM = 8  # bytes of an element while the norm of a gradient is computed
 @dataclass(frozen=True)
 class Held:
     """Bytes of a role on each rank, and in main memory for each rank (`host`). `means` are those bytes of `stays` that
-    the first step makes: the optimiser's state. `build`, `forward`, `backward` and `step` are needed for a moment;
-    `ending` at the end of a backward pass, when the activations are gone and all gradients are there."""
+    the first step makes: the optimiser's state; `average` those that are made when all models are there. `build`,
+    `forward`, `backward` and `step` are needed for a moment; `ending` at the end of a backward pass, when the
+    activations are gone and all gradients are there."""
 
     stays: float = 0.0
     means: float = 0.0
+    average: float = 0.0
     gradients: float = 0.0  # from the first backward pass of a step to its end
     build: float = 0.0
     forward: float = 0.0
@@ -68,16 +70,19 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
         return Held(
             stays=weights + state + average,
             means=state,
+            average=average,
             gradients=item * role.trained,
             backward=min(reduced, item * REDUCE_BUCKET),
             step=float(item * role.trained),
         )
     part = role.trained / ranks
     # fp32 masters, AdamW's two means, the moving average
-    states = (12.0 + (4.0 if role.average else 0.0)) * part
+    average = 4.0 * part if role.average else 0.0
+    states = 12.0 * part + average
     bucket = float(item * REDUCE_BUCKET)
     means = 0.0 if offload else 8.0 * part
     stays, host = weights + (0.0 if offload else states), states if offload else 0.0
+    average = 0.0 if offload else average
     if sharded:
         stays += bucket + (0.0 if offload else 4.0 * part)
         host += 8.0 * part if offload else 0.0
@@ -85,6 +90,7 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
         return Held(
             stays=stays,
             means=means,
+            average=average,
             build=item * largest,
             forward=gathered,
             backward=gathered,
@@ -92,7 +98,9 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
             step=max(0.0 if offload else 4.0 * group, (NORM + 4) * largest / ranks),
             host=host,
         )
+    build = 4.0 * part
     if offload:
+        build = item * float(role.trained - largest)  # the weights once more while they are made one block
         stays += item * largest
         host += 4.0 * part
     # the gradients of a step are added up in fp32 at ZeRO-2; at ZeRO-1 they are whole, in the model's dtype
@@ -104,13 +112,17 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
         ending = reducing + item * (part + alone * largest)
     elif ranks > 1:
         reducing = min(bucket, item * role.trained)
+    flat = 4.0 * part if item == 4 else 0.0
+    if role.zero_stage == 1:  # gradients of other ranks are gone: its own, these as a block, and the block in fp32
+        flat = 8.0 * part - gradients
     return Held(
         stays=stays,
         means=means,
+        average=average,
         gradients=gradients,
-        build=4.0 * part,
+        build=build,
         backward=reducing,
         ending=ending,
-        step=max(NORM * min(largest, part), 4.0 * part if role.zero_stage == 1 or item == 4 else 0.0),
+        step=max(NORM * min(largest, part), flat),
         host=host,
     )

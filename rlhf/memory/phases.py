@@ -58,7 +58,7 @@ def stage_memory(work: Workload, machine: Machine, *, capacity: float = 0.0) -> 
         stays = {name: each.stays + each.host for name, each in of.items()}
     base = {"process": (CONTEXT + (COMMUNICATORS if ranks > 1 else 0.0)) if gpu else PROCESS}
     trained = [role for role in work.roles if role.trained]
-    phases = [_load(of, stays, base)]
+    phases = [_load(work, of, stays, base)]
     if work.rollout:
         phases.append(_rollout(work, stays, base, machine, capacity))
         phases.append(_score(work, of, stays, base, machine))
@@ -73,10 +73,17 @@ def stage_memory(work: Workload, machine: Machine, *, capacity: float = 0.0) -> 
     )
 
 
-def _load(of: Mapping[str, Held], stays: Mapping[str, float], base: Mapping[str, float]) -> Phase:
-    """While the models are built there is no optimiser state yet."""
-    before = {name: stays[name] - each.means for name, each in of.items()}
-    return Phase("load", before, {**base, "building": max(each.build for each in of.values())})
+def _load(work: Workload, of: Mapping[str, Held], stays: Mapping[str, float], base: Mapping[str, float]) -> Phase:
+    """While the models are built there is no optimiser state yet. A reference is loaded first, then each trained model,
+    which needs more for a moment, then models that score; the moving average is made last."""
+    end = {name: stays[name] - each.means for name, each in of.items()}
+    there = sum(end[role.name] for role in work.roles if not role.trained and not role.scalar)
+    most = sum(end.values())
+    moment = most
+    for role in (role for role in work.roles if role.trained):
+        there += end[role.name] - of[role.name].average
+        moment = max(moment, there + of[role.name].build)
+    return Phase("load", end, {**base, **({"building": moment - most} if moment > most else {})})
 
 
 def _rollout(
