@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 MODELS = {
-    # name: hidden, layers, vocabulary, inner size, heads
-    "7.3M": (256, 4, 8192, 688, 4),
-    "58M": (512, 8, 32000, 1376, 8),
+    # name: hidden, layers, vocabulary, inner size, heads, key heads, whether the embeddings are tied
+    "7.3M": (256, 4, 8192, 688, 4, 4, False),
+    "58M": (512, 8, 32000, 1376, 8, 8, False),
+    "135M": (576, 30, 49152, 1536, 9, 3, True),  # the shape of SmolLM2-135M
 }
 PAD, STOP, FIRST_CONTENT = 0, 2, 3
 
@@ -51,14 +52,15 @@ def build_config(name: str) -> Any:
     transformers.logging.set_verbosity_error()
     if name not in MODELS:
         return transformers.AutoConfig.from_pretrained(name)
-    hidden, layers, vocabulary, inner, heads = MODELS[name]
+    hidden, layers, vocabulary, inner, heads, key_heads, tied = MODELS[name]
     return transformers.LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=heads,
+        num_key_value_heads=key_heads,
+        tie_word_embeddings=tied,
         max_position_embeddings=1024,
         pad_token_id=PAD,
         bos_token_id=1,

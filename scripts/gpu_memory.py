@@ -3,6 +3,7 @@
     python -m scripts.gpu_memory                            # the cells for one rank
     torchrun --nproc-per-node 2 -m scripts.gpu_memory       # those for two
     python -m scripts.gpu_memory ZeRO-3                     # those with such a name
+    python -m tests.pretend python -m scripts.gpu_memory    # on a pretended GPU
 
 Models are random and small. DeepSpeed's buckets are made small, too: at their usual size they would hide all else.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,27 +49,28 @@ def _zero(stage: int, **more: Any) -> dict[str, Any]:
 
 
 FP32 = {"dtype": "fp32", "inference_dtype": "fp32"}
-CELLS = [
-    Cell(f"{size}, {name}", size, ranks, settings)
-    for size in ("opt 6M", "llama 25M")
+
+
+def _cells(size: str) -> Iterator[Cell]:
+    """ZeRO 0 to 3 on one rank and on two, plain and with LoRA, and some variants."""
+    for ranks, times in ((1, ""), (2, " × 2")):
+        for lora, more in (("", {}), (", LoRA", {"lora_rank": 8})):
+            for stage in range(4):
+                settings = _zero(stage, **(FP32 if stage == 0 else {}), **more)
+                yield Cell(f"{size}, ZeRO-{stage}{times}{lora}", size, ranks, settings)
     for name, ranks, settings in (
-        ("ZeRO-0", 1, _zero(0, **FP32)),
-        ("ZeRO-1", 1, _zero(1)),
-        ("ZeRO-2", 1, _zero(2)),
         ("ZeRO-2 without EMA", 1, _zero(2, ema=False)),
-        ("ZeRO-2, LoRA", 1, _zero(2, lora_rank=8)),
         ("ZeRO-2, offloaded", 1, _zero(2, offload_optimizer=True)),
         ("ZeRO-2, 8 rows scored at once", 1, _zero(2, scoring_micro_batch_size=8)),
-        ("ZeRO-3", 1, _zero(3)),
-        ("ZeRO-0 × 2", 2, _zero(0, **FP32)),
-        ("ZeRO-1 × 2", 2, _zero(1)),
-        ("ZeRO-2 × 2", 2, _zero(2)),
         ("ZeRO-2 × 2, tp 2", 2, _zero(2, inference_tp_size=2)),
-        ("ZeRO-3 × 2", 2, _zero(3)),
+        ("ZeRO-3 × 2, tp 2", 2, _zero(3, inference_tp_size=2)),
         ("ZeRO-3 × 2, tp 2 without EMA", 2, _zero(3, inference_tp_size=2, ema=False)),
         ("ZeRO-3 × 2, LoRA, tp 2", 2, _zero(3, lora_rank=8, inference_tp_size=2)),
-    )
-]
+    ):
+        yield Cell(f"{size}, {name}", size, ranks, settings)
+
+
+CELLS = [cell for size in ("opt 6M", "llama 25M") for cell in _cells(size)]
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def main(only: str, real_model: Path | None, variants: tuple[str, ...], micro_ba
     from scripts.bench_ppo_workers import config_of
 
     rows: list[list[Any]] = []
-    for model, length in (("7.3M", 64), ("58M", 128), (str(real_model) if real_model else "", 64)):
+    for model, length in (("7.3M", 64), ("58M", 128), ("135M", 64), (str(real_model) if real_model else "", 64)):
         if not model or only not in model:
             continue
         with tempfile.TemporaryDirectory(prefix="memory-") as name:

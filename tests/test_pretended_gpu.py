@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +12,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from tests.helpers.gpu import is_real
-from tests.pretend import card
+from rlhf.pipeline.launch import ROOT
+from tests.helpers.gpu import environment, is_real
+from tests.pretend import build, card
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(is_real(), reason="about the pretended GPU")]
 
@@ -67,6 +71,18 @@ def test_what_a_device_refuses(run_on_gpu: Callable[..., list[Any]]) -> None:
     assert "invalid device ordinal" in found["another device"] and "out of memory" in found["memory"]
     assert not any(found[what] for what in ("a number", "indices", "a collective of the device"))
     assert not found["a step count on the device"]
+
+
+@pytest.mark.process
+def test_a_command_of_your_own_runs_on_it() -> None:
+    variables = {**os.environ, build.LIBRARY: environment()[build.LIBRARY]}
+    for program, code, said in (
+        ("import torch; print(torch.ones(2, device='cuda').sum().device)", 0, "cuda:0\n"),
+        ("raise SystemExit(7)", 7, ""),
+    ):
+        words = [sys.executable, "-m", "tests.pretend", sys.executable, "-c", program]
+        done = subprocess.run(words, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (code, said), done.stderr
 
 
 def _bytes() -> dict[str, int]:
