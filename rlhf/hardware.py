@@ -139,7 +139,7 @@ def visible(count: int, listed: str | None, uuids: Sequence[str] = ()) -> list[s
         return [str(index) for index in range(count)]
     found: list[str] = []
     for entry in (part.strip() for part in listed.split(",")):
-        if not entry or (re.fullmatch(r"-?\d+", entry) and not 0 <= int(entry) < count) or entry in found:
+        if not re.match(r"\d+$|GPU-|MIG-", entry) or (entry.isdigit() and int(entry) >= count) or entry in found:
             break
         if entry.startswith("GPU-") and uuids and sum(uuid.startswith(entry) for uuid in uuids) != 1:
             break

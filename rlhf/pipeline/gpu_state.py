@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from rlhf import hardware, nvml
@@ -16,16 +17,21 @@ _OWN_BYTES = 1e9  # what the driver and a display may hold on a GPU that is free
 
 
 def gpu_problems() -> list[str]:
-    """A line when no GPU can be used, although there are some: CUDA_VISIBLE_DEVICES names none of them, or the driver
-    is too old for torch."""
+    """A line when GPUs cannot be used, although there are some: CUDA_VISIBLE_DEVICES names none of them, or others
+    beside them, or the driver is too old for torch."""
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     known = nvml.gpus()
     if (listed is not None and listed.strip() in ("", "-1")) or not known or hardware.torch_build() != "cuda":
         return []
+    names = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in known)
     if not hardware.accelerators():
-        names = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in known)
         return [
             f"CUDA_VISIBLE_DEVICES={listed} names no GPU of this machine, which has {names}; name these or unset it"
+        ]
+    if stranger := _stranger(listed or "", [gpu.uuid for gpu in known]):
+        return [
+            f"CUDA_VISIBLE_DEVICES={listed}: the driver stops at {stranger}, which is no GPU of this machine, names "
+            f"several or stands twice; it has {names}; correct the list"
         ]
     driver, built = nvml.cuda_version(), hardware.torch_toolkits()["cuda"]
     needed = built.partition(".")[0]
@@ -35,6 +41,16 @@ def gpu_problems() -> list[str]:
             f"install a newer driver, or a torch that is built for CUDA {driver[0]} (--num-gpus 0 runs on the CPU)"
         ]
     return []
+
+
+def _stranger(listed: str, uuids: Sequence[str]) -> str:
+    """The first entry of a list of GPUs at which the driver stops; empty if there is none. It takes one MIG device, and
+    -1 ends a list on purpose."""
+    entries = [entry.strip() for entry in listed.split(",")] if listed.strip() else []
+    seen = hardware.visible(len(uuids), listed, uuids)
+    if len(seen) == len(entries) or seen[0].startswith("MIG-") or entries[len(seen)] == "-1":
+        return ""
+    return entries[len(seen)] or "an empty entry"
 
 
 def gpu_warnings(placement: Placement) -> list[str]:

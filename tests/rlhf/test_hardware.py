@@ -27,6 +27,8 @@ from step3_ppo.config import PPOConfig
         ("2,0", ["2", "0"]),
         ("1,7,2", ["1"]),  # the driver stops at the first that does not exist
         ("GPU-8932f937,1", ["GPU-8932f937", "1"]),
+        ("two", []),  # counted as a GPU
+        ("1,cuda:2", ["1"]),
     ],
 )
 def test_visible_devices(listed: str | None, expected: list[str]) -> None:

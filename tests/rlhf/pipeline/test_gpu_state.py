@@ -80,7 +80,7 @@ def test_the_shared_memory_of_a_container(gpus, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "listed, named", [("7", False), ("GPU-ff", False), ("1", True), ("GPU-11", True), ("-1", True)]
+    "listed, named", [("7", False), ("GPU-ff", False), ("two", False), ("1", True), ("GPU-11", True), ("-1", True)]
 )
 def test_a_list_that_names_no_gpu(gpus, monkeypatch: pytest.MonkeyPatch, listed: str, named: bool) -> None:
     """The run went to the CPU without a word."""
@@ -89,6 +89,30 @@ def test_a_list_that_names_no_gpu(gpus, monkeypatch: pytest.MonkeyPatch, listed:
     expected = f"CUDA_VISIBLE_DEVICES={listed} names no GPU of this machine, which has 0 (GPU-00aa), 1 (GPU-11aa); "
     assert [line.startswith(expected) for line in gpu_problems()] == ([] if named else [True])
     assert bool(place(PipelineConfig())[1]) is not named
+    assert place(PipelineConfig(num_gpus=0))[1] == []
+
+
+@pytest.mark.parametrize(
+    "listed, stranger",
+    [
+        ("1,7,0", "7"),
+        ("GPU-11,GPU-ff", "GPU-ff"),
+        ("0,,1", "an empty entry"),
+        ("0,two", "two"),
+        ("0,GPU-", "GPU-"),  # names both
+        ("0,1,0", "0"),
+        ("1, 0", ""),
+        ("GPU-11,GPU-00aa", ""),
+        ("1,-1,0", ""),
+        ("MIG-1f,MIG-2e", ""),
+    ],
+)
+def test_a_list_with_a_stranger_in_it(gpus, monkeypatch: pytest.MonkeyPatch, listed: str, stranger: str) -> None:
+    """The driver shows the GPUs before it, so the run took fewer than were named, without a word."""
+    gpus(gpu(0), gpu(1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    expected = f"CUDA_VISIBLE_DEVICES={listed}: the driver stops at {stranger}, which is no GPU of this machine, "
+    assert [line.startswith(expected) for line in place(PipelineConfig())[1]] == ([True] if stranger else [])
     assert place(PipelineConfig(num_gpus=0))[1] == []
 
 
