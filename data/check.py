@@ -54,7 +54,7 @@ def main(model: str | None, learn: Learn, **flags: Any) -> int:
             limit = settings.max_prompt_length if name == "prompt" else settings.max_response_length
             say("\n".join(histogram(name, measured.tokens, limit)))
         findings += of_lengths(stores, lengths, settings)
-        findings += of_turns(stores, template, settings) if learn == "all" else []
+        findings += of_turns(stores, template, settings, learn=learn)
     else:
         say("lengths in tokens are measured when --model is given")
     return show(findings)

@@ -54,29 +54,33 @@ def token_lengths(stores: Sequence[Store], template: Template, settings: DataSet
     }
 
 
-def of_turns(stores: Sequence[Store], template: Template, settings: DataSettings) -> list[Finding]:
-    """How many assistant turns before the last one stage 1 learns, of the conversations of a sample of rows."""
-    encoder = encode.Encoder(template, limits(settings), "demonstrations")
+def of_turns(
+    stores: Sequence[Store], template: Template, settings: DataSettings, *, learn: encode.Learn
+) -> list[Finding]:
+    """How many assistant turns stage 1 learns in the conversations of several, of a sample of rows."""
+    encoder = encode.Encoder(template, limits(settings), "demonstrations", learn=learn)
+    problem = template.marks_problem()
+    found = [Finding("warning", problem)] if problem else []
     count = {"talks": 0, "turns": 0, "unlearned": 0, "own": 0}
     for batch in _sample(stores):
         rows = [i for i, learned in enumerate(batch["learned"]) if learned and batch["chosen"][i] is not None]
         if not rows:
             continue
-        found = encoder({"source": [0] * len(rows), **{n: [v[i] for i in rows] for n, v in batch.items()}})
-        kept = [i for i, outcome in enumerate(found["outcome"]) if not outcome & encode.DROPPED]
-        own = sum(bool(found["outcome"][i] & encode.OWN_ROW) for i in kept)
+        encoded = encoder({"source": [0] * len(rows), **{n: [v[i] for i in rows] for n, v in batch.items()}})
+        kept = [i for i, outcome in enumerate(encoded["outcome"]) if not outcome & encode.DROPPED]
+        own = sum(bool(encoded["outcome"][i] & encode.OWN_ROW) for i in kept)
         count["own"] += own
         count["talks"] += len(kept) - own
         for name in ("turns", "unlearned"):
-            count[name] += sum(found[name][i] for i in kept)
+            count[name] += sum(encoded[name][i] for i in kept)
     if not count["talks"]:
-        return []
+        return found
     text = f"{count['turns']:,} assistant turns are learned in {count['talks']:,} conversations of several"
     if count["unlearned"]:
         text += f"; {count['unlearned']:,} are not (cut with their prompt, empty, or with the end token in them)"
     if count["own"]:
         text += f"; {count['own']:,} of them in rows of their own (see docs/data.md)"
-    return [Finding("note", text)]
+    return [*found, Finding("note", text)]
 
 
 def _sample(stores: Sequence[Store]) -> Iterator[dict[str, list[Any]]]:

@@ -29,7 +29,7 @@ from data.sources import parse
 from data.store import Store, open_stores
 from data.tokens import encoded
 from rlhf import process
-from rlhf.console import say
+from rlhf.console import say, warn
 from rlhf.errors import DataError
 from rlhf.files import write_yaml
 from rlhf.template import Template
@@ -58,6 +58,8 @@ def demonstrations(
     """Prompts with their chosen response, for stage 1; with `packing` several of them in a training row. `learn` says
     which assistant turns of a conversation count."""
     data = _stage(settings, template, stage=1, learn=learn)
+    if problem := template.marks_problem():
+        warn(problem)
     if packing and isinstance(data.train, Rows):
         rows = data.train
         data.train = PackedRows(rows, settings.max_prompt_length + settings.max_response_length)

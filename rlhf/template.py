@@ -138,6 +138,16 @@ class Template:
         text, spans = marks.read(self._marking(messages if marked is None else marked, add_generation_prompt=False))
         return text if marked is None else _Marked(text), spans
 
+    def marks_problem(self) -> str | None:
+        """What is wrong with the template's marks, in one line; None where they have the end token, or are none."""
+        found = self.conversation([{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWER}])
+        if found is None or any(self.end_token in found[0][span.start : span.end] for span in found[1]):
+            return None
+        return (
+            f"the generation marks of the chat template leave out {self.end_token}, so the model does not learn to end "
+            "its answers; put {% endgeneration %} behind it"
+        )
+
     def encode_spans(self, conversations: Sequence[tuple[str, list[Span]]]) -> list[tuple[list[int], list[Span]]]:
         """Ids of whole conversations, and which of them are those of the spans."""
         if not self.tokenizer.is_fast:

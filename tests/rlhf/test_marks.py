@@ -74,6 +74,15 @@ def test_marks_in_a_macro_are_where_the_macro_wrote_them() -> None:
     assert [t.tokenizer.decode(ids[s.start : s.end]) for s in spans] == [" It is 🙂.<|end|>", "So\n<|end|>"]
 
 
+@pytest.mark.parametrize("name", [*EXACT, *WIDER])
+def test_marks_without_the_end_token_are_said(name: str) -> None:
+    """A model that is trained by them never stops."""
+    problem = template_of((EXACT | WIDER)[name]).marks_problem()
+    assert (problem is not None) == (name == "no end")
+    assert problem is None or "leave out <|im_end|>, so the model does not learn to end" in problem
+    assert template_of(unmarked(EXACT["ChatML"])).marks_problem() is None
+
+
 @pytest.mark.parametrize("kind", ["", "first", "legacy"])
 def test_control_tokens_between_marks_are_text(kind: str) -> None:
     """Such a text is encoded piece by piece; what is learned is still the turn, and the tokens are letters."""
