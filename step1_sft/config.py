@@ -37,7 +37,7 @@ class SFTConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
         False, "several demonstrations in one row, without attention between them; the loss is the same"
     )
     learn: Literal["all", "last"] = setting(
-        "all", "assistant turns of a conversation that count in the loss; last: those before the last are context"
+        "all", "assistant turns of a conversation that stage 1 learns; last: those before the last are context"
     )
     train_on_prompt: bool = setting(False, "loss on the tokens of the prompt as well")
     eval_every: int | None = setting(

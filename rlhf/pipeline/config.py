@@ -36,7 +36,7 @@ class PipelineConfig(Config):
                 "max_samples",
                 "max_prompt_length",
             ),
-            *("max_response_length", "ptx_data"),
+            *("max_response_length", "learn", "ptx_data"),
         ),
         "Run": ("method", "output_dir", "stages", "seed", "max_steps", "trackers", "force", "price_per_gpu_hour"),
         "Training": (
@@ -78,6 +78,9 @@ class PipelineConfig(Config):
     max_samples: int | None = setting(None, "largest number of rows that a stage trains on", ge=1)
     max_prompt_length: int | None = setting(None, "longest prompt, in tokens", ge=1)
     max_response_length: int | None = setting(None, "longest response, in tokens, end token included", ge=1)
+    learn: Literal["all", "last"] | None = setting(
+        None, "assistant turns of a conversation that stage 1 learns; last: those before the last are context"
+    )
     ptx_data: list[str] | None = setting(None, "SOURCE[:weight] of plain text mixed into PPO; repeatable")
 
     # the run

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from data.config import DataSettings
-from data.expected import HUB_ROWS, expected_rows
+from data.expected import HUB_ROWS, expected_rows, learns_earlier_turns
 
 
 def rows(*sources: object, stage: int = 3, **settings: Any) -> int | None:
@@ -40,3 +41,19 @@ def test_what_does_not_tell_is_not_guessed(tmp_path: Path) -> None:
     assert rows(tmp_path / "none.jsonl") is None
     assert rows(f"{tmp_path / 'a.jsonl'}:2") is None  # weighted: the blend decides
     assert rows(tmp_path / "a.jsonl", "org/unknown") is None
+
+
+def test_the_plan_knows_whether_earlier_turns_count(tmp_path: Path) -> None:
+    """Then any token of a row may get a log-probability, not only those of the longest response."""
+    turns = [{"role": role, "content": "x"} for role in ("user", "assistant") * 2]
+    for name, row in {
+        "talks": {"messages": turns},
+        "single": {"messages": turns[:2]},
+        "pairs": {"prompt": turns[:3], "chosen": "a", "rejected": "b"},
+        "broken": {"messages": 3},
+    }.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
+    for names, known in ((["talks"], True), (["single", "pairs", "broken", "none"], False), (["pairs", "talks"], True)):
+        assert learns_earlier_turns(DataSettings(), [str(tmp_path / f"{name}.jsonl") for name in names]) == known
+    assert learns_earlier_turns(DataSettings(), ["HuggingFaceH4/no_robots"])
+    assert not learns_earlier_turns(DataSettings(), ["Dahoas/rm-static"])

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.config import DataSettings
 from data.stage_data import demonstrations
+from rlhf.hardware import Machine
 from rlhf.metrics import read_metrics
-from rlhf.template import Template
+from rlhf.template import Template, install_template
+from step1_sft.config import SFTConfig
 from tests.helpers import stages
 from tests.helpers.tiny import save_tiny
 
@@ -52,8 +54,6 @@ def plain(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def test_the_perplexity_is_that_of_every_learned_token(inputs: dict[str, Path], plain: list[dict[str, Any]]) -> None:
     tokenizer = AutoTokenizer.from_pretrained(inputs["base"])
-    from rlhf.template import install_template
-
     install_template(tokenizer)
     data = demonstrations(DataSettings(data_path=[str(inputs["talks"])], **SIZES), Template(tokenizer))
     assert data.report["train"]["turns"] > len(data.train)
@@ -101,3 +101,8 @@ def test_two_ranks_take_the_same_steps(
     found = read_metrics(tmp_path / "sft/metrics.jsonl")
     for name in ("sft/loss", "sft/grad_norm"):
         assert [row[name] for row in found[1:]] == pytest.approx([row[name] for row in plain[1:]], rel=1e-4)
+
+
+def test_the_last_turn_alone_beside_all_tokens_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    config = SFTConfig(model="m", output_dir=tmp_path, learn="last", train_on_prompt=True)
+    assert "step1_sft.learn=last has no effect with train_on_prompt" in config.problems(Machine(ranks=1))[0]
