@@ -21,11 +21,13 @@ SYNONYMS = {
     "question": "prompt",
     "problem": "prompt",
     "context_messages": "prompt",
+    "prompt_messages": "prompt",
     "inputs": "prompt",
     "human": "prompt",
     "completion": "chosen",
     "response": "chosen",
     "chosen_response": "chosen",
+    "chosen_messages": "chosen",
     "generation": "chosen",
     "generated_solution": "chosen",
     "chosen_answer": "chosen",
@@ -43,6 +45,7 @@ SYNONYMS = {
     "conversations": "messages",
     "conversation": "messages",
     "system_prompt": "system",
+    "system_message": "system",
     "kto_tag": "label",
     "functions": "tools",
     "is_correct": "label",
@@ -75,11 +78,12 @@ TELLING = {
     *("correctness", "coherence", "complexity", "verbosity", "quality", "is_response_0_safe", "is_response_1_safe"),
     *("correctness_math_verify", "correctness_llama", "winner_tie", "train", "training", "loss", "mask", "status"),
     *("unanswerable_question", "corrected", "revision", "reflection", "objects", "article", "summary", "passage"),
-    *("document", "steps", "value", "values", "critique"),
+    *("document", "steps", "value", "values", "critique", "feedback"),
 }  # fmt: skip
 # Words in the names of columns that say something in any case.
 TELLING_WORDS = re.compile(
     "(^|_)(reasoning|thinking|thoughts?|rationale|scores?|ratings?|rewards?|labels?|preferences?|tools|weights?)(_|$)"
+    "|(^|_)(messages|response|answer|completion|solutions?|generation)$"
 )
 MEDIA = {f"{name}{many}" for name in ("image", "video", "audio") for many in ("", "s")}
 # Columns of formats that are not read, where no other columns make a shape → what they are, and the way out.
@@ -89,8 +93,8 @@ REFUSED = {
         "holds segments of text without turns (segments), which no chat template can write; write them as messages "
         "[{role, content}], with train: false in a turn that is not learned"
     ),
-    "positive_messages": "holds pairs for an embedding (positive_messages), not for a language model",
 }
+EMBEDDING = "positive_messages"
 CHOICES = ("choices", "options")
 STEMS = ("response", "answer", "completion", "conversation", "output", "generation", "text", "assistant")
 # Endings of two answers, and those of a third.
@@ -109,7 +113,7 @@ WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a resu
 
 def tells(kind: str) -> bool:
     """Whether a column of this name, which no shape reads, says something."""
-    return kind in TELLING or kind in REFUSED or kind in CHOICES or TELLING_WORDS.search(kind) is not None
+    return kind in TELLING or kind in (*SYNONYMS, *REFUSED, *CHOICES) or TELLING_WORDS.search(kind) is not None
 
 
 def normal(column: str) -> str:
@@ -152,6 +156,8 @@ class Names:
             names["prompt"] = names.pop("input")
         if "output" in names and not names.keys() & {"chosen", "instruction"}:
             names["chosen"] = names.pop("output")
+        if "rejected_messages" in names and "chosen" in names and not names.keys() & {"rejected", "messages"}:
+            names["rejected"] = names.pop("rejected_messages")
         answered = {"chosen", "output", "messages", "answers", "first"}
         for column in (*self.weak, *self.short) if "rejected" in names else self.weak:
             if column in there and column not in taken and not names.keys() & answered and "chosen" not in self.ignored:
@@ -174,15 +180,12 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
     there = list(dict.fromkeys(column for row in rows for column in row))
     order = [*own, *SYNONYMS]
     known = sorted((c for c in there if normal(c) in order), key=lambda c: (order.index(normal(c)), c != normal(c)))
-    names = {column: SYNONYMS.get(normal(column), normal(column)) for column in known}
+    named = {column: SYNONYMS.get(normal(column), normal(column)) for column in known}
+    names = {column: name for column, name in named.items() if name not in ignored}
     why: dict[str, str] = {}
     weak, short = [], []
     content = {column: [row[column] for row in rows if row.get(column) is not None] for column in there}
-    for column, name in names.items():  # a list of what a name has one of
-        if name in LISTED and content[column] and all(isinstance(value, (list, tuple)) for value in content[column]):
-            names[column] = LISTED[name]
-    for column in [c for c in names if normal(c) in BY_CONTENT and not all(map(_is_label, content[c]))]:
-        del names[column]
+    _correct(names, content)
     judged = bool({"scores", "ranks", "labels"} & {*names.values(), *given})
     for column, values in content.items():
         kind = normal(column)
@@ -198,12 +201,50 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
             kind in ("answers", "output") or judged or any(map(_judged, values))
         ):
             del names[column]
-            why[column] = f"nothing says which of its answers is better; --columns answers={column} takes the first"
+            texts = not any(isinstance(item, Mapping) and "role" not in item for item in _items(values))
+            way = f"--columns answers={column} takes the first" if texts else "give each a field 'score' or 'rank'"
+            why[column] = f"nothing says which of its answers is better; {way}"
     weak.sort(key=lambda column: normal(column) != "solution")
-    for name, column in two_answers(there).items():
-        names.setdefault(column, name)
     found = {**names, **{column: None for column in there if column not in names}}
     return Names(given, ignored, found, tuple(weak), tuple(short), why, frozenset(order) - SYNONYMS.keys())
+
+
+def _correct(names: dict[str, str], content: Mapping[str, list[Any]]) -> None:
+    """Change names that the content of their columns contradicts."""
+    kinds = {normal(column): column for column in content}
+    several = "answers" in names.values()
+    for column, name in list(names.items()):
+        values = content[column]
+        if values and all(isinstance(value, (list, tuple)) for value in values):  # a list of what a name has one of
+            names[column] = "labels" if name == "label" and several else LISTED.get(name, name)
+        if normal(column) in BY_CONTENT and not all(map(_is_label, values)):
+            del names[column]
+        elif normal(column) in ("score", "reward") and values and all(map(_is_label, values)):
+            names[column] = "label"
+        elif name == "chosen" and values and all(map(_asks, values)) and list(names.values()).count("chosen") > 1:
+            names[column] = "prompt"
+    for beside, column, name in (("assistant", "user", "prompt"), ("reasoning_content", "content", "chosen")):
+        if {beside, column} <= kinds.keys():
+            names[kinds[column]] = name
+    sides = two_answers(list(content))
+    for name, column in sides.items():
+        names.setdefault(column, name)
+    if sides:
+        numbered = sides["second"][-1:].isdigit()
+        for column in [kinds[kind] for kind in ("preference", "label") if kind in kinds]:
+            words = all(isinstance(v, str) and not v.strip().lstrip("-").isdigit() for v in content[column])
+            if words or (numbered and all(str(value) in ("0", "1", "2") for value in content[column])):
+                names[column] = "winner"
+
+
+def _asks(value: Any) -> bool:
+    """Whether a value is a conversation that ends with a question."""
+    last = value[-1] if isinstance(value, (list, tuple)) and value else None
+    return isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human")
+
+
+def _items(values: Iterable[Any]) -> list[Any]:
+    return [item for value in values if isinstance(value, (list, tuple)) for item in value]
 
 
 def two_answers(there: Sequence[str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from data.shapes import (
     BEFORE,
     BESIDE,
     Adapter,
+    answered_talk,
     demonstration,
     instruction,
     pairs,
@@ -54,10 +55,12 @@ FORMS = (
         for verdict in (("winner",), ("preference",), ("first_score", "second_score"))
     ),
     Form(("prompt", "chosen"), (*TASK, *ALONE), demonstration, "prompts with a response"),
+    Form(("messages", "chosen"), ("system", "tools", *ALONE), answered_talk, "conversations with a response"),
     Form(("messages",), ("system", "tools", *ALONE), talk, TALKS),
     Form(("instruction", "output"), (*TASK, *ALONE), instruction, "instructions with an output"),
     Form(("instruction", "chosen"), (*TASK, *ALONE), demonstration, "instructions with a response"),
     Form(("prompt",), TASK, prompt_only, ONLY_PROMPTS),
+    Form(("instruction",), TASK, prompt_only, ONLY_PROMPTS),
     Form(("text",), (), plain_text, TEXT),
     Form(("chosen",), ("system", "tools", *ALONE), whole, "whole conversations with their response"),
 )

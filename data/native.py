@@ -19,6 +19,8 @@ def native(value: Any, name: str) -> Any:
     if isinstance(value, Mapping):
         if isinstance(value.get("messages"), (list, tuple)) and not value.get("tools"):
             return native(value["messages"], name)
+        if not _speaks(value) and name in ("prompt", "chosen", "rejected", "first", "second"):
+            raise RowError(f"{name} is a mapping without a role, neither text nor messages")
         return _message(value, name) if _speaks(value) else value
     if not isinstance(value, (list, tuple)) or not any(isinstance(item, Mapping) for item in value):
         return value

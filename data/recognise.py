@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from data.columns import CHOICES, MEDIA, REFUSED, SYNONYMS, Names, names_of, normal, tells, two_answers
+from data.columns import CHOICES, EMBEDDING, MEDIA, REFUSED, SYNONYMS, Names, names_of, normal, tells, two_answers
 from data.example import Remark, Row, RowError
 from data.forms import FORMS, ONLY_PROMPTS, TARGETS, TEXT, Form
 from data.labels import judged, scored
@@ -59,6 +59,8 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
     held = [column for column in there if any(not empty(row.get(column)) for row in rows)]
     if main is None and (reason := next((REFUSED[normal(c)] for c in held if normal(c) in REFUSED), None)):
         raise RowError(reason)
+    if any(normal(column) == EMBEDDING for column in held):
+        raise RowError(f"holds pairs of texts for an embedding ({EMBEDDING}), not for a language model")
     if not file.columns and main and main.form.says != TEXT and (choices := [c for c in held if normal(c) in CHOICES]):
         raise RowError(
             f"holds a question with choices ({choices[0]}), which are in no prompt; write them into the question and "
@@ -251,7 +253,7 @@ def _unknown(there: Sequence[str], file: Names) -> str:
             "below 0 where the first is better)"
         )
     for column, why in file.why.items():
-        if "takes the first" in why:
+        if why.startswith("nothing says"):
             return f"has several answers in '{column}', but {why}"
     return (
         f"has the columns {', '.join(map(repr, there)) or 'none'}, which fit no known shape{_nearest_target(there)}; "
@@ -263,6 +265,6 @@ def _nearest_target(there: Iterable[str]) -> str:
     known = list(dict.fromkeys([*TARGETS, *SYNONYMS]))
     for name in there:
         hint = nearest(name, known)
-        if hint:
+        if hint and normal(name) not in known:
             return f" ('{name}'{hint.rstrip('?')})"
     return ""

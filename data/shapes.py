@@ -46,6 +46,11 @@ class Shape:
 def pairs(row: Row) -> Iterator[Found]:
     """chosen, rejected and a prompt: prompt, or instruction and input, or messages that end with a user turn. Without
     any, chosen and rejected are whole conversations. Pairs whose scores are equal give nothing."""
+    worse_ones = row["rejected"]
+    if isinstance(worse_ones, (list, tuple)) and worse_ones and all(isinstance(text, str) for text in worse_ones):
+        for text in worse_ones:
+            yield from pairs({**row, "rejected": text})
+        return
     margin = number(row.get("margin"), "margin")
     better, worse = (score_of(row.get(name), name) for name in ("chosen_score", "rejected_score"))
     if is_tie(row.get("status")):
@@ -60,7 +65,7 @@ def pairs(row: Row) -> Iterator[Found]:
             prompt, chosen, rejected = implicit_prompt(row["chosen"], row["rejected"])
             prompt = tuple(with_tools(with_system(prompt, row.get("system")), row.get("tools")))
         else:
-            prompt = _within(prompt, row["chosen"], row["rejected"])
+            prompt = _within(prompt, chosen=row["chosen"], rejected=row["rejected"])
             chosen, rejected = (_answer(row, prompt, name) for name in ("chosen", "rejected"))
     except Unlearned as error:
         yield from _without_response(prompt, error)
@@ -92,7 +97,7 @@ def pairs_of_conversations(row: Row) -> Iterator[Found]:
 def demonstration(row: Row) -> Iterator[Found]:
     """A prompt, or an instruction with its input, and chosen (or completion, response)."""
     prompt = question(row)
-    prompt = _within(prompt, row["chosen"])
+    prompt = _within(prompt, chosen=row["chosen"])
     try:
         yield Example(prompt, _answer(row, prompt, "chosen"), learned=_of_history(row, prompt))
     except Unlearned as error:
@@ -116,6 +121,16 @@ def talk(row: Row) -> Iterator[Found]:
         yield Example(prompt)
     if turns:
         yield from conversation({**row, "messages": row["messages"][: len(turns)]})
+
+
+def answered_talk(row: Row) -> Iterator[Found]:
+    """messages that end with a question, and chosen; else as messages alone."""
+    if row["chosen"] is not None and asked(row) is not None:
+        yield from demonstration(row)
+        return
+    if row["chosen"] is not None and row["chosen"] != messages(row["messages"], "messages")[-1]["content"]:
+        yield Remark("a response beside messages that end with one is not used")
+    yield from talk(row)
 
 
 def whole(row: Row) -> Iterator[Found]:
@@ -199,10 +214,10 @@ def question(row: Row) -> tuple[Message, ...]:
     return prompt
 
 
-def _within(prompt: tuple[Message, ...], *answers: Any) -> tuple[Message, ...]:
+def _within(prompt: tuple[Message, ...], **answers: Any) -> tuple[Message, ...]:
     """The prompt as answers that are whole conversations have it: with their system turn, and with the turns before
     and after a prompt that is only one question of them."""
-    talks = [messages(value, "chosen") for value in answers if isinstance(value, (list, tuple))]
+    talks = [messages(value, name) for name, value in answers.items() if isinstance(value, (list, tuple))]
     before = [turns[:-1] for turns in talks if any(turn["role"] == "user" for turn in turns[:-1])]
     if not before or len(before) < len(answers) or any(turns != before[0] for turns in before):
         return prompt

@@ -34,11 +34,11 @@ def s(text: str) -> dict[str, str]:
     return {"role": "system", "content": text}
 
 
-def u(text: str, **fields: Any) -> dict[str, Any]:
+def u(text: Any, **fields: Any) -> dict[str, Any]:
     return {"role": "user", "content": text, **fields}
 
 
-def a(text: str | None, **fields: Any) -> dict[str, Any]:
+def a(text: Any, **fields: Any) -> dict[str, Any]:
     return {"role": "assistant", "content": text, **fields}
 
 

@@ -72,6 +72,16 @@ FILES = {
         [{"messages": [u("q"), {"role": "tool", "content": "x"}, a("b")]}],
         refused="roles are out of order (user, tool): a tool's result without a call",
     ),
+    "steps with one column of labels": File(
+        [{"prompt": "q", "completions": ["b", "c"], "label": [True, False]}],
+        [("u:q", "b", "c")],
+        refused="has labels for the steps of one answer (stepwise supervision), which cannot be ranked; if",
+        hint="prompt=prompt,answers=completions,scores=label",
+    ),
+    "prompt that is a mapping": File(
+        [{"prompt": {"text": "q"}, "completion": "b"}],
+        refused="prompt is a mapping without a role, neither text nor messages"
+    ),
     "no turn at all": File([{"messages": []}], refused="messages has no turn"),
     "half a pair": File([PAIR, PAIR | {"rejected": None}], refused="rejected is empty (null), not text"),
     "rows of two shapes": File([PAIR, {"messages": [u("q"), a("b")]}], [("u:q", "b", "c"), ("u:q", "b", None)]),

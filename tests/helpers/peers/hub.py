@@ -214,8 +214,7 @@ FILES = {
          {"question": "q", "expected_answer": "7", "predicted_answer": "7", "generated_solution": "b",
          "is_correct": True}],
         [("u:q", "b", "c")],
-        (UNUSED.format("expected_answer"),),
-        ("predicted_answer",),
+        (UNUSED.format("expected_answer"), UNUSED.format("predicted_answer")),
     ),
     "answers with a rank in each row": File(
         [{"prompt": "q", "response": "c", "rank": 2}, {"prompt": "q", "response": "b", "rank": 1}], [("u:q", "b",
@@ -236,6 +235,21 @@ FILES = {
         "non_preferred_output": [a("c")]}],
         [("s:S | u:q", "b", "c")],
     ),
+    "helpsteer3 edits": File(
+        [{"context": TALK, "original_response": "c", "edited_response": "b"}], [(SAID, None, None)],
+        (UNUSED.format("original_response"), UNUSED.format("edited_response")),
+    ),
+    "user and assistant": File([{"User": "q", "Assistant": "b", "system_message": "S"}], [("s:S | u:q", "b", None)]),
+    "pairs in columns of messages": File(
+        [{"chosen_messages": [u("q"), a("b")], "rejected_messages": [u("q"), a("c")]}], [("u:q", "b", "c")]
+    ),
+    "messages and a response": File(
+        [{"messages": [*TALK], "response": "b"}, {"messages": [u("q"), a("b")], "response": "b"},
+         {"messages": [u("q"), a("b")], "response": "x"}],
+        [(SAID, "b", None), ("u:q", "b", None), ("u:q", "b", None)],
+        ("a response beside messages that end with one is not used",),
+    ),
+    "an instruction alone": File([{"instruction": "q", "input": "x"}], [("u:q\n\nx", None, None)]),
     "flan": File([{"inputs": "q", "targets": "b", "task": "t"}], [("u:q", "b", None)], unread=("task",)),
     "human and assistant": File([{"human": "q", "assistant": "b"}], [("u:q", "b", None)]),
     "question, answer and rejected": File([{"question": "q", "answer": "7", "rejected": "8"}], [("u:q", "7", "8")]),

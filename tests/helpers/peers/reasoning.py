@@ -69,6 +69,10 @@ FILES = {
         [{"messages": [u("q"), a("b", reasoning_content="t")]}], [("u:q", "b", None)],
         ("field 'reasoning_content' of messages",)
     ),
+    "thoughts beside a column of contents": File(
+        [{"input": "q", "reasoning_content": "t", "content": "b"}], [("u:q", "b", None)],
+        (UNUSED.format("reasoning_content"),)
+    ),
     "thoughts in a column": File(
         [{"prompt": "q", "response": "b", "reasoning": "t"}], [("u:q", "b", None)], (UNUSED.format("reasoning"),)
     ),
@@ -78,7 +82,7 @@ FILES = {
     ),
     "thoughts as a part of the content": File(
         [{"messages": [u("q"), a([{"type": "thinking", "thinking": "t"}, {"type": "text",
-        "text": "b"}])]}],  # type: ignore[arg-type]
+        "text": "b"}])]}],
         refused="messages (message 2) has a part of the type 'thinking'",
     ),
     "a call at the end": File(

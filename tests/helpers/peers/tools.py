@@ -135,6 +135,13 @@ SWIFT = {
     "swift rejected_messages": File(
         [{"messages": TALK, "rejected_messages": [*TALK[:-1], a("c")]}], [(SAID, "b", "c")]
     ),
+    "swift several rejected responses": File(
+        [{"messages": TALK, "rejected_response": ["c", "d"]}], [(SAID, "b", "c"), (SAID, "b", "d")]
+    ),
+    "swift embedding": File(
+        [{"messages": [u("q")], "positive_messages": [[u("b")]], "negative_messages": [[u("c")]]}],
+        refused="holds pairs of texts for an embedding (positive_messages)",
+    ),
     "swift kto": File(
         [{"messages": TALK, "label": True}, {"messages": [u("x"), a("c")], "label": False}],
         [(SAID, "b", None), ("u:x", None, "c")],
@@ -173,6 +180,11 @@ OPENRLHF = {
     ),
     "openrlhf context_messages, conversational": File(
         [{"context_messages": [u("q")], "chosen": [a("b")], "rejected": [a("c")]}], [("u:q", "b", "c")]
+    ),
+    "openrlhf kto": File(
+        [{"instruction": "q", "output": "b", "score": "1"}, {"instruction": "p", "output": "c", "score": "0"}],
+        [("u:q", "b", None), ("u:p", None, "c")],
+        ("answer labelled false without",),
     ),
     "openrlhf open orca": File(
         [{"system_prompt": "S", "question": "q", "response": "b", "id": "t.1"}], [(ASK, "b", None)], unread=("id",)
@@ -234,6 +246,10 @@ AXOLOTL = {
     ),
     "axolotl kto user_defined": File(
         [{"system": "S", "prompt": "q", "completion": "b", "label": "true"}], [(ASK, "b", None)]
+    ),
+    "axolotl kto argilla_chat, two columns": File(
+        [{"chosen": [u("q")], "completion": [a("b")], "label": False}], [("u:q", None, "b")],
+        ("answer labelled false without",)
     ),
     "axolotl kto argilla_chat": File([{"completion": [u("q"), a("b")], "label": True}], [("u:q", "b", None)]),
 }  # fmt: skip

@@ -63,6 +63,22 @@ FILES = {
         "[[C]]")],
         [("u:q", "b", "c"), ("u:q", "c", "b")],
     ),
+    "a preference in words": File(
+        [{"prompt": "q", "response_a": "b", "response_b": "c", "preference": "B"}], [("u:q", "c", "b")]
+    ),
+    "a preference by number": File(
+        [{"prompt": "q", "response_1": "b", "response_2": "c", "preference": n} for n in (1, 2)],
+        [("u:q", "b", "c"), ("u:q", "c", "b")],
+    ),
+    "a label of two answers": File(
+        [{"prompt": "q", "response_0": "b", "response_1": "c", "label": 1}], [("u:q", "c", "b")],
+    ),
+    "a label of two answers that could mean either": File(
+        [{"prompt": "q", "response_a": "b", "response_b": "c", "label": 1}],
+        [("u:q", "c", "b")],
+        refused="has two answers (response_a, response_b) and no column known to say which is better",
+        hint="winner=label",
+    ),
     "responses a and b": File(
         [{"prompt": "q", "response_a": "b", "response_b": "c", "winner": "B"}], [("u:q", "c", "b")]
     ),
