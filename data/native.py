@@ -57,8 +57,12 @@ def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if isinstance(item.get("label"), str) and ":" in item["label"] and "from" in item:
         raise RowError(
             f"{where} has attributes ({item['label'][:40]!r}) that an answer is conditioned on (SteerLM), and no stage "
-            "here does; put the attribute that counts in a column 'score', or remove the labels"
+            "here does; remove the labels of the turns, and put the attribute that counts in a column 'score'"
         )
+    for ours, theirs in (("role", "from"), ("content", "value")):  # a table has both where its rows are of two kinds
+        if ours in item and item[ours] is None and item.get(theirs) is not None:
+            changed[ours] = item[theirs]
+    item = {**item, **changed} if changed else item
     for key in ("role", "from"):
         role = item.get(key)
         if isinstance(role, str) and not role.islower():

@@ -9,7 +9,7 @@ from data.example import Remark, Row, RowError, read_tools
 
 FIELDS = (
     *("tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "thoughts"),
-    *("train_detail", "content_type", "channel"),
+    *("train_detail", "label", "channel"),
 )  # of messages, beside role and content
 MEDIA_FIELDS = ("images", "image", "videos", "video", "audios", "audio", "image_url")
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
@@ -83,4 +83,6 @@ def listed_messages(value: Any) -> list[Mapping[str, Any]]:
 
 
 def empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, list, tuple, dict)) and not value)
+    if isinstance(value, str):
+        return value.strip() in ("", "[]", "{}", "null", "None")
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)

@@ -95,7 +95,8 @@ LLAMA_FACTORY = {
         ("answer labelled false without",),
     ),
     "llama-factory sharegpt": File(
-        [{"conversations": [h("q"), g("r"), h("p"), g("b")], "system": "S", "tools": "[]"}], [(SAID, "b", None)],
+        [{"conversations": [h("q"), g("r"), h("p"), g("b")], "system": "S", "tools": '[{"name": "f"}]'}], [(SAID,
+        "b", None)],
         (UNUSED.format("tools"),),
     ),
     "llama-factory sharegpt preference": File(
@@ -193,6 +194,11 @@ OPENRLHF = {
 
 AXOLOTL = {
     "axolotl chat_template": File([{"conversations": [u("q"), a("b")]}], [("u:q", "b", None)]),
+    "conversations of two kinds in a table": File(
+        [{"conversations": [{"role": None, "content": None, "from": "human", "value": "q"},
+                            {"role": "assistant", "content": "b", "from": None, "value": None}], "images": "[]"}],
+        [("u:q", "b", None)],
+    ),
     "axolotl pygmalion": File(
         [{"conversations": [{"role": "user", "value": "q"}, {"role": "assistant", "value": "b"}]}], [("u:q",
         "b", None)]
