@@ -97,7 +97,6 @@ LLAMA_FACTORY = {
     "llama-factory sharegpt": File(
         [{"conversations": [h("q"), g("r"), h("p"), g("b")], "system": "S", "tools": '[{"name": "f"}]'}], [(SAID,
         "b", None)],
-        (UNUSED.format("tools"),),
     ),
     "llama-factory sharegpt preference": File(
         [{"conversations": [h("q"), g("r"), h("p")], "chosen": g("b"), "rejected": g("c")}], [("u:q | a:r | u:p",
