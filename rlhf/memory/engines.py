@@ -60,8 +60,9 @@ def held(role: Role, *, item: int, ranks: int, gpu: bool, offload: bool, factore
     gathered = float(item * min(role.weights, LIVE)) if sharded and ranks > 1 else 0.0
     if not role.trained:
         return Held(stays=weights, forward=gathered)
-    if role.adapted:  # measured: the frozen layers below adapters are held twice
-        gathered *= 2
+    if role.adapted and gathered:  # measured: the frozen layers below adapters are held twice, embeddings once
+        outside = embedding_weights(role.shape) * (1 if role.shape.tied else 2)
+        gathered += float(item * min(role.weights - outside, LIVE))
     largest = largest_weight(role.shape) if not role.adapted else min(largest_weight(role.shape), role.trained)
     if role.zero_stage == 0:
         state = 0.0 if factored else 8.0 * role.trained
