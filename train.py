@@ -1,4 +1,4 @@
-"""From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO; or DPO.
+"""From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO; or DPO or KTO.
 
     python train.py                                                       the embedded demo
     python train.py --actor-model opt-13b --reward-model opt-350m --data-path Dahoas/rm-static --num-gpus 8
@@ -22,7 +22,7 @@ STAGES = (
     step2_dpo.spec.SPEC,
 )
 HELP = """From a pretrained language model to a chat model: supervised fine-tuning, a reward model, PPO.
-With --method dpo the pairs are learned directly instead: supervised fine-tuning, DPO.
+With --method dpo the pairs are learned directly instead, with --method kto single answers that are good or bad.
 
 Without arguments it runs the embedded demo: a small model that is made at the start, in minutes on a CPU. The same
 command continues a run that was stopped.

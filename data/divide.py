@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from data.sources import parse
 from data.store import Store, open_stores
 
 KINDS: dict[int, Kind] = {1: "demonstrations", 2: "preferences", 3: "prompts"}  # what each stage reads
+NEEDS: dict[Kind, str] = {  # what a row must have
+    "demonstrations": "prompt and chosen",
+    "preferences": "chosen and rejected",
+    "unpaired": "a good or a bad response",
+    "prompts": "a prompt",
+}
 
 
 def open_all(settings: DataSettings, *, kept: Kept | None = None) -> tuple[list[Store], list[Store]]:
@@ -27,25 +34,32 @@ def open_all(settings: DataSettings, *, kept: Kept | None = None) -> tuple[list[
 
 
 def divide(
-    stores: Sequence[Store], evaluation: Sequence[Store], settings: DataSettings, *, stage: int
+    stores: Sequence[Store],
+    evaluation: Sequence[Store],
+    settings: DataSettings,
+    *,
+    stage: int,
+    kind: Kind | None = None,
+    demonstrations: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """(source, row) of a stage's training rows and of its held-out rows, and the counts of repeated content.
 
     A prompt is held out when it is in `evaluation`. A source without a held-out split also holds prompts out by hash.
+    `kind`, where it is not the stage's own: with "unpaired" the tables have a third column, 1 for a row's good response
+    and 0 for its bad one; without `demonstrations`, sources that have no bad response at all are left out then.
     """
-    kind, seed = KINDS[stage], settings.data_seed
+    kind, seed = kind or KINDS[stage], settings.data_seed
     everything = [*stores, *evaluation]
+    offers = [_offer(store, kind, demonstrations=demonstrations) for store in everything]
     aside = np.unique(np.concatenate([s.column("prompt_key") for s in evaluation] or [np.zeros(0, np.uint64)]))
     train, held_out, repeated, kept_out = [], [], 0, 0
-    content_column = {"demonstrations": "chosen_key", "preferences": "row_key", "prompts": "prompt_key"}[kind]
-    content = [s.column(content_column) for s in everything]
     for number, store in enumerate(everything):
-        keys, usable = store.column("prompt_key"), _usable(store, kind)
+        keys, usable = offers[number].prompts, offers[number].usable
         if number >= len(stores):
             train.append(np.zeros(len(keys), dtype=bool))
             held_out.append(usable)
             continue
-        usable &= stage_of(keys, settings.shares, seed=seed) == stage
+        usable = usable & (stage_of(keys, settings.shares, seed=seed) == stage)
         known = np.isin(keys, aside)
         own = bool(settings.eval_data_path) or has_held_out(store.source)
         kept_out += int((usable & known).sum())
@@ -54,16 +68,17 @@ def divide(
         train.append(usable & ~by_hash)
         held_out.append(usable & by_hash)
     if not any(mask.any() for mask in held_out):
-        _hold_out_some(train, held_out, [s.column("prompt_key") for s in everything], seed=seed)
+        _hold_out_some(train, held_out, [offer.prompts for offer in offers], seed=seed)
     parts = []
     for masks, limit in ((train, settings.max_samples), (held_out, settings.max_eval_samples)):
-        fresh = without_repeats(masks, content)
+        fresh = without_repeats(masks, [offer.content for offer in offers])
         repeated += int(sum(m.sum() - f.sum() for m, f in zip(masks, fresh, strict=True)))
         offered = [np.flatnonzero(f) for f in fresh]
-        row_keys = [s.column("row_key")[r] for s, r in zip(everything, offered, strict=True)]
+        row_keys = [offer.order[rows] for offer, rows in zip(offers, offered, strict=True)]
         shares = weights(stores) if masks is train else None
         shares = shares and [*shares, *[0.0] * len(evaluation)]
-        parts.append(blend(offered, row_keys, shares, seed=seed, limit=limit))
+        table = blend(offered, row_keys, shares, seed=seed, limit=limit)
+        parts.append(_by_response(table) if kind == "unpaired" else table)
     prompts_of = [np.unique(s.column("prompt_key")) for s in stores]
     duplicates = {
         "prompts_in_several_sources": sum(map(len, prompts_of)) - len(np.unique(np.concatenate(prompts_of))),
@@ -94,14 +109,44 @@ def without_repeats(masks: Sequence[np.ndarray], content: Sequence[np.ndarray]) 
     return np.split(fresh, np.cumsum([len(m) for m in masks])[:-1])
 
 
-def _usable(store: Store, kind: Kind) -> np.ndarray:
-    """True where a row has what the stage needs."""
-    usable = store.has("prompt")
+@dataclass(frozen=True)
+class _Offer:
+    """What a source has for a stage, one entry a row: whether it has what the stage needs, and the hashes of its
+    prompt, of what must not be repeated, and of its place in the blend."""
+
+    usable: np.ndarray
+    prompts: np.ndarray
+    content: np.ndarray
+    order: np.ndarray
+
+
+def _offer(store: Store, kind: Kind, *, demonstrations: bool) -> _Offer:
+    usable, prompts = store.has("prompt"), store.column("prompt_key")
+    if kind == "unpaired":
+        return _responses_of(store, usable, prompts, demonstrations=demonstrations)
     if kind == "demonstrations":
         usable &= store.has("chosen") & store.column("demonstrates").astype(bool)
     elif kind == "preferences":
         usable &= store.has("chosen") & store.has("rejected")
-    return usable
+    content = {"demonstrations": "chosen_key", "preferences": "row_key", "prompts": "prompt_key"}[kind]
+    return _Offer(usable, prompts, store.column(content), store.column("row_key"))
+
+
+def _responses_of(store: Store, usable: np.ndarray, prompts: np.ndarray, *, demonstrations: bool) -> _Offer:
+    """Each row twice: entry 2i is the bad response of row i, entry 2i + 1 the good one. An answer that only beats
+    another one, while a better one exists, is not good; the row in which it is the worse one says so."""
+    bad = store.has("rejected")
+    good = store.has("chosen") & store.column("demonstrates").astype(bool)
+    if not demonstrations and not bad.any():
+        good &= False
+    keys = np.stack([store.column("rejected_key"), store.column("chosen_key") ^ np.uint64(1)], axis=1).ravel()
+    both = np.stack([usable & bad, usable & good], axis=1).ravel()
+    return _Offer(both, np.repeat(prompts, 2), keys, keys)
+
+
+def _by_response(table: np.ndarray) -> np.ndarray:
+    """(source, entry) of `_responses_of` → (source, row, whether it is the good response)."""
+    return np.stack([table[:, 0], table[:, 1] // 2, table[:, 1] % 2], axis=1)
 
 
 def weights(stores: Sequence[Store]) -> list[float] | None:

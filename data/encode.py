@@ -1,11 +1,12 @@
 """Examples → ids with exact masks: prompt ids + response ids, each made by the template; never a search in the text.
 
-Three kinds of rows. Every row has `length`, its number of tokens, and `outcome`: KEPT, CUT_PROMPT, CUT_RESPONSE or one
+Four kinds of rows. Every row has `length`, its number of tokens, and `outcome`: KEPT, CUT_PROMPT, CUT_RESPONSE or one
 of the reasons for which a row is dropped (then its lists are empty).
 
     demonstrations  input_ids, prompt_length, learned (start and end of each learned part, one after another),
                     turns (assistant turns that are learned), unlearned (those that were to be and are not)
     preferences     prompt_ids, chosen_ids, rejected_ids, margin
+    unpaired        prompt_ids, prompt_length, response_ids, desirable
     prompts         prompt_ids, messages (JSON), kept (JSON, where rewards read columns)
 
 A response that is kept always ends with the end token. A prompt that is too long loses its oldest turns first and then
@@ -29,7 +30,7 @@ from rlhf.marks import Span
 from rlhf.rendering import DATE, is_dated
 from rlhf.template import Message, Template
 
-Kind = Literal["demonstrations", "preferences", "prompts"]
+Kind = Literal["demonstrations", "preferences", "unpaired", "prompts"]
 Learn = Literal["all", "last"]
 
 # Bits that say what happened to a row; a row with one of DROPPED is not kept.
@@ -72,6 +73,7 @@ COLUMNS: dict[str, dict[str, str]] = {
         "unlearned": "int32",
     },
     "preferences": {"prompt_ids": IDS, "chosen_ids": IDS, "rejected_ids": IDS, "margin": "float32"},
+    "unpaired": {"prompt_ids": IDS, "prompt_length": "int32", "response_ids": IDS, "desirable": "bool"},
     "prompts": {"prompt_ids": IDS, "messages": "string"},
 }
 
@@ -110,6 +112,8 @@ class Encoder:
             rows |= {"prompt_ids": prompt_ids, "messages": [prompt_json(p) for p in prompts]}
             rows["length"] = [len(ids) for ids in prompt_ids]
             return self._emptied(rows | ({"kept": list(batch["kept"])} if self.kept else {}))
+        if self.kind == "unpaired":
+            return self._emptied(rows | self._judged(batch, prompt_ids, outcomes))
         chosen = self.responses(batch["chosen"], outcomes)
         if self.kind == "demonstrations":
             return self._demonstrations(batch, prompts, prompt_ids, chosen, outcomes)
@@ -178,6 +182,26 @@ class Encoder:
             return None
         spans = [Span(span.start, min(span.end, longest)) for span in row.spans if span.start < longest]
         return LearnedRow(row.ids[:longest], spans, row.turns)
+
+    def _judged(self, batch: Mapping[str, Sequence[Any]], prompt_ids: list[list[int]], outcomes: list[int]) -> Batch:
+        """One response of each row, the good or the bad one, as its `desirable` says."""
+        good = list(batch["desirable"])
+        both = list(zip(batch["chosen"], batch["rejected"], strict=True))
+        responses = self.responses(
+            [pair[not side] for pair, side in zip(both, good, strict=True)], outcomes, may_be_empty=True
+        )
+        for i, (chosen, rejected) in enumerate(both):
+            if good[i] and not chosen.strip():
+                outcomes[i] |= EMPTY_RESPONSE
+            if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
+                outcomes[i] |= SAME_RESPONSES
+        return {
+            "prompt_ids": prompt_ids,
+            "prompt_length": [len(ids) for ids in prompt_ids],
+            "response_ids": responses,
+            "desirable": good,
+            "length": [len(p) + len(r) for p, r in zip(prompt_ids, responses, strict=True)],
+        }
 
     def prompts(
         self, batch: Mapping[str, Sequence[Any]]
@@ -261,7 +285,7 @@ class Encoder:
     def _emptied(self, rows: Batch) -> Batch:
         for i, outcome in enumerate(rows["outcome"]):
             if outcome & DROPPED:
-                for name in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids"):
+                for name in ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids", "response_ids"):
                     if name in rows:
                         rows[name][i] = []
         return rows

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
+from data.divide import KINDS, NEEDS
+from data.encode import Kind
 from data.example import Example
 from data.hub import unreachable
 from data.kept import Kept
@@ -19,14 +21,17 @@ from rlhf.files import is_text
 LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 
 
-NEEDS = {1: "prompt and chosen", 2: "chosen and rejected", 3: "a prompt"}  # of a stage's rows
-
-
 def problems(
-    settings: SourceSettings, *, stage: int | None = None, ask_hub: bool = True, kept: Kept | None = None
+    settings: SourceSettings,
+    *,
+    stage: int | None = None,
+    kind: Kind | None = None,
+    ask_hub: bool = True,
+    kept: Kept | None = None,
 ) -> list[str]:
-    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given, of which
-    columns are `kept`. With `ask_hub` the hub is asked whether its datasets exist; they are not loaded."""
+    """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given (rows of
+    `kind`, where that is not the stage's own), of which columns are `kept`. With `ask_hub` the hub is asked whether its
+    datasets exist; they are not loaded."""
     found: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
@@ -34,7 +39,7 @@ def problems(
                 "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet, …) or a hub dataset"
             )
         specs = [*settings.data_path, *settings.eval_data_path]
-        found += look_at(specs, settings, stage=stage, ask_hub=ask_hub, kept=kept)
+        found += look_at(specs, settings, stage=stage, kind=kind, ask_hub=ask_hub, kept=kept)
         if stage is not None and not settings.shares[stage - 1]:
             found.append(f"data_split={settings.data_split} leaves stage {stage} no rows; give it a share, or skip it")
     if isinstance(settings, PretrainingMixSettings):
@@ -52,11 +57,13 @@ def look_at(
     settings: SourceSettings,
     *,
     stage: int | None = None,
+    kind: Kind | None = None,
     ask_hub: bool = True,
     kept: Kept | None = None,
 ) -> list[str]:
     """The problems of sources that their first rows show."""
-    usable = False
+    kind = kind or (KINDS[stage] if stage is not None else None)
+    seen: set[str] = set()
     found: list[str] = []
     readers: list[Reader] = []
     held_out: list[Reader] = []
@@ -74,16 +81,22 @@ def look_at(
                 continue
             reader = Reader(source, settings, limit=LOOK_AT, kept=kept)
             for _, example in reader:
-                usable = usable or _serves(example, stage)
+                seen |= _serves(example, kind)
             readers.append(reader)
             if source.held_out_files:
                 held_out.append(Reader(source, settings, held_out=True, limit=LOOK_AT, kept=kept))
                 list(held_out[-1])
         except UserError as error:
             found += error.problems
-    if stage is not None and specs and len(readers) == len(specs) and not usable:
-        why = "; ".join(line for reader in readers for line in counted(reader.remarks))
-        found.append(f"stage {stage} needs rows with {NEEDS[stage]}; the sources have none{why and f' ({why})'}")
+    if kind is not None and specs and len(readers) == len(specs):
+        if not seen:
+            why = "; ".join(line for reader in readers for line in counted(reader.remarks))
+            found.append(f"stage {stage} needs rows with {NEEDS[kind]}; the sources have none{why and f' ({why})'}")
+        elif kind == "unpaired" and len(seen) == 1 and all(reader.read < LOOK_AT for reader in readers):
+            found.append(
+                f"stage {stage} needs good and bad responses, by pairs or by a label; all that the sources have are "
+                f"{seen.pop()}"
+            )
     if weights and len(weights) == len(specs) and not sum(weights):
         found.append("the weights of all sources are 0; one must be above 0")
     if settings.columns and readers and len(readers) == len(specs) and not any(r.mapped for r in readers):
@@ -95,9 +108,10 @@ def look_at(
     return found
 
 
-def _serves(example: Example, stage: int | None) -> bool:
-    if stage == 1:
-        return example.chosen is not None
-    if stage == 2:
-        return example.chosen is not None and example.rejected is not None
-    return bool(example.prompt)
+def _serves(example: Example, kind: Kind | None) -> set[str]:
+    """What a row gives to rows of `kind`: nothing, or a name; of single responses whether they are good or bad."""
+    both = {"good": example.chosen is not None, "bad": example.rejected is not None}
+    if kind == "unpaired":
+        return {name for name, there in both.items() if there and example.prompt}
+    fits = {"demonstrations": both["good"], "preferences": all(both.values())}.get(kind or "", bool(example.prompt))
+    return {"row"} if fits else set()

@@ -19,8 +19,12 @@ class Rows(Sequence[dict[str, Any]]):
 
     def __init__(self, dataset: Dataset, sources: Sequence[str], report: dict[str, Any] | None = None) -> None:
         self._dataset, self._sources = dataset, list(sources)
-        self.lengths = np.asarray(dataset.with_format("numpy")["length"][:], dtype=np.int32)
+        self.lengths = self.column("length").astype(np.int32)
         self.report = report or {}
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of numbers, one entry a row."""
+        return np.asarray(self._dataset.with_format("numpy")[name][:])
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -2,6 +2,7 @@
 
     demonstrations  stage 1    {"input_ids", "prompt_length", "learned"}
     preferences     stage 2    {"prompt_ids", "chosen_ids", "rejected_ids", "margin"}
+    unpaired        stage 2    {"prompt_ids", "prompt_length", "response_ids", "desirable"}
     prompts         stage 3    {"prompt_ids", "messages"}, and "kept" where rewards read columns (`data.kept`)
     pretraining     stage 3    {"input_ids"}
 
@@ -21,9 +22,10 @@ from data import encode
 from data.announcement import announce, announce_pretraining
 from data.blend import blend
 from data.config import DataSettings, PretrainingMixSettings
-from data.divide import KINDS, divide, open_all, weights, without_repeats
+from data.divide import KINDS, NEEDS, divide, open_all, weights, without_repeats
 from data.kept import Kept
 from data.packing import PackedRows
+from data.reading import BAD_ALONE
 from data.rows import Rows
 from data.sources import parse
 from data.store import Store, open_stores
@@ -73,6 +75,23 @@ def preferences(settings: DataSettings, template: Template) -> StageData:
     return _stage(settings, template, stage=2)
 
 
+def unpaired(settings: DataSettings, template: Template, *, demonstrations: bool = True) -> StageData:
+    """Prompts with one response that is good or bad, for stage 2; a pair gives one of each. `demonstrations`: of
+    sources that have no bad responses too. Raises DataError where all are good, or all bad."""
+    data = _stage(settings, template, stage=2, kind="unpaired", demonstrations=demonstrations)
+    assert isinstance(data.train, Rows)
+    for part, rows in (("train", data.train), ("held_out", data.held_out)):
+        good = int(rows.column("desirable").sum())
+        data.report[part]["desirable"] = good
+        say(f"{part.replace('_', '-')} responses: {good:,} good, {len(rows) - good:,} bad")
+        if good in (0, len(rows)):
+            line = f"all {part.replace('_', '-')} responses are {'good' if good else 'bad'}"
+            if part == "train":
+                raise DataError(f"{line}: this stage needs both kinds; give rows with a label, or pairs, of both")
+            warn(f"{line}, so there are no figures that compare both; a larger eval_ratio or --eval-data-path helps")
+    return data
+
+
 def prompts(settings: DataSettings, template: Template, *, kept: Kept | None = None) -> StageData:
     """Prompts, each once, for stage 3; with what is `kept` of their rows, of the first row of each prompt."""
     return _stage(settings, template, stage=3, kept=kept)
@@ -100,15 +119,24 @@ def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizer
 
 
 def _stage(
-    settings: DataSettings, template: Template, *, stage: int, kept: Kept | None = None, learn: encode.Learn = "all"
+    settings: DataSettings,
+    template: Template,
+    *,
+    stage: int,
+    kind: encode.Kind | None = None,
+    kept: Kept | None = None,
+    demonstrations: bool = True,
+    learn: encode.Learn = "all",
 ) -> StageData:
     if not settings.data_path:
         raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
-    kind = KINDS[stage]
+    kind = kind or KINDS[stage]
     stores, evaluation = open_all(settings, kept=kept)
     everything = [*stores, *evaluation]
     names = [s.source.name for s in everything]
-    train, held_out, duplicates = divide(stores, evaluation, settings, stage=stage)
+    train, held_out, duplicates = divide(
+        stores, evaluation, settings, stage=stage, kind=kind, demonstrations=demonstrations
+    )
     encoder = encode.Encoder(
         template, limits(settings), kind, skip_bad_rows=settings.skip_bad_rows, kept=kept is not None, learn=learn
     )
@@ -117,22 +145,26 @@ def _stage(
         "data_split": settings.data_split,
         "data_seed": settings.data_seed,
         "sources": [
-            _of_source(store) | {"train": int((train[:, 0] == i).sum()), "held_out": int((held_out[:, 0] == i).sum())}
+            _of_source(store, kind)
+            | {"train": int((train[:, 0] == i).sum()), "held_out": int((held_out[:, 0] == i).sum())}
             for i, store in enumerate(everything)
         ],
         "duplicates": duplicates,
+        **({"margins": any(s.column("margin").any() for s in stores)} if kind == "unpaired" else {}),
     }
     parts = []
     for name, table in (("train", train), ("held_out", held_out)):
         dataset, report[name] = encoded(everything, table, encoder, settings)
         parts.append(Rows(dataset, names))
         if not len(dataset):
-            raise DataError(_nothing_left(name, report, settings))
+            raise DataError(_nothing_left(name, report, settings, kind))
     announce(report)
     return StageData(parts[0], parts[1], report)
 
 
-def _of_source(store: Store) -> dict[str, Any]:
+def _of_source(store: Store, kind: encode.Kind | None = None) -> dict[str, Any]:
+    """A source's part of the report; of single responses the bad ones that stand alone are learned, too."""
+    remarks = {what: rows for what, rows in store.info["remarks"].items() if (what, kind) != (BAD_ALONE, "unpaired")}
     return {
         "source": store.source.name,
         "weight": store.source.weight,
@@ -144,20 +176,17 @@ def _of_source(store: Store) -> dict[str, Any]:
         "bad": store.info["bad"],
         "silent_rows": store.info["silent_rows"],
         "empty": store.info["empty"],
-        "remarks": store.info["remarks"],
+        "remarks": remarks,
     }
 
 
-def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings) -> str:
+def _nothing_left(part: str, report: dict[str, Any], settings: DataSettings, kind: encode.Kind) -> str:
     """Why a stage has no rows, and the way out."""
     start = f"stage {report['stage']} has no {part.replace('_', '-')} rows"
     if dropped := report[part]["dropped"]:
         return f"{start}: all were dropped ({'; '.join(f'{n} × {why}' for why, n in dropped.items())})"
-    needs = {"demonstrations": "prompt and chosen", "preferences": "chosen and rejected", "prompts": "a prompt"}[
-        KINDS[report["stage"]]
-    ]
     return (
-        f"{start}: either the sources have no rows with {needs}, or data_split={settings.data_split} and "
+        f"{start}: either the sources have no rows with {NEEDS[kind]}, or data_split={settings.data_split} and "
         f"eval_ratio={settings.eval_ratio:g} leave none for it; change these or add rows"
     )
 

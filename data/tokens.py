@@ -37,7 +37,8 @@ FORMAT = 3
 def encoded(
     stores: Sequence[Store], table: np.ndarray, encoder: encode.Encoder | encode.TextEncoder, settings: SourceSettings
 ) -> tuple[Dataset, dict[str, Any]]:
-    """The rows of `table` (source, row) encoded in its order, read from the cache or written to it.
+    """The rows of `table` (source, row) encoded in its order, read from the cache or written to it. For unpaired rows
+    the table also says which of a row's responses is meant (1: the good one).
 
     Also what became of them: {"rows", "dropped": {why: rows}, "cut": {what: rows}, "tokens", "fingerprint"}, the last
     one naming the encoded rows; of demonstrations also the "turns" that are learned and those that are "unlearned",
@@ -73,7 +74,11 @@ def _build(folder: Path, stores: Sequence[Store], table: np.ndarray, encoder: An
     read = [*READ, *(["kept"] if "kept" in features else [])]
     joined = concatenate_datasets([s.dataset.select_columns(read) for s in stores])
     joined = joined.add_column("source", np.repeat(np.arange(len(stores), dtype=np.int32), sizes))
-    chosen = joined.select(np.cumsum([0, *sizes])[table[:, 0]] + table[:, 1])
+    numbers = np.cumsum([0, *sizes])[table[:, 0]] + table[:, 1]
+    if encoder.kind == "unpaired":
+        numbers = numbers + len(joined) * table[:, 2]
+        joined = concatenate_datasets([joined, joined]).add_column("desirable", np.repeat([False, True], len(joined)))
+    chosen = joined.select(numbers)
     with _children_die_with_us():
         rows = chosen.map(
             _Named(encoder, [s.names for s in stores]),

@@ -1,17 +1,12 @@
-"""DPO, step by step: pairs of chosen and rejected responses in, a language model that prefers as they do out.
-
-B pairs of a micro-batch.
-"""
+"""DPO and its relatives, step by step: pairs, or responses that are good or bad, in; a language model that prefers as
+they do out."""
 
 from __future__ import annotations
 
 import time
 from typing import Any
 
-import torch
-
 from data.batches import StepSampler
-from data.stage_data import preferences
 from rlhf import console
 from rlhf.models.causal_model import CausalModel
 from rlhf.models.export import export
@@ -22,65 +17,64 @@ from rlhf.template import Template
 from rlhf.training import distributed
 from rlhf.training.engine import TrainEngine, enable_activation_checkpointing
 from rlhf.training.stage_run import StageRun
-from step2_dpo.batches import PairBatch, kept_rows, micro_batches, sums_of, token_logprobs
+from step2_dpo.batches import kept_rows
 from step2_dpo.config import DPOConfig
-from step2_dpo.evaluation import evaluate, pair_losses, ranked_by_reference, write_held_out_prompts
-from step2_dpo.reference import Reference, reference_of
-
-LOOK_AT = 1000  # pairs that are asked for margins
+from step2_dpo.evaluation import write_held_out_prompts
+from step2_dpo.pairs import Pairs
+from step2_dpo.responses import Responses
 
 
 def run(config: DPOConfig) -> StageResult:
-    """Train, export the model to `output_dir/model`, and print its figures on held-out pairs."""
+    """Train, export the model to `output_dir/model`, and print its figures on held-out rows."""
     distributed.init(config.seed)
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code)
     template, pad = Template(tokenizer), tokenizer.pad_token_id
-    data = preferences(config, template)
+    learned = (Responses if config.loss == "kto" else Pairs)(config, template, pad)
+    data = learned.data
     data.record(config.output_dir)
     write_held_out_prompts(config, template)
     sampler = StepSampler(len(data.train), config.mini_batch_size, config.seed)
     total = sampler.steps_per_epoch * config.epochs
     total = min(total, config.max_steps or total)
     engine = build_engine(config, tokenizer, total_steps=total)
-    taken = sorted({row for step in range(min(total, sampler.steps_per_epoch)) for row in sampler.rows(step)})
-    if any(data.train[row]["margin"] for row in taken[:LOOK_AT]):
-        console.warn("the pairs have margins, which DPO does not use; the reward model of --method ppo does")
     # before a checkpoint is put back: until then the engine holds the reference's weights
-    reference = reference_of(engine, data, taken, config, pad)
-    stage = StageRun(config, name="DPO", total=total, engines={"model": engine}, sources=data.report["sources"])
+    learned.keep_reference(engine, sampler, total)
+    stage = StageRun(config, name=config.title, total=total, engines={"model": engine}, sources=data.report["sources"])
     if stage.is_new:
-        figures = evaluate(engine, data.held_out, reference, config, pad)
-        before = ranked_by_reference(data.held_out, reference, config)
-        console.say(f"held-out pairs in the right order by the reference's own log-probabilities: {before:.3f}")
-        stage.state = {"before": before, "figures": figures}
+        figures = learned.evaluate(engine)
+        state: dict[str, Any] = {"figures": figures}
+        if (before := learned.ranked_by_reference()) is not None:
+            console.say(
+                f"held-out {learned.unit}s in the right order by the reference's own log-probabilities: {before:.3f}"
+            )
+            state["before"] = before
+        stage.state = state
         stage.log(figures)
     with stage.steps() as steps:
         for step in steps:
             began = time.monotonic()
-            # 1 this rank's pairs of the step, in micro-batches
-            batches = micro_batches(data.train, sampler.rows(step), config, pad)
-            # 2 the pairs over all micro-batches and ranks: the loss is a mean over them
+            # 1 this rank's pairs or responses of the step, in micro-batches
+            rows = sampler.rows(step)
+            batches = learned.micro_batches(rows)
+            # 2 their number over all micro-batches and ranks: the loss is a mean over them
             (count,) = distributed.sum_over_ranks(sum(len(batch.rows) for batch in batches))
-            # 3 forward and backward of each sum
+            # 3 what the whole step is compared with (KTO's z0)
+            baseline = learned.baseline(engine, step, rows)
+            # 4 forward and backward of each sum
             engine.train()
-            loss_sum = right = margin = 0.0
+            sums: dict[str, float] = {}
             for batch in batches:
-                rewards_B2 = pair_rewards(engine, batch, reference, config)
-                z_B = rewards_B2[:, 0] - rewards_B2[:, 1]
-                counts_B = torch.full_like(z_B, bool(batch.rows), dtype=torch.bool)
-                micro_sum = torch.where(counts_B, pair_losses(z_B, config), 0.0).sum()
+                micro_sum, figures = learned.losses(engine, batch, baseline)
                 engine.backward(micro_sum, count=count)
-                loss_sum += float(micro_sum.detach())
-                right += float(((z_B > 0) & counts_B).sum())
-                margin += float(torch.where(counts_B, z_B.detach(), 0.0).sum())
-            # 4 one optimiser step
+                for name, value in {"dpo/loss": float(micro_sum.detach()), **figures}.items():
+                    sums[name] = sums.get(name, 0.0) + value
+            # 5 one optimiser step
             done = engine.step()
-            # 5 record
-            loss_sum, right, margin = distributed.sum_over_ranks(loss_sum, right, margin)
-            metrics = {
-                "dpo/loss": loss_sum / max(count, 1),
-                "dpo/train_accuracy": right / max(count, 1),
-                "dpo/train_margin": margin / max(count, 1),
+            # 6 record
+            over_ranks = distributed.sum_over_ranks(*sums.values())
+            metrics = {name: total_sum / max(count, 1) for name, total_sum in zip(sums, over_ranks, strict=True)}
+            metrics |= {
+                **({"dpo/baseline": baseline} if config.loss == "kto" else {}),
                 "dpo/grad_norm": done.grad_norm,
                 "dpo/learning_rate": done.learning_rate,
                 "dpo/skipped_steps": engine.steps_skipped,
@@ -88,35 +82,23 @@ def run(config: DPOConfig) -> StageResult:
             }
             evaluated = stage.is_due(config.eval_every)
             if evaluated:
-                stage.state["figures"] = evaluate(engine, data.held_out, reference, config, pad)
+                stage.state["figures"] = learned.evaluate(engine)
                 metrics |= stage.state["figures"]
             stage.log(metrics, shown=("dpo/loss", "dpo/train_accuracy"), always=evaluated)
-            # 6 save
+            # 7 save
             stage.save(
-                score=stage.state["figures"]["dpo/accuracy"] if evaluated else None,
+                score=stage.state["figures"].get("dpo/accuracy") if evaluated else None,
                 skipped=done.skipped,
                 rows=lambda kept=batches: kept_rows(kept),
             )
     figures = stage.state["figures"]
-    console.table("DPO on held-out pairs", ["figure", "value"], [[name, value] for name, value in figures.items()])
-    # 7 export
+    rows_of_table = [[name, value] for name, value in figures.items()]
+    console.table(f"{config.title} on held-out {learned.unit}s", ["figure", "value"], rows_of_table)
+    # 8 export
     folder = config.output_dir / "model"
     export(engine.module.lm, folder, tokenizer=tokenizer)
-    return StageResult(
-        metrics={"dpo/accuracy_before": stage.state["before"], **figures, "dpo/steps": float(total)},
-        models={"dpo": str(folder)},
-    )
-
-
-def pair_rewards(engine: TrainEngine, batch: PairBatch, reference: Reference, config: DPOConfig) -> torch.Tensor:
-    """β · log-ratio of the chosen and the rejected response of each pair, [B, 2]; of one pair of padding in an empty
-    batch."""
-    sums_B2 = sums_of(token_logprobs(engine, batch), batch)
-    ref_B2 = reference.train_R2[batch.rows] if batch.rows else torch.zeros(1, 2)
-    ratios_B2 = sums_B2 - ref_B2.to(sums_B2)
-    if config.is_averaged:
-        ratios_B2 = ratios_B2 / batch.lengths_B2.to(ratios_B2)
-    return config.beta * ratios_B2
+    before = {"dpo/accuracy_before": stage.state["before"]} if "before" in stage.state else {}
+    return StageResult(metrics={**before, **figures, "dpo/steps": float(total)}, models={"dpo": str(folder)})
 
 
 def build_engine(config: DPOConfig, tokenizer: Any, *, total_steps: int) -> TrainEngine:

@@ -3,6 +3,7 @@ silent."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 import train
 from rlhf.hardware import ONE_RANK
+from rlhf.memory.effort import effort
 from rlhf.pipeline.plan import Plan, make_plan
 from rlhf.pipeline.recipes import Request
 from tests.helpers import calls
@@ -57,6 +59,37 @@ def test_the_plan_knows_the_memory_and_the_steps_of_dpo(inputs: list[str], tmp_p
     assert workload.steps.count == 1
 
 
+def test_kto_is_the_same_stage_with_another_loss(inputs: list[str], tmp_path: Path) -> None:
+    """One sequence to a row, and a pass without gradients over the mismatched responses of a step."""
+    save_tiny(tmp_path / "tiny")
+    made = plan(method="kto", actor_model="tiny", max_prompt_length=64, max_response_length=48)
+    assert packages(made) == ["step1_sft", "step2_dpo"]
+    stage = made.stages[1]
+    assert stage.config.loss == "kto"  # type: ignore[attr-defined]
+    assert stage.sources["loss"] == "--method"
+    assert [output.titled(stage.config.model_dump()) for output in stage.spec.outputs] == ["KTO"]
+    workload = stage.spec.workload(stage.config, stage.models, ONE_RANK)
+    assert workload is not None
+    assert workload.rows == 4
+    assert effort(workload, ONE_RANK, None).operations["score"] > 0
+    shown = run(*inputs, "--method", "kto", "--dry-run")
+    assert "KTO, beta 0.1, weights 1 of good and 1 of bad responses; log-probabilities summed" in shown.stdout
+
+
+def test_responses_of_one_kind_alone_are_refused_with_the_plan(inputs: list[str]) -> None:
+    """What is there is said; a long file, whose later rows are not looked at, may have both kinds."""
+    row = {"prompt": "q", "completion": "a", "label": True}
+    Path("good.jsonl").write_text("".join(json.dumps({**row, "prompt": f"q{i}"}) + "\n" for i in range(30)))
+    words = ["--actor-model", "model", "--output-dir", "out", "--method", "kto", "--dry-run"]
+    refused = run(*words, "--data-path", "good.jsonl")
+    assert refused.exit_code == 2
+    line = "stage 2 needs good and bad responses, by pairs or by a label; all that the sources have are good"
+    assert line in refused.stderr
+    rows = [json.dumps({**row, "prompt": f"q{i}", "label": i < 2500}) for i in range(3000)]
+    Path("sorted.jsonl").write_text("\n".join(rows))
+    assert run(*words, "--data-path", "sorted.jsonl").exit_code == 0
+
+
 def test_a_model_of_stage_1_may_be_brought(inputs: list[str], tmp_path: Path) -> None:
     make_model(tmp_path / "sft")
     made = make_plan(
@@ -69,7 +102,27 @@ def test_a_model_of_stage_1_may_be_brought(inputs: list[str], tmp_path: Path) ->
 @pytest.mark.parametrize(
     "words, line",
     [
-        (["--method", "dop"], "--method dop: there is no such method; did you mean 'dpo'? (the methods are ppo, dpo)"),
+        (
+            ["--method", "dop"],
+            "--method dop: there is no such method; did you mean 'dpo'? (the methods are ppo, dpo, kto)",
+        ),
+        (
+            ["--method", "kto", "--set", "step2_dpo.loss=ipo"],
+            "--method kto and --set step2_dpo.loss=ipo disagree; drop one of them",
+        ),
+        (
+            ["--method", "kto", "--set", "step2_dpo.label_smoothing=0.1"],
+            "step2_dpo.label_smoothing is set but loss is kto: it has no effect; drop one of them",
+        ),
+        (
+            ["--method", "dpo", "--set", "step2_dpo.desirable_weight=2"],
+            "step2_dpo.desirable_weight is set but loss is sigmoid: it has no effect; drop one of them",
+        ),
+        (
+            ["--method", "kto", "--set", "step2_dpo.mini_batch_size=1"],
+            "step2_dpo.mini_batch_size=1: kto measures each prompt with the response of another row",
+        ),
+        (["--method", "kto", "--kl-coef", "0.1"], "--kl-coef has no effect with --method kto; leave it out"),
         (["--method", "dpo", "--kl-coef", "0.1"], "--kl-coef has no effect with --method dpo; leave it out"),
         (["--method", "dpo", "--reward-model", "model"], "--reward-model has no effect with --method dpo"),
         (["--method", "dpo", "--critic-zero-stage", "1"], "--critic-zero-stage has no effect with --method dpo"),
@@ -105,9 +158,21 @@ def test_flags_that_the_method_has_are_taken(inputs: list[str]) -> None:
 
 def test_a_recipe_for_both_methods_serves_for_both(inputs: list[str]) -> None:
     Path("mine.yaml").write_text(
-        yaml.safe_dump({"pipeline": {"kl_coef": 0.2}, "step2_dpo": {"beta": 0.3}, "step3_ppo": {"gamma": 0.9}})
+        yaml.safe_dump(
+            {
+                "pipeline": {"kl_coef": 0.2},
+                "step2_dpo": {"beta": 0.3, "desirable_weight": 2.0},
+                "step3_ppo": {"gamma": 0.9},
+            }
+        )
     )
-    for method, package, setting, value in (("dpo", "step2_dpo", "beta", 0.3), ("ppo", "step3_ppo", "gamma", 0.9)):
+    for method, package, setting, value in (
+        ("dpo", "step2_dpo", "beta", 0.3),
+        ("kto", "step2_dpo", "desirable_weight", 2.0),
+        ("kto", "step2_dpo", "loss", "kto"),
+        ("dpo", "step2_dpo", "desirable_weight", 1.0),  # not read, so left out
+        ("ppo", "step3_ppo", "gamma", 0.9),
+    ):
         flags = {"actor_model": "model", "data_path": ["rows.jsonl"], "method": method}
         made = make_plan(train.STAGES, Request(flags=flags, recipe="mine.yaml"))
         assert getattr({s.spec.package: s.config for s in made.stages}[package], setting) == value

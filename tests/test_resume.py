@@ -74,7 +74,8 @@ def run(stage: str, folder: Path, inputs: Inputs, zero_stage: int, lora: bool, *
     elif stage == "reward":
         more = {"zero_stage": zero_stage, "max_steps": TOTAL, "epochs": 2, "eval_every": 1, **more}
         stages.reward(folder, inputs.gpt2, inputs.pairs, **more)
-    elif stage == "dpo":
+    elif stage in ("dpo", "kto"):
+        more |= {"loss": "kto"} if stage == "kto" else {}
         more = {"zero_stage": zero_stage, "max_steps": TOTAL, "epochs": 2, "eval_every": 3, **more}
         stages.dpo(folder, inputs.gpt2, inputs.pairs, **more)
     else:
@@ -146,11 +147,13 @@ def assert_same(folder: Path) -> None:
 ONE_RANK = [
     *[("sft", 0, False), ("sft", 2, True), ("sft", 3, False), ("reward", 1, False), ("reward", 3, True)],
     *[("dpo", 1, False), ("dpo", 3, False), ("dpo", 2, True)],
+    *[("kto", 0, False), ("kto", 3, True)],
     *[("ppo", 0, True), ("ppo", 1, False), ("ppo", 2, True), ("ppo", 3, False)],
     *[("rloo", 1, True), ("grpo", 3, False), ("dr_grpo", 0, False), ("reinforce_pp", 2, False)],
 ]
 TWO_RANKS = [
     *[("sft", 3, True), ("reward", 2, False), ("dpo", 3, True), ("ppo", 0, False), ("ppo", 1, False), ("ppo", 3, True)],
+    ("kto", 2, False),
     *[("rloo", 2, False), ("grpo", 3, True)],
 ]
 
@@ -185,7 +188,7 @@ def _dies(stage: str, folder: str, inputs: Inputs, zero_stage: int) -> None:
 
 
 def _all_die(folder: str, inputs: Inputs) -> None:
-    for stage, zero_stage in (("sft", 3), ("reward", 1), ("dpo", 2), ("ppo", 2), ("rloo", 1)):
+    for stage, zero_stage in (("sft", 3), ("reward", 1), ("dpo", 2), ("kto", 3), ("ppo", 2), ("rloo", 1)):
         _dies(stage, f"{folder}/{stage}", inputs, zero_stage)
 
 
@@ -194,7 +197,7 @@ def test_two_ranks_are_resumed_by_one_at_another_zero_stage(
 ) -> None:
     """Metrics from step 3 on are those of one rank that was never interrupted, but for the order of sums."""
     run_ranks(_all_die, str(tmp_path / "cut"), inputs, timeout=300)
-    for stage, zero_stage in (("sft", 1), ("reward", 3), ("dpo", 0), ("ppo", 0), ("rloo", 2)):
+    for stage, zero_stage in (("sft", 1), ("reward", 3), ("dpo", 0), ("kto", 1), ("ppo", 0), ("rloo", 2)):
         with mock.patch.object(step3_ppo.rollout, "roll_out", ppo.fixed_rollout):
             run(stage, tmp_path / "cut" / stage, inputs, zero_stage, False, no_dropout=True)
             run(stage, tmp_path / "whole" / stage, inputs, zero_stage, False, no_dropout=True)

@@ -61,6 +61,8 @@ def effort(work: Workload, machine: Machine, card: Card | None, *, share: float 
     again = 4.0 if work.checkpointing else 3.0
     trained = sum((again if not r.adapted else again - 1.0) * once[r.name] for r in work.roles if r.trained)
     operations = {"train": work.steps.passes * trained}
+    if work.steps.looks:
+        operations["score"] = work.steps.looks * sum(once.values())
     ranks = machine.world_size
     peak = card.tflops * 1e12 * share * ranks if card else 0.0
     seconds = 0.0

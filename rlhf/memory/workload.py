@@ -58,13 +58,14 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Steps:
-    """How often a stage does what: optimiser steps (None: as many as there are rows for), sequences of one step and
-    how many passes a step makes over them."""
+    """How often a stage does what: optimiser steps (None: as many as there are rows for), sequences of one step, how
+    many passes a step makes over them, and how many more without gradients (`looks`)."""
 
     count: int | None
     sequences: int
     passes: int = 1
     unit: str = "step"
+    looks: int = 0
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,14 @@ def workload_of(
     counted: int,
     count: int | None,
     sequences: int = 1,
+    looks: int = 0,
     rollout: Rollout | None = None,
     kept_rows: int = 0,
     scored_rows: int = 0,
     steps: Steps | None = None,
 ) -> Workload | None:
     """The workload of a stage with the settings that stages share. `sequences` of a row of its batches: 2 for pairs.
-    None where a role is not known."""
+    `looks`: passes of a step without gradients. None where a role is not known."""
     if not all(roles) or not isinstance(settings, BatchSettings) or not isinstance(settings, OptimizerSettings):
         return None
     rows = min(settings.micro_batch_size, -(-settings.mini_batch_size // machine.world_size))
@@ -168,7 +170,7 @@ def workload_of(
         rows=rows * sequences,
         tokens=tokens,
         counted=counted,
-        steps=steps or Steps(count, settings.mini_batch_size * sequences),
+        steps=steps or Steps(count, settings.mini_batch_size * sequences, looks=looks),
         checkpointing=settings.activation_checkpointing,
         offload=settings.offload_optimizer,
         factored=settings.optimizer == "adafactor",

@@ -85,7 +85,9 @@ class PipelineConfig(Config):
 
     # the run
     method: str | None = setting(
-        None, "way from preferences to the last model; ppo (default): reward model, PPO; dpo: the pairs themselves"
+        None,
+        "way from preferences to the last model; ppo (default): reward model, PPO; dpo: the pairs themselves; kto: "
+        "single answers, good or bad",
     )
     stages: str = setting("", "numbers of the stages to run, such as 3 or 2,3; default: all")
     output_dir: Path = setting(Path("output"), "folder of the run")

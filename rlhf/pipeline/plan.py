@@ -6,7 +6,7 @@ the stage, flag, `--set`. All problems are reported at once. Imports no torch; t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,9 @@ def make_plan(
     problems += [*pipeline.problems(machine), *wrong, *_unknown_stages(pipeline, specs)]
     problems += folder_problems(pipeline.output_dir)
     all_values = {
-        spec.package: _stage_values(spec, layers, recipe.get(spec.package, {}), sets.get(spec.package, {}))
+        spec.package: _stage_values(
+            spec, layers, recipe.get(spec.package, {}), sets.get(spec.package, {}), method=pipeline.method
+        )
         for spec in specs
     }
     idle = left_out(specs, pipeline, {package: values for package, (values, _, _) in all_values.items()})
@@ -119,7 +121,8 @@ def make_plan(
         problems += inputs.problems
         settings |= inputs.settings
         config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
-        if outvoted := _outvoted(config, sources):
+        typed = {"method"} & request.flags.keys() and {n for each in spec.method_settings.values() for n in each}
+        if outvoted := _outvoted(config, sources, typed or ()):
             settings, sources = ({n: v for n, v in d.items() if n not in outvoted} for d in (settings, sources))
             config, wrong = build_leniently(spec.config_class, settings, where=spec.package)
         problems += [*wrong, *settings_problems(spec, config, machine)]
@@ -193,7 +196,12 @@ def _section(key: str, recipe: Mapping[str, Any], sets: Mapping[str, Any]) -> di
 
 
 def _stage_values(
-    spec: StageSpec, layers: Mapping[str, Mapping[str, Any]], section: Mapping[str, Any], sets: Mapping[str, Any]
+    spec: StageSpec,
+    layers: Mapping[str, Mapping[str, Any]],
+    section: Mapping[str, Any],
+    sets: Mapping[str, Any],
+    *,
+    method: str | None,
 ) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     """A stage's settings from all layers, the source of each, and the problems."""
     problems = []
@@ -208,18 +216,26 @@ def _stage_values(
     for name, way in spec.managed.items():
         if name in sets or name in section:
             problems.append(f"{spec.package}.{name} is set by train.py; {way}")
+    chosen = spec.method_settings.get(method or "", {})
+    problems += [
+        f"--method {method} and --set {spec.package}.{name}={sets[name]} disagree; drop one of them"
+        for name, value in chosen.items()
+        if sets.get(name, value) != value
+    ]
     ordered = [("prepare", spread["prepare"]), ("recipe", spread["recipe"]), ("recipe", section)]
-    for source, layer in [*ordered, ("flag", spread["flag"]), ("--set", sets)]:
+    for source, layer in [*ordered, ("--method", chosen), ("flag", spread["flag"]), ("--set", sets)]:
         kept = {name: value for name, value in layer.items() if name not in spec.managed}
         values |= kept
         sources |= dict.fromkeys(kept, source)
     return values, sources, problems
 
 
-def _outvoted(config: RunSettings, sources: Mapping[str, str]) -> set[str]:
-    """Settings of a recipe that have no effect beside what a flag or --set chose; the same, typed, is a problem."""
-    typed = ("flag", "--set")
-    return {n for n, by in config.unread.items() if sources.get(n, "flag") not in typed and sources.get(by) in typed}
+def _outvoted(config: RunSettings, sources: Mapping[str, str], by_method: Collection[str]) -> set[str]:
+    """Settings of a recipe that have no effect beside what a flag or --set chose, or --method, which chooses those
+    `by_method`; the same, typed, is a problem."""
+    typed = ("--method", "flag", "--set")
+    chosen = {*by_method, *(name for name, source in sources.items() if source in typed)}
+    return {n for n, by in config.unread.items() if sources.get(n, "flag") not in typed and by in chosen}
 
 
 def _spread(spec: StageSpec, layer: Mapping[str, Any]) -> dict[str, Any]:

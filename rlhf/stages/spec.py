@@ -125,6 +125,8 @@ class StageSpec:
     judges: Callable[[Any], dict[str, Any]] = _no_judges
     workload: Callable[[Any, Models, Machine], Workload | None] = _no_workload
     methods: tuple[str, ...] = ()  # of the pipeline of which it is a part; empty: of all of them
+    # method → settings of the stage that make it that method, as if they were typed: {"kto": {"loss": "kto"}}
+    method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     process_group: bool = True  # False for a stage that needs neither torch nor other ranks
 
     @property

@@ -93,14 +93,16 @@ def all_stages(
     pairs = str(inputs["pairs"])
     sft(output / "sft", inputs["base"], pairs, zero_stage=zero_stage, **changes)
     reward(output / "reward", inputs["base"], pairs, zero_stage=zero_stage, **changes)
-    dpo(output / "dpo", inputs["base"], pairs, zero_stage=zero_stage, **changes)
+    for loss in ("dpo", "kto"):
+        own = {"loss": "kto"} if loss == "kto" else {}
+        dpo(output / loss, inputs["base"], pairs, zero_stage=zero_stage, **own, **changes)
     frozen = 3 if zero_stage == 3 else 0
     zero = {f"{role}_zero_stage": zero_stage for role in ("actor", "critic")}
     zero |= {f"{role}_zero_stage": frozen for role in ("reference", "reward")}
     ppo(output / "ppo", inputs["base"], inputs["reward"], pairs, ema_decay=0.5, **zero, **changes, **(of_ppo or {}))
 
 
-EXPORTS = ("sft/model", "reward/model", "dpo/model", "ppo/actor", "ppo/actor_ema", "ppo/critic")
+EXPORTS = ("sft/model", "reward/model", "dpo/model", "kto/model", "ppo/actor", "ppo/actor_ema", "ppo/critic")
 
 
 def exported(output: Path) -> dict[str, Tensor]:
@@ -114,7 +116,7 @@ def exported(output: Path) -> dict[str, Tensor]:
 def assert_same_run(output: Path, other: Path) -> None:
     """The same weights and metrics up to the order of sums."""
     assert engines.furthest(exported(output), exported(other)) < 2e-5
-    for stage in ("sft", "reward", "dpo", "ppo"):
+    for stage in ("sft", "reward", "dpo", "kto", "ppo"):
         mine, theirs = (read_metrics(folder / stage / "metrics.jsonl") for folder in (output, other))
         assert len(mine) == len(theirs)
         for left, right in zip(mine, theirs, strict=True):

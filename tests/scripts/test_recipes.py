@@ -58,7 +58,12 @@ def stage_configs(name: str) -> dict[str, Any]:
     for stage, config_class in STAGES.items():
         flags = {name: flag_of(config_class, name) for name in config_class.model_fields}
         spread = {name: given[flag] for name, flag in flags.items() if flag in given}
-        configs[stage] = build(config_class, {**spread, **(values.get(stage) or {})}, where=stage)
+        settings = {**spread, **(values.get(stage) or {})}
+        configs[stage] = build(config_class, settings, where=stage)
+        if stage == "step2_dpo":  # --method, which is always typed, leaves out what another loss reads
+            unread = configs[stage].unread
+            settings = {name: value for name, value in settings.items() if name not in unread}
+            configs[stage] = build(config_class, settings, where=stage)
     return configs
 
 

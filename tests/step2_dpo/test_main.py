@@ -153,7 +153,8 @@ def test_the_reference_is_worked_out_once(
     """A run that goes on reads the file; with another file of data, or with a broken file, it is worked out again."""
 
     def works_out(**changes: Any) -> bool:
-        with mock.patch.object(step2_dpo.reference, "_work_out", wraps=step2_dpo.reference._work_out) as called:
+        as_reference = step2_dpo.reference._as_reference
+        with mock.patch.object(step2_dpo.reference, "_as_reference", wraps=as_reference) as called:
             stages.dpo(tmp_path / "run", base, pairs, **changes)
         return called.called
 
