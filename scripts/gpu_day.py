@@ -37,6 +37,8 @@ SMOKES: list[tuple[str, list[str]]] = [
     ("llama", ["--dtype", "bf16", "--actor-zero-stage", "2", "--all", "offload_optimizer=true"]),
     ("llama", ["--dtype", "bf16", "--actor-zero-stage", "3", "--lora-rank", "4"]),
     ("llama", ["--dtype", "bf16", "--all", "compile=true", "--set", "step3_ppo.inference_compile=true"]),
+    ("llama", ["--method", "dpo", "--dtype", "bf16", "--actor-zero-stage", "2"]),
+    ("llama", ["--method", "kto", "--dtype", "bf16", "--actor-zero-stage", "3", "--lora-rank", "4"]),
     ("gpt2", ["--dtype", "bf16", "--actor-zero-stage", "2", "--set", "step3_ppo.reuse_forward=true"]),
 ]  # fmt: skip
 RESUMES = [("2", "bf16"), ("3", "bf16"), ("0", "fp32")]

@@ -9,12 +9,10 @@ from typing import Any
 
 from rlhf.metrics import FILE_NAME, read_metrics
 from scripts.gpu_models import llama, opt, random_model, small, write_model, write_pairs
-from scripts.nightly_kill import STAGES, train
+from scripts.method_stages import METHODS, packages_of
+from scripts.nightly_kill import train
 
 SHORT = ["--max-prompt-length", "40", "--max-response-length", "16", "--micro-batch-size", "2", "--num-gpus", "1"]
-SMALL_BATCH = ["--set", "step3_ppo.rollout_batch_size=8", "--force"]
-for _stage in STAGES:
-    SMALL_BATCH += ["--set", f"{_stage}.mini_batch_size=4"]
 READ_BYTES_PER_SECOND = 3.0e12  # of an H100's memory
 GB = 1e9
 
@@ -28,28 +26,34 @@ def say(text: str) -> None:
 
 
 def run_train(words: list[str], output: Path) -> None:
-    """train.py, which must come to its end; `--all X` stands for `--set STAGE.X` of every stage."""
-    flags: list[str] = []
+    """train.py, which must come to its end; `--all X` stands for `--set STAGE.X` of every stage of the method."""
+    stages = packages_of(words[words.index("--method") + 1] if "--method" in words else METHODS[0])
+    batches = ["step3_ppo.rollout_batch_size=8"] if "step3_ppo" in stages else []
+    batches += [f"{stage}.mini_batch_size=4" for stage in stages]
+    flags = ["--force", *(word for each in batches for word in ("--set", each))]
     for before, word in zip(["", *words], words, strict=False):
         if before == "--all":
-            flags += [flag for stage in STAGES for flag in ("--set", f"{stage}.{word}")]
+            flags += [flag for stage in stages for flag in ("--set", f"{stage}.{word}")]
         elif word != "--all":
             flags.append(word)
-    code, said = train([*flags, *SHORT, *SMALL_BATCH], output)
+    code, said = train([*flags, *SHORT], output)
     print(said)
     if code:
         raise SystemExit(f"train.py ended with {code}: {said.strip().splitlines()[-1]}")
 
 
 def smoke(folder: Path, family: str, flags: list[str], steps: int) -> None:
-    """The three stages by the command line."""
+    """The stages of a method by the command line."""
     base, pairs = write_model(folder / "base", small(family)), write_pairs(folder)
     words = ["--actor-model", base, "--data-path", pairs, "--max-steps", str(steps), *flags]
     run_train(words, folder / "out")
-    last = read_metrics(folder / "out" / "step3_ppo" / FILE_NAME)[-1]
-    figures = {name: round(last[name], 4) for name in ("ppo/kl", "ppo/sampler_mismatch", "ppo/entropy") if name in last}
+    stage = next(stage for stage in ("step3_ppo", "step2_dpo") if (folder / "out" / stage).exists())
+    last = read_metrics(folder / "out" / stage / FILE_NAME)[-1]
+    shown = ("ppo/kl", "ppo/sampler_mismatch", "ppo/entropy", "dpo/loss", "dpo/margin", "dpo/kl")
+    figures = {name: round(last[name], 4) for name in shown if name in last}
     bad = [name for name, value in last.items() if isinstance(value, float) and value != value]
-    say(f"{figures}; skipped {last.get('ppo/skipped_steps', 0)}; not a number: {bad or 'none'}")
+    skipped = sum(value for name, value in last.items() if name.endswith("/skipped_steps"))
+    say(f"{figures}; skipped {skipped:.0f}; not a number: {bad or 'none'}")
 
 
 def resume(folder: Path, zero_stage: str, dtype: str) -> None:

@@ -16,23 +16,22 @@ from typing import Any
 
 from rlhf.errors import EXIT_DONE, ConfigError
 from rlhf.pipeline.placed import ROOT
+from scripts.method_stages import METHODS, packages_of, stages_of
 from scripts.nightly_kill import last_step
 
-STAGES = ("step1_sft", "step2_reward", "step3_ppo")
 BRIDGE, NETWORK, PORT = "rlhf-br", "10.77.0", 29611
 SILENCE_SECONDS = 30  # RLHF_TIMEOUT_SECONDS of all runs here
 LONGEST_SECONDS = 900
-# The demo, cut short: what is tried here does not depend on what is learned.
-_SETTINGS = {
-    "prepare.steps": 3,
-    "step1_sft.max_steps": 12,
-    "step1_sft.save_every": 3,
-    "step2_reward.max_steps": 4,
-    "step3_ppo.max_steps": 3,
-    **dict.fromkeys((f"{stage}.max_eval_samples" for stage in STAGES), 32),
-    "evaluate.max_prompts": 4,
-}
-SHORT = ("--force", *(word for name, value in _SETTINGS.items() for word in ("--set", f"{name}={value}")))
+_STEPS = {"step1_sft": 12, "step2_reward": 4}  # of other stages 3
+
+
+def short(method: str) -> list[str]:
+    """The demo by a method, cut short: what is tried here does not depend on what is learned."""
+    settings = {"prepare.steps": 3, "evaluate.max_prompts": 4, "step1_sft.save_every": 3}
+    for stage in packages_of(method):
+        settings |= {f"{stage}.max_steps": _STEPS.get(stage, 3), f"{stage}.max_eval_samples": 32}
+    sets = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    return ["--recipe", "demo", "--method", method, "--force", *sets]
 
 
 @dataclass
@@ -151,11 +150,17 @@ def _remove(nodes: Sequence[Node]) -> None:
 
 @dataclass
 class Trial:
-    """A run on the two nodes, into `folder`; what each node printed is in `said(number)`."""
+    """A run on the two nodes, into `folder`, of the first `count` stages of a method; what each node printed is in
+    `said(number)`."""
 
     nodes: tuple[Node, Node]
     folder: Path
-    stages: tuple[str, ...] = STAGES  # those that are run, from the first
+    method: str = METHODS[0]
+    count: int | None = None
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return packages_of(self.method)[: self.count]
 
     def said(self, number: int) -> str:
         path = self.output(number)
@@ -173,8 +178,9 @@ class Trial:
         variables: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
         """Start train.py on a node: that of the project in `root`, by the Python in `python`."""
-        words = [*python, str(root / "train.py"), "--output-dir", str(self.folder), *SHORT, "--num-gpus", "1", *more]
-        words += ["--stages", ",".join(str(STAGES.index(stage) + 1) for stage in self.stages)]
+        words = [*python, str(root / "train.py"), "--output-dir", str(self.folder), *short(self.method)]
+        words += ["--num-gpus", "1", *more]
+        words += ["--stages", ",".join(str(spec.number) for spec in stages_of(self.method)[: self.count])]
         return self.nodes[number].start(words, self.output(number), **(variables or {}))
 
     def node_rank(self, number: int, **settings: Any) -> subprocess.Popen[bytes]:
@@ -187,7 +193,7 @@ class Trial:
 
     def step(self) -> int:
         """The last step that the first stage has logged."""
-        return last_step(self.folder / STAGES[0])
+        return last_step(self.folder / self.stages[0])
 
 
 def by_node_rank(trial: Trial) -> list[int]:

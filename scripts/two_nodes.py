@@ -27,17 +27,17 @@ from rlhf.console import say
 from rlhf.errors import EXIT_DONE, EXIT_FAILURE, EXIT_TERMINATED, EXIT_USER, ConfigError
 from rlhf.files import claim_folder, empty_folder
 from rlhf.pipeline.placed import ROOT
+from scripts.method_stages import METHODS
 from scripts.nightly_kill import differences
 from scripts.pretended_nodes import (
     PORT,
-    SHORT,
     SILENCE_SECONDS,
-    STAGES,
     WAYS,
     Trial,
     by_node_rank,
     environment,
     from_hostfile,
+    short,
     two_nodes,
     until,
     wait,
@@ -80,7 +80,7 @@ def never_comes(trial: Trial) -> Expected:
 
 def late(trial: Trial) -> Expected:
     first = trial.node_rank(0)
-    until(lambda: (trial.folder / STAGES[0] / "config.yaml").exists())
+    until(lambda: (trial.folder / trial.stages[0] / "config.yaml").exists())
     time.sleep(SILENCE_SECONDS / 2)
     return wait([first, trial.node_rank(1)]), [EXIT_DONE, EXIT_DONE], ["", ""]
 
@@ -171,11 +171,11 @@ def not_shared(trial: Trial) -> Expected:
     """The second node has the folder of the run for itself: an older copy of it, say."""
     own = trial.folder.parent / "own"
     shutil.rmtree(own, ignore_errors=True)
-    claim_folder(own / STAGES[0])
+    claim_folder(own / trial.stages[0])
     _prepared(own, trial.folder.parent / "whole")
     script = f'mount --bind {own} {trial.folder} && exec "$@"'
     second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
-    said = f"node 1 (node-b) does not see {trial.folder}/{STAGES[0]} of node 0 (node-a)"
+    said = f"node 1 (node-b) does not see {trial.folder}/{trial.stages[0]} of node 0 (node-a)"
     return wait([trial.node_rank(0), second]), [EXIT_USER, EXIT_USER], [said, said]
 
 
@@ -214,7 +214,8 @@ FAULTS: dict[str, Callable[[Trial], Expected]] = {
 @click.option("--ways", default=",".join(WAYS), help="ways to start, with commas between them; empty: none")
 @click.option("--faults", default=",".join(FAULTS), help="what shall happen, with commas between; empty: nothing")
 @click.option("--times", type=click.IntRange(min=1), default=1, help="how often all of it is done")
-def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
+@click.option("--method", type=click.Choice(METHODS), default=METHODS[0], help="method of all runs", show_default=True)
+def main(output_dir: Path, ways: str, faults: str, times: int, method: str) -> int:
     """Run the demo on two pretended nodes, in several ways and with several faults."""
     if os.geteuid() != 0 or not shutil.which("ip"):
         raise ConfigError("it makes network namespaces: run it as root, with `ip` installed")
@@ -228,7 +229,7 @@ def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
     claim_folder(folder)
     empty_folder(folder)
     whole = folder / "whole"
-    words = [sys.executable, str(ROOT / "train.py"), "--output-dir", str(whole), *SHORT, "--num-gpus", "2"]
+    words = [sys.executable, str(ROOT / "train.py"), "--output-dir", str(whole), *short(method), "--num-gpus", "2"]
     with (folder / "whole.txt").open("wb") as said:
         subprocess.run(words, check=True, env=environment(), stdout=said, stderr=said, stdin=subprocess.DEVNULL)
     say(f"two ranks on {socket.gethostname()}: done")
@@ -236,19 +237,19 @@ def main(output_dir: Path, ways: str, faults: str, times: int) -> int:
     for time_ in range(1, times + 1):
         for name in filter(None, ways.split(",")):
             with two_nodes() as nodes:
-                trial = Trial(nodes, folder / f"{name}-{time_}")
+                trial = Trial(nodes, folder / f"{name}-{time_}", method)
                 codes = WAYS[name](trial)
                 wrong += _report(name, trial, whole, codes, [EXIT_DONE] * len(codes))
         for name in filter(None, faults.split(",")):
             with two_nodes() as nodes:
-                trial = Trial(nodes, folder / f"{name}-{time_}", STAGES[:1])
+                trial = Trial(nodes, folder / f"{name}-{time_}", method, count=1)
                 _prepared(trial.folder, whole)
                 codes, expected, said = FAULTS[name](trial)
                 wrong += _report(name, trial, None, codes, expected, said)
                 for node in nodes:
                     node.link("up")
             with two_nodes() as nodes:  # the same commands go on
-                trial = Trial(nodes, trial.folder, STAGES[:1])
+                trial = Trial(nodes, trial.folder, method, count=1)
                 codes = by_node_rank(trial)
                 wrong += _report(f"{name}, again", trial, whole, codes, [EXIT_DONE, EXIT_DONE])
     say(f"{wrong} of all were not as they should be" if wrong else "all was as it should be")
