@@ -25,6 +25,7 @@ from rlhf.command import Command, UserPath
 from rlhf.errors import EXIT_DONE, EXIT_USER, RLHFError
 from rlhf.json_lines import read_json_lines, write_json_lines
 from rlhf.metrics import read_metrics
+from scripts.method_figures import LogProbs
 from scripts.nightly_kill import train
 
 
@@ -65,9 +66,9 @@ def main(output_dir: Path, seeds: str, only_seeds: bool, arguments: tuple[str, .
     return EXIT_DONE
 
 
-def expect(code: int, words: Sequence[str], output: Path) -> str:
+def expect(code: int, words: Sequence[str], output: Path, *, recipe: str = "demo") -> str:
     """Run train.py, which must end with `code`; returns its output."""
-    ended, said = train(["--recipe", "demo", *words], output)
+    ended, said = train(["--recipe", recipe, *words], output)
     if ended != code:
         raise NotAsPlanned(f"train.py ended with {ended} instead of {code}: {said[-600:]}")
     return said
@@ -165,22 +166,10 @@ def from_stage_2(first: Path) -> list[str]:
 
 def text_perplexity(model: Path, text: Path, *, rows: int = 200) -> float:
     """exp of the mean loss per token over the first rows of a file of texts."""
-    import torch
-
-    from rlhf.models.causal_model import CausalModel
-    from rlhf.models.loading import Loading, load_causal_lm, load_tokenizer
-
-    tokenizer = load_tokenizer(str(model))
-    scorer = CausalModel(load_causal_lm(Loading(str(model), tokenizer)))
-    loss, count = 0.0, 0
-    for line in islice(read_json_lines(text), rows):
-        ids_BT = torch.tensor([tokenizer(line.value()["text"])["input_ids"]])
-        mask_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-        mask_BT[:, 0] = False
-        with torch.no_grad():
-            loss -= float(scorer(ids_BT, mask_BT)[0].sum())
-        count += ids_BT.shape[1] - 1
-    return math.exp(loss / max(count, 1))
+    logprob = LogProbs(model)
+    texts = [logprob.tokenizer(line.value()["text"])["input_ids"] for line in islice(read_json_lines(text), rows)]
+    count = sum(len(ids) - 1 for ids in texts)
+    return math.exp(-sum(logprob([([], ids) for ids in texts])) / max(count, 1))
 
 
 def read_json(path: Path) -> dict[str, Any]:
