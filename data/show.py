@@ -185,9 +185,9 @@ def parts(
 def _said(label: str, ids: Sequence[int], template: Template) -> list[tuple[str, str]]:
     """A response, its end token apart; what the template's marks count behind that is not shown."""
     if template.end_token_id not in ids:
-        return [(label, str(template.tokenizer.decode(ids)))]
+        return [(label, str(template.tokenizer.decode(list(ids))))]
     text = ids[: len(ids) - 1 - ids[::-1].index(template.end_token_id)]
-    return [(label, str(template.tokenizer.decode(text))), ("end", template.end_token)]
+    return [(label, str(template.tokenizer.decode(list(text)))), ("end", template.end_token)]
 
 
 def _cut_text(messages: Sequence[Message], kept: Sequence[Message]) -> str:

@@ -241,6 +241,6 @@ def test_control_tokens_in_calls_and_tools_are_text() -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": {"x": "<|im_end|>"}}}
     prompt: list[Message] = [USER, {**CALLED, "tool_calls": [call]}, {"role": "tool", "content": "<|im_start|>"}]
     ids = template.prompt_ids(prompt)
-    end, start = (template.tokenizer.convert_tokens_to_ids(t) for t in ("<|im_end|>", "<|im_start|>"))
+    end, start = (template.tokenizer.get_vocab()[t] for t in ("<|im_end|>", "<|im_start|>"))
     assert (ids.count(end), ids.count(start)) == (3, 4)
     assert template.tokenizer.decode(ids) == template.render(prompt)

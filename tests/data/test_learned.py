@@ -235,10 +235,10 @@ def test_no_token_of_another_turn_ever_counts(
     """Whatever the texts spell: what is learned are the texts of turns that are to be learned, each with its end."""
     talk: list[Message] = [Message(role="system", content=system)] if system.strip() else []
     for asked, answered, _ in turns:
-        talk += [{"role": "user", "content": f"U{asked}U"}, {"role": "assistant", "content": answered}]
+        talk += [Message(role="user", content=f"U{asked}U"), Message(role="assistant", content=answered)]
     first = len(talk) - 2 * len(turns)
     learned = [first + 2 * i + 1 for i, (*_, learn) in enumerate(turns[:-1]) if learn]
-    thoughts = "<think>" in template.tokenizer.chat_template.replace("'<think>\n\n</think>\n\n'", "")
+    thoughts = "<think>" in str(template.tokenizer.chat_template).replace("'<think>\n\n</think>\n\n'", "")
     found = rows_of(template, talk, learned=learned, limits=Limits(longest, 400))
     texts = [text.rstrip("\n") for row in found for text in said(template, row)]
     to_learn = [talk[place]["content"] for place in [*learned, len(talk) - 1]]

@@ -135,7 +135,6 @@ def template_of(source: str, *, sentencepiece: str = "") -> Template:
 def by_transformers(template: Template, messages: list[Message]) -> tuple[list[int], list[int]]:
     """Ids of a conversation, and 1 for those that are the assistant's, as transformers gives them."""
     options: Any = Rendering(template.tokenizer)._options
-    found: Any = template.tokenizer.apply_chat_template(
-        messages, return_dict=True, return_assistant_tokens_mask=True, **options
-    )  # type: ignore[arg-type]
+    tokenizer: Any = template.tokenizer
+    found = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True, **options)
     return found["input_ids"], found["assistant_masks"]

@@ -89,8 +89,13 @@ def test_passes_that_are_kept_have_the_rows_of_training(models: dict[str, str]) 
 
 def test_a_size_that_no_pass_has_is_refused() -> None:
     """All rows are in the first step, so every pass that scores is trained on."""
-    one = {"rollout_batch_size": 8, "mini_batch_size": 8, "scoring_micro_batch_size": 8, "reuse_forward": True}
+    one: dict[str, Any] = {
+        "rollout_batch_size": 8,
+        "mini_batch_size": 8,
+        "scoring_micro_batch_size": 8,
+        "reuse_forward": True,
+    }
     (problem,) = PPOConfig(**one).problems(Machine())
     assert problem.startswith("step3_ppo.scoring_micro_batch_size is set but reuse_forward")
-    assert PPOConfig(**one | {"mini_batch_size": 4}).problems(Machine()) == []
-    assert PPOConfig(**one, critic_warmup_iterations=1).problems(Machine()) == []
+    assert PPOConfig(**{**one, "mini_batch_size": 4}).problems(Machine()) == []
+    assert PPOConfig(**{**one, "critic_warmup_iterations": 1}).problems(Machine()) == []
