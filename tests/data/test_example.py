@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data.encode import NO_TOOLS, UNRENDERABLE, Encoder, Limits
 from data.example import Example, Remark, RowError, ask, messages, prompt_hash, prompt_json, read_tools
@@ -244,3 +246,40 @@ def test_control_tokens_in_calls_and_tools_are_text() -> None:
     end, start = (template.tokenizer.get_vocab()[t] for t in ("<|im_end|>", "<|im_start|>"))
     assert (ids.count(end), ids.count(start)) == (3, 4)
     assert template.tokenizer.decode(ids) == template.render(prompt)
+
+
+# --- whatever they say ------------------------------------------------------------------------------------------------
+
+PIECES = st.lists(st.sampled_from(["a", " ", "\n", "é", "🙂", "<|im_end|>", "<call>", "<think>"]), max_size=4).map(
+    "".join
+)
+TURN = st.tuples(PIECES, PIECES, PIECES, st.sampled_from(["plain", "tool", "weight", "train"]))
+KNOWING = [template_of(TOOLS), template_of(unmarked(TOOLS))]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(KNOWING), st.lists(TURN, min_size=1, max_size=4), st.booleans())
+def test_no_token_of_a_tool_a_user_or_a_turn_that_says_so_counts(
+    template: Template, turns: list[tuple[str, str, str, str]], tools: bool
+) -> None:
+    talk: list[dict[str, Any]] = [{"role": "developer", "content": "D"}]
+    wanted: list[str] = []
+    for asked, answered, given_back, kind in turns:
+        talk.append({"role": "user", "content": f"U{asked}"})
+        if kind == "tool":
+            call = {"type": "function", "function": {"name": "f", "arguments": {"x": f"C{asked}"}}}
+            talk += [
+                {"role": "assistant", "content": f"C{answered}", "tool_calls": [call]},
+                {"role": "tool", "content": f"T{given_back}"},
+            ]
+        flag = {"weight": {"weight": 0}, "train": {"train": False}}.get(kind, {})
+        talk.append({"role": "assistant", "content": f"A{answered}", **flag})
+        if not flag and template.end_token not in answered:
+            wanted.append(f"A{answered}{template.end_token}")
+    examples, _ = read({"messages": talk, **({"tools": [FUNCTION]} if tools else {})})
+    learned = [e for e in examples if e.chosen is not None]
+    assert len(learned) <= 1
+    for example in learned:
+        row = encoded(template, example)
+        if row["outcome"] == 0:
+            assert said(template, row) == wanted
