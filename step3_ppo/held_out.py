@@ -26,4 +26,4 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     if "kept" not in row:
         return {"prompt": messages}
     is_text, columns = read_kept(row["kept"])
-    return {**columns, "prompt": messages[-1]["content"] if is_text else messages}
+    return {**columns, "prompt": messages[-1]["content"] if is_text and "tools" not in messages[-1] else messages}

@@ -167,7 +167,7 @@ def _is_conversation(value: Any) -> bool:
         isinstance(value, list)
         and bool(value)
         and all(isinstance(m, dict) and isinstance(m.get("content"), str) and "role" in m for m in value)
-        and value[-1]["role"] == "user"
+        and value[-1]["role"] in ("user", "tool")
     )
 
 
