@@ -50,6 +50,9 @@ def _first(item: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
+    if len(item) == 2 and isinstance(role, str) and role.islower() and isinstance(content, str):
+        return item  # as most are
     changed: dict[str, Any] = {}
     for field in MEDIA_FIELDS:
         if not empty(item.get(field)):
@@ -59,6 +62,9 @@ def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
             f"{where} has attributes ({item['label'][:40]!r}) that an answer is conditioned on (SteerLM), and no stage "
             "here does; remove the labels of the turns, and put the attribute that counts in a column 'score'"
         )
+    parts = item.get("train_detail")
+    if isinstance(parts, (list, tuple)) and any(isinstance(p, Mapping) and p.get("train") is False for p in parts):
+        changed["train"] = False  # a part of it must not be learned
     for ours, theirs in (("role", "from"), ("content", "value")):  # a table has both where its rows are of two kinds
         if ours in item and item[ours] is None and item.get(theirs) is not None:
             changed[ours] = item[theirs]

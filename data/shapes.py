@@ -128,7 +128,8 @@ def answered_talk(row: Row) -> Iterator[Found]:
     if row["chosen"] is not None and asked(row) is not None:
         yield from demonstration(row)
         return
-    if row["chosen"] is not None and row["chosen"] != messages(row["messages"], "messages")[-1]["content"]:
+    turns = messages(row["messages"], "messages")
+    if row["chosen"] is not None and turns and row["chosen"] != turns[-1]["content"]:
         yield Remark("a response beside messages that end with one is not used")
     yield from talk(row)
 

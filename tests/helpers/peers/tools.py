@@ -206,6 +206,12 @@ AXOLOTL = {
         [{"conversations": [u("q", train=True), a("b", train=False)]}], [("u:q", None, None)],
         ("turn with train=False",)
     ),
+    "axolotl turn of which a part is not trained on": File(
+        [{"conversations": [h("q"), g("b") | {"train_detail": [{"begin_offset": 0, "end_offset": 0,
+        "train": False}]}]}],
+        [("u:q", None, None)],
+        ("turn with train=False", "field 'train_detail' of messages is not used"),
+    ),
     "axolotl segments": File(
         [{"segments": [{"label": False, "text": "<s>q\n"}, {"label": True, "text": "b</s>"}]}],
         refused="holds segments of text without turns (segments)",
