@@ -88,7 +88,7 @@ def repeated(row: Row, column: str) -> bool:
     """Whether a column says nothing that the row does not say elsewhere."""
     rest = json.dumps({name: value for name, value in row.items() if name != column})
     value = row[column]
-    return value in (None, "", [], {}) or json.dumps(value)[1:-1].strip() in rest
+    return value in (None, "", [], {}, "[]") or json.dumps(value)[1:-1].strip() in rest
 
 
 @pytest.mark.parametrize("name", READ)
