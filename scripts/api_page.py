@@ -44,6 +44,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
             *("actor_loss", "sequence_actor_loss", "kl_loss", "mean_weights", "mean_count", "critic_loss"),
         ),
         "step2_reward.loss": ("pairwise_losses", "calibration_error", "held_out_figures"),
+        "step2_dpo.loss": ("dpo_losses", "ipo_losses", "kto_losses"),
         "rlhf.models.tensors": ("whiten", "pad_right", "chunked_logprobs", "correlation"),
     },
     "Models and generation": {
@@ -65,7 +66,7 @@ PUBLIC: dict[str, dict[str, tuple[str, ...]]] = {
     "Data": {
         "data.example": ("Example", "Remark", "ask"),
         "data.config": ("DataSettings",),
-        "data.stage_data": ("demonstrations", "preferences", "prompts", "pretraining", "StageData"),
+        "data.stage_data": ("demonstrations", "preferences", "unpaired", "prompts", "pretraining", "StageData"),
         "data.batches": ("StepSampler", "deal"),
     },
     "Stages": {
