@@ -133,6 +133,8 @@ def main(
     """
     names = _known(methods, "--methods")
     running = _known(only, "--only") if only else names
+    if not all(seed.isdecimal() for seed in seeds.split(",")):
+        raise ConfigError(f"--seeds {seeds}: give whole numbers with commas between them, such as 0,1,2")
     numbers = [int(seed) for seed in seeds.split(",")]
     recipe = write_recipe(output_dir)
     table: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in names}

@@ -118,7 +118,15 @@ def test_a_row_of_the_table_by_hand() -> None:
     assert shown.startswith("| `dpo` | 0.500 ± 0.200 | 0.400, 0.600 | 50% | 10% | 0.40 | 1.0 | 10.0 | 100 | 2k | 20 |")
 
 
-def test_unknown_methods_are_refused(tmp_path: Path) -> None:
-    refused = CliRunner().invoke(compare_methods.main, ["--methods", "dop", "--output-dir", str(tmp_path)])
+@pytest.mark.parametrize(
+    "words, line",
+    [
+        (["--methods", "dop"], "there is no method 'dop'; the methods are sft, dpo, kto, ppo, rloo, grpo"),
+        (["--only", "dpo,"], "--only dpo,: there is no method ''"),
+        (["--seeds", "0,one"], "--seeds 0,one: give whole numbers with commas between them, such as 0,1,2"),
+    ],
+)
+def test_what_there_is_not_is_refused(words: list[str], line: str, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(compare_methods.main, [*words, "--output-dir", str(tmp_path)])
     assert refused.exit_code == 2
-    assert "there is no method 'dop'; the methods are sft, dpo, kto, ppo, rloo, grpo" in refused.output
+    assert line in refused.output
