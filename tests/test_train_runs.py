@@ -176,15 +176,16 @@ def test_the_record_of_a_run_is_a_recipe(pipeline: Invoke) -> None:
 
 
 def test_train_as_a_process_answers_without_torch_and_with_its_exit_code(tmp_path: Path) -> None:
+    """In a folder of its own: beside the output of a demo, train.py goes on with that recipe."""
     program = (
         "import runpy, sys\n"
-        "sys.argv = ['train.py', '--actor-model', 'nowhere/at/all', '--data-path', 'none.jsonl']\n"
+        f"sys.argv = [{str(ROOT / 'train.py')!r}, '--actor-model', 'nowhere/at/all', '--data-path', 'none.jsonl']\n"
         "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
         "except SystemExit as end:\n"
         "    print(end.code, sorted({'torch', 'transformers', 'deepspeed', 'datasets'} & set(sys.modules)))\n"
     )
     ended = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ)
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, env=dict(os.environ)
     )
     assert ended.stdout == "2 []\n", ended.stderr
     assert all(line.startswith("error: ") for line in ended.stderr.splitlines())
