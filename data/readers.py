@@ -22,15 +22,11 @@ from rlhf.json_lines import JSONLine, LineError, read_json_lines
 LARGEST_ROW = 4 * LARGEST_TEXT  # bytes
 AT_ONCE = 500  # rows of a table
 # Columns of a row: an object that has one of them is a row, although it also holds a list of objects.
-ROW_NAMES = (
-    frozenset(
-        ("prompt", "question", "instruction", "query", "input", "text", "messages", "conversations", "conversation")
-    )
-    | frozenset(
-        ("chosen", "rejected", "context", "context_messages", "completions", "responses", "answers", "generations")
-    )
-    | {"segments", "summaries"}
-)
+ROW_NAMES = {
+    *("prompt", "question", "instruction", "query", "input", "text", "messages", "conversations", "conversation"),
+    *("chosen", "rejected", "context", "context_messages", "completions", "responses", "answers", "generations"),
+    *("segments", "summaries"),
+}
 OWN_SIGNS = {".parquet": "is a Parquet file", ".arrow": "is an Arrow"}  # of `what_it_is`
 
 

@@ -95,7 +95,7 @@ class RowFile:
 
     def add_to(self, digest: hashlib.blake2b) -> None:
         """Add the content to a hash; for an address what its system tells, such as a time or a checksum."""
-        digest.update((self.packing and self.kind).encode() + (self.packing or self.kind).encode())
+        digest.update(f"{self.kind}{self.packing}".encode())
         if self.path is None:
             with reaching(self.name):
                 system, path = _system(self.name)

@@ -6,7 +6,7 @@ reward model are a part of it, so PPO, RLOO and GRPO get fewer of their own. Set
 the number of steps. All models then answer the same held-out prompts.
 
 Each cell, a method with a seed, is kept in OUTPUT/seed-N/METHOD.json, and not made again; one that was stopped begins
-anew, so that its time is whole. All of them take about an hour on two cores.
+anew, so that its time is whole.
 """
 
 from __future__ import annotations

@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+# Parts of a batch. Each holds Python for some 14 ms of a pass of the demo's model, in which the others stand still, so
+# with 16 parts these would be longer than the rest.
+MOST_PARTS = 8
+
 
 class SideBySide:
-    """A causal language model and `count` threads for its passes.
+    """A causal language model, and as many parts for its passes as there are `threads`, up to MOST_PARTS; more threads
+    are shared among the parts.
 
-    These threads meet once in a pass. OpenMP's meet in every operation, of which a pass of a tiny model has thousands,
-    and all wait there for one whose core another process uses (docs/notes.md).
+    The parts meet once in a pass. OpenMP's threads meet in every operation, of which a pass of a tiny model has
+    thousands, and all wait there for one whose core another process uses (docs/notes.md).
     """
 
-    def __init__(self, model: Any, count: int) -> None:
-        self.threads = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    def __init__(self, model: Any, threads: int) -> None:
+        count = min(threads, MOST_PARTS)
+        self.threads = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads // count,))
         self.models = [model, *(_of_the_same_weights(model) for _ in range(count - 1))]
 
     def backward(self, ids_BT: Tensor, *, ignore: int) -> float:

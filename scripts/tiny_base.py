@@ -191,11 +191,11 @@ def pretrain(tokenizer: Any, batches: Iterator[Any], settings: TinyBaseSettings)
     others = [p for name, p in model.named_parameters() if p.ndim != 2 or ".layers." not in name]
     muon, adamw = optimizer_options(settings)
     products = torch.bfloat16 if computes_in_bf16() else torch.float32
-    threads = torch.get_num_threads()
-    parts = SideBySide(model, threads)
+    parts = SideBySide(model, torch.get_num_threads())
+    count = len(parts.models)
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, **adamw),
-        *(Muon(share, **muon, products=products) for share in (matrices[i::threads] for i in range(threads)) if share),
+        *(Muon(share, **muon, products=products) for share in (matrices[i::count] for i in range(count)) if share),
     ]
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(o, lambda step: learning_rate_factor(step, settings.steps))

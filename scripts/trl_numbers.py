@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,13 @@ def numbers_of_trl(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def write(numbers: Callable[[str, Path], dict[str, Any]], cases: Iterable[str]) -> None:
+    """Print the numbers of each case as JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        found = {name: numbers_of_trl(name, Path(folder)) for name in CASES}
+        found = {name: numbers(name, Path(folder)) for name in cases}
     json.dump(found, sys.stdout, indent=1)
     print()
 
 
 if __name__ == "__main__":
-    main()
+    write(numbers_of_trl, CASES)

@@ -9,13 +9,10 @@ gradients are those of `scripts.trl_numbers`. Imports nothing else of ours: TRL'
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from scripts.trl_numbers import build_model, summaries, tokenizer
+from scripts.trl_numbers import build_model, summaries, tokenizer, write
 
 BETA, SMOOTHING, GOOD_WEIGHT, BAD_WEIGHT = 0.3, 0.1, 1.5, 0.8
 # prompt, better response, worse response; 2 is the end token
@@ -97,12 +94,5 @@ def numbers_of_trl(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        found = {name: numbers_of_trl(name, Path(folder)) for name in CASES}
-    json.dump(found, sys.stdout, indent=1)
-    print()
-
-
 if __name__ == "__main__":
-    main()
+    write(numbers_of_trl, CASES)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from scripts.side_by_side import SideBySide
+from scripts.side_by_side import MOST_PARTS, SideBySide
 from tests.helpers.tiny import tiny_lm
 
 PAD = 0
@@ -46,3 +46,10 @@ def test_a_step_of_the_model_is_seen_by_every_part() -> None:
     whole = cross_entropy(model(input_ids=ids_BT[:, :-1]).logits.flatten(0, 1), ids_BT[:, 1:].flatten())
     assert after != pytest.approx(before, rel=1e-3)
     assert after == pytest.approx(float(whole.detach()), rel=1e-5)
+
+
+def test_many_threads_are_shared_among_the_parts() -> None:
+    """On a machine of 64 cores 64 parts would wait for each other in Python."""
+    parts = SideBySide(tiny_lm("llama"), 3 * MOST_PARTS)
+    assert len(parts.models) == MOST_PARTS
+    assert list(parts.threads.map(lambda _: torch.get_num_threads(), range(MOST_PARTS))) == [3] * MOST_PARTS

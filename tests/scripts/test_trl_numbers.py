@@ -25,6 +25,7 @@ from step3_ppo.rewards.function import RewardFunction
 from step3_ppo.roles import Roles, build_roles
 from step3_ppo.rollout import Rollout
 from tests.helpers import engines
+from tests.helpers.trl import save_reference
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 TRL: dict[str, Any] = json.loads(Path(__file__).with_name("trl_numbers.json").read_text(encoding="utf-8"))
@@ -33,10 +34,7 @@ RATE = 1000.0
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    trl_numbers.build_model(0).save_pretrained(folder)
-    trl_numbers.tokenizer().save_pretrained(folder)
-    return folder
+    return save_reference(tmp_path_factory.mktemp("reference"))
 
 
 def rollout() -> Rollout:

@@ -28,6 +28,7 @@ from step2_dpo.main import build_engine
 from step2_dpo.pairs import Pairs
 from step2_dpo.responses import Responses
 from tests.helpers import engines
+from tests.helpers.trl import save_reference
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 TRL: dict[str, Any] = json.loads(Path(__file__).with_name("trl_preferences.json").read_text(encoding="utf-8"))
@@ -36,10 +37,7 @@ RATE = 1000.0
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("reference")
-    trl_numbers.build_model(0).save_pretrained(folder)
-    trl_numbers.tokenizer().save_pretrained(folder)
-    return folder
+    return save_reference(tmp_path_factory.mktemp("reference"))
 
 
 class InOrder(StepSampler):
