@@ -214,7 +214,7 @@ def result_of(cell: Cell, arguments: Sequence[str]) -> dict[str, Any]:
 def words_of(cell: Cell) -> list[str]:
     """The options of train.py that give a cell its start and its budget."""
     recipe, words = read_yaml(cell.recipe), list(cell.method.words)
-    if cell.name == "sft":
+    if cell.name in ("sft", "reward"):  # which start from the base model
         return words
     words += ["--sft-model", str(cell.beside("sft").stage / "model")]
     if cell.method.samples:
@@ -222,8 +222,6 @@ def words_of(cell: Cell) -> list[str]:
         iterations = max(1, round(own / (settings["rollout_batch_size"] * settings["ppo_epochs"])))
         reward = cell.beside("reward").stage / "model"
         return [*words, "--reward-model", str(reward), "--set", f"step3_ppo.iterations={iterations}"]
-    if cell.method is REWARD:
-        return words
     steps = max(1, round(cell.budget / (recipe["step2_dpo"]["mini_batch_size"] * sequences(cell))))
     # more passes than the steps need
     return [*words, "--set", f"step2_dpo.max_steps={steps}", "--set", f"step2_dpo.epochs={steps}"]

@@ -171,8 +171,8 @@ def not_shared(trial: Trial) -> Expected:
     """The second node has the folder of the run for itself: an older copy of it, say."""
     own = trial.folder.parent / "own"
     shutil.rmtree(own, ignore_errors=True)
-    claim_folder(own / trial.stages[0])
     _prepared(own, trial.folder.parent / "whole")
+    claim_folder(own / trial.stages[0])
     script = f'mount --bind {own} {trial.folder} && exec "$@"'
     second = trial.node_rank(1, python=["unshare", "--mount", "sh", "-c", script, "sh", sys.executable])
     said = f"node 1 (node-b) does not see {trial.folder}/{trial.stages[0]} of node 0 (node-a)"

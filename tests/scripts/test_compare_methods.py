@@ -59,10 +59,10 @@ def test_what_was_trained_on_is_read_from_the_run(cell: Cell) -> None:
     assert found == {"dpo": 640, "kto": 320, "rloo": 1280}
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [*METHODS, "reward"])
 def test_train_py_takes_the_options(name: str, cell: Cell, tmp_path: Path) -> None:
-    """All of them are flags and settings that the plan knows; a method that is renamed would be noticed only after
-    the cells before it."""
+    """All of them are flags and settings that the plan knows. The reward model's cell named an SFT model, which stage 2
+    does not take, and the command ended there, after the cells before it."""
     finish(cell.beside("reward"), steps=10, mini_batch_size=32)
     words = words_of(cell.beside(name))
     names, flags, sets = iter(words), dict[str, Any](), []
