@@ -69,7 +69,7 @@ def _new_file(path: Path) -> tuple[Path, IO[str]]:
     """A new file beside `path`, open for writing. Its mode follows the umask (or the folder's default ACL), which that
     of `tempfile` does not."""
     for _ in range(100):
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
         with contextlib.suppress(FileExistsError):
             return temporary, temporary.open("x", encoding="utf-8", errors="backslashreplace")
     raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
@@ -233,15 +233,16 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
     """Lock a claimed folder until this process ends. Raises ConfigError when another process still has the lock after
     `wait` seconds.
 
-    On a file system without locks the folder is used without one.
+    What a killed run was writing there is removed. On a file system without locks the folder is used without one.
     """
     if folder.resolve() in _held:
         return
     file = (folder / LOCK_NAME).open("r+", encoding="utf-8")
+    alone = True
     try:
         ours = lock(file, wait=wait)
     except OSError:
-        ours = True
+        ours, alone = True, False
     if not ours:
         owner = file.read().strip() or "another process"
         file.close()
@@ -250,6 +251,19 @@ def lock_folder(folder: Path, *, wait: float = 0.0) -> None:
     file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
     file.flush()
     _held[folder.resolve()] = file
+    if alone:
+        remove_unfinished(folder)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed run was writing in its folder, but not in folders with a lock of their own, such as those of
+    stages."""
+    for entry in folder.iterdir():
+        is_folder = entry.is_dir() and not entry.is_symlink()
+        if entry.name.startswith(".") and entry.name.endswith(".part"):
+            shutil.rmtree(entry) if is_folder else entry.unlink()
+        elif is_folder and not (entry / LOCK_NAME).exists():
+            remove_unfinished(entry)
 
 
 def release_folder(folder: Path) -> None:

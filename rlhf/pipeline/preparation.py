@@ -11,7 +11,7 @@ from typing import Any
 from rlhf.console import say
 from rlhf.console.text import duration
 from rlhf.errors import ConfigError
-from rlhf.files import claim_folder, write_json
+from rlhf.files import claim_folder, remove_unfinished, write_json
 from rlhf.pipeline.config import PipelineConfig
 from rlhf.pipeline.job import as_flags, run_job
 from rlhf.pipeline.placed import Placement
@@ -63,6 +63,7 @@ def prepare(output: Path, settings: Mapping[str, Any], placement: Placement) -> 
         return before
     module, folder = str(settings["module"]), output / FOLDER
     claim_folder(folder)
+    remove_unfinished(folder)
     (folder / RESULT_NAME).unlink(missing_ok=True)
     say(f"prepare: {module}")
     began = time.monotonic()

@@ -49,7 +49,7 @@ def check_nodes(folder: Path) -> None:
     if process.node_count() == 1:
         return
     rank = distributed.rank()
-    token = folder / f".nodes-{distributed.gather_objects(secrets.token_hex(4))[0]}"
+    token = folder / f".nodes-{distributed.gather_objects(secrets.token_hex(4))[0]}.part"
     if rank == 0:
         token.touch()
     distributed.barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -9,7 +10,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -25,6 +28,7 @@ from rlhf.files import (
     lock,
     lock_folder,
     new_folder,
+    release_folder,
     write_json,
     write_text,
     write_yaml,
@@ -132,6 +136,40 @@ def test_a_claimed_folder_is_emptied_but_for_its_lock(tmp_path: Path) -> None:
     assert [p.name for p in folder.iterdir()] == [LOCK_NAME]
     assert (outside / "kept").exists()
     claim_folder(folder)  # again: it is ours
+
+
+@contextlib.contextmanager
+def killed() -> Iterator[None]:
+    """Writing ends before the rename, and nothing is tidied up."""
+    tidying = patch("rlhf.files.shutil.rmtree"), patch("pathlib.Path.unlink")
+    with pytest.raises(KeyboardInterrupt), tidying[0], tidying[1], patch("os.fsync", side_effect=KeyboardInterrupt):
+        yield
+
+
+def test_what_a_killed_run_was_writing_goes_when_the_next_one_has_the_lock(tmp_path: Path) -> None:
+    """A run that was killed while it exported its model left `.model.HOST.PID.part`, as large as the model, for ever:
+    the next one has another process number. What another lock guards may be in use, and stays."""
+    run, stage, outside = tmp_path / "output", tmp_path / "output" / "step1_sft", tmp_path / "outside"
+    outside.mkdir()
+    for folder in (run, stage):
+        claim_folder(folder)
+    with killed(), new_folder(stage / "model") as left:
+        (left / "weights").write_text("")
+    (stage / "checkpoints").mkdir()
+    with killed():
+        write_text(stage / "checkpoints" / "a.json", "{}")
+    (run / ".link.part").symlink_to(outside)
+    kept = [run / ".env", stage / "metrics.jsonl", run / "part"]
+    for path in kept:
+        path.write_text("")
+    assert len(list(run.rglob("*.part"))) == 3
+    lock_folder(run)
+    assert len(list(run.rglob("*.part"))) == 2
+    lock_folder(stage)
+    assert list(run.rglob("*.part")) == []
+    assert all(path.exists() for path in [*kept, outside, stage / "checkpoints"])
+    for folder in (run, stage):
+        release_folder(folder)
 
 
 @pytest.mark.process
