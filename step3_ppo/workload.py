@@ -83,6 +83,7 @@ def _rollout(config: PPOConfig, actor: Role, machine: Machine) -> Rollout:
         dtype=dtype if config.inference_copy != "off" else training,
         copied=config.inference_copy == "on" or (config.inference_copy == "auto" and not same),
         parallel=config.inference_tp_size,
+        released=config.release_inference_cache,
     )
 
 

@@ -83,6 +83,11 @@ class StateCache:
                     fixed += tensor.numel() * tensor.element_size()
         return fixed, growing
 
+    def bytes(self) -> int:
+        """Memory that the cache takes now."""
+        layers = () if self._own is None else self._own.layers
+        return sum(tensor.numel() * tensor.element_size() for layer in layers for _, tensor in _tensors(layer))
+
 
 def _tensors(layer: Any) -> list[tuple[str, Tensor]]:
     """The tensors that a layer of the cache holds, alone or in lists, with the names of its attributes."""

@@ -61,6 +61,10 @@ def _sharded(config: RunSettings, work: Workload, machine: Machine) -> list[Chan
     return [change for change in (two, frozen, {**three, **off}, {**frozen, **three, **off}) if change]
 
 
+def _released(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
+    return [] if not work.rollout or work.rollout.released else [{"release_inference_cache": True}]
+
+
 def _cut(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
     if not work.rollout or not _has(config, "inference_tp_size"):
         return []
@@ -92,6 +96,7 @@ def _uncopied(config: RunSettings, work: Workload, machine: Machine) -> list[Cha
 
 
 LADDER = (
+    Rung("memory of the rollout freed after it", "the copy is allocated again", _released),
     Rung("activation checkpointing", "a third more time for training", _checkpointing),
     Rung("a smaller micro-batch", "less work at a time for each GPU", _smaller),
     Rung("ZeRO", "more traffic between the ranks", _sharded),

@@ -60,7 +60,10 @@ def stage_memory(work: Workload, machine: Machine, *, capacity: float = 0.0) -> 
     trained = [role for role in work.roles if role.trained]
     phases = [_load(work, of, stays, base)]
     if work.rollout:
-        phases.append(_rollout(work, stays, base, machine, capacity))
+        rollout = _rollout(work, stays, base, machine, capacity)
+        phases.append(rollout)
+        if not work.rollout.released:
+            base |= {name: rollout.beside[name] for name in ("copy", "cache") if name in rollout.beside}
         phases.append(_score(work, of, stays, base, machine))
     for role in trained:
         phases += _training(work, role, of, stays, base, machine)

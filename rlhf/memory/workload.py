@@ -44,7 +44,8 @@ class Role:
 class Rollout:
     """How a stage generates with one of its roles: `rows` sequences at once on a rank.
 
-    `copied`: from a copy of its weights, cut over `parallel` ranks, in `dtype`.
+    `copied`: from a copy of its weights, cut over `parallel` ranks, in `dtype`. `released`: its memory is freed after
+    each rollout.
     """
 
     role: str
@@ -54,6 +55,7 @@ class Rollout:
     dtype: NamedDtype
     copied: bool
     parallel: int = 1
+    released: bool = True
 
 
 @dataclass(frozen=True)

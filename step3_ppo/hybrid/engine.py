@@ -89,7 +89,7 @@ class HybridEngine:
         began = time.monotonic()
         if self.copy is not None:
             self.copy.refresh()
-        self._sampler.limit_cache(cache_budget())
+        self._sampler.limit_cache(cache_budget(self._sampler.cache.bytes()))
         refreshed = time.monotonic()
         try:
             yield self.sampler
@@ -146,12 +146,13 @@ class GroupSampler:
         return Generation(whole.ids_BR[mine], whole.mask_BR[mine], whole.logprobs_BR[mine], whole.stopped_B[mine])
 
 
-def cache_budget() -> int:
-    """Bytes that the KV cache may take on each rank: a share of the free memory, the same on all ranks."""
+def cache_budget(held: int = 0) -> int:
+    """Bytes that the KV cache may take on each rank: a share of the free memory, the same on all ranks. `held`: bytes
+    of a cache that has stayed from the last rollout; it is used again, so they count as free."""
     free = float(distributed.free_memory())
     if not distributed.on_gpu():  # the ranks of a node share its memory
         free /= process.local_world_size()
-    return int(-distributed.max_over_ranks(-free) * CACHE_SHARE)
+    return int(-distributed.max_over_ranks(-(free + held)) * CACHE_SHARE)
 
 
 def inference_dtype_of(name: str, training: torch.dtype) -> torch.dtype:

@@ -65,6 +65,12 @@ def test_reuse_and_compilation_end_where_weights_are_gathered() -> None:
     assert whole["compile"] is False and whole["reuse_forward"] is False
 
 
+def test_memory_that_was_kept_is_given_back_first() -> None:
+    one = Machine(gpus=True, bf16=True)
+    assert tried(PPOConfig(release_inference_cache=False), one)[0] == {"release_inference_cache": True}
+    assert all("release_inference_cache" not in changes for changes in tried(PPOConfig(), one))
+
+
 def test_passes_that_score_become_smaller_first() -> None:
     """They were left as large as they were while only the micro-batches of training were halved, which cannot help
     where the scoring is the largest phase."""

@@ -142,6 +142,16 @@ def test_a_cache_that_does_not_fit_is_taken_in_groups() -> None:
     assert half.total < 3.9e9
 
 
+def test_what_a_rollout_keeps_is_there_in_all_later_phases() -> None:
+    """With `release_inference_cache` off, copy and cache were planned for the rollout alone."""
+    freed, kept = (planned(LLAMA, 1, **zero(3, release_inference_cache=released)) for released in (True, False))
+    rollout = next(phase for phase in kept.phases if phase.name == "rollout")
+    more = rollout.beside["copy"] + rollout.beside["cache"]
+    assert rollout.beside["copy"] == 25_303_552 * 2
+    for before, after in zip(freed.phases, kept.phases, strict=True):
+        assert after.total == pytest.approx(before.total + (0 if before.name in ("load", "rollout") else more))
+
+
 def test_constants_are_those_of_the_code() -> None:
     assert engines.REDUCE_BUCKET == REDUCE_BUCKET
     assert phases.CACHE_SHARE == CACHE_SHARE

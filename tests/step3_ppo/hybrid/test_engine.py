@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from rlhf import process
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.sampler import Sampler
 from rlhf.models.export import export
@@ -178,6 +179,20 @@ def test_kept_copy_and_cache_are_used_again(one_rank: None) -> None:
         assert [p.data_ptr() for p in hybrid.copy.lm.parameters()] == places  # type: ignore[union-attr]
         assert sampler.cache.layers[0].keys.data_ptr() == cached
         assert not torch.equal(copied_logits(hybrid), old)
+
+
+def test_a_kept_cache_does_not_shrink_the_room_of_the_next(one_rank: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache that stayed counted as used, so each rollout without release went in smaller groups than the last."""
+    hybrid = HybridEngine(engines.engine(1), pad_token_id=PAD, release=False)
+    cache = hybrid._sampler.cache
+    monkeypatch.setattr(distributed, "free_memory", lambda: 10_000_000 - cache.bytes())
+    rooms = []
+    for _ in range(2):
+        with hybrid.generating() as sampler:
+            sampler.generate(PROMPTS, Sampling(max_new_tokens=4))
+            rooms.append(sampler._cache_bytes)
+    assert cache.bytes() > 0
+    assert rooms == [6_000_000 // process.local_world_size()] * 2
 
 
 def test_tied_embeddings_are_held_once() -> None:
