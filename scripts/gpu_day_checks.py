@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,19 @@ def _now() -> float:
     return time.monotonic()
 
 
+def _freed_by(drop: Callable[[], None]) -> int:
+    """Bytes that a GPU has more of when something is gone, with what the driver took for it."""
+    import torch
+
+    _now()
+    torch.cuda.empty_cache()
+    before, _ = torch.cuda.mem_get_info()
+    drop()
+    torch.cuda.empty_cache()
+    after, _ = torch.cuda.mem_get_info()
+    return after - before
+
+
 def memory(folder: Path, name: str) -> None:
     """The plan's bytes of a cell of `scripts.gpu_memory` beside those of the GPU."""
     import torch
@@ -157,7 +171,8 @@ def memory(folder: Path, name: str) -> None:
 
 
 def decode(folder: Path, tiny: bool) -> None:
-    """Decoding of a random Llama of 8B: ms a token beside the time that reading its weights takes; a profile."""
+    """Decoding of a random Llama of 8B: ms a token beside the time that reading its weights takes, plain, compiled and
+    by CUDA graphs, with what these take of memory; a profile."""
     import torch
 
     from rlhf.generation.drawing import Sampling
@@ -167,15 +182,23 @@ def decode(folder: Path, tiny: bool) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     count, length, rows = (8, 16, 4) if tiny else (128, 256, 64)
     prompts = [[3 + row] * length for row in range(rows)]
-    for compiled in (False,) if tiny else (False, True):
-        sampler = Sampler(model, pad_token_id=0, compiled=compiled)
+    ways = {"plain": {}, "compiled": {"compiled": True}, "graphs": {"graphs": True}}
+    skipped = {"compiled"} if tiny else set()
+    skipped |= set() if torch.cuda.is_available() else {"graphs"}
+    drawn = {}
+    for how in (how for how in ways if how not in skipped):
+        sampler = Sampler(model, pad_token_id=0, **ways[how])
         for round_ in range(2):
             began = _now()
-            sampler.generate(prompts, Sampling(count, min_new_tokens=count, stop_token_ids=(2,)))
+            drawn[how] = sampler.generate(prompts, Sampling(count, min_new_tokens=count, stop_token_ids=(2,)))
             took = 1e3 * (_now() - began) / count
             floor = 1e3 * size / READ_BYTES_PER_SECOND
-            how = "compiled" if compiled else "plain"
             say(f"{how}, round {round_}: {took:.2f} ms a token; weights alone {floor:.2f}")
+        if sampler.graphs is not None:
+            alike = float((drawn[how].ids_BR == drawn["plain"].ids_BR).float().mean())
+            verdict = "BAD: given up, see the log" if sampler.graphs.failed else "good"
+            made, taken = len(sampler.graphs), _freed_by(sampler.graphs.drop)
+            say(f"{made} graphs, {taken / GB:.2f} GB; {alike:.0%} of the tokens as without: {verdict}")
         sampler.release()
     if torch.cuda.is_available() and not tiny:
         from torch.profiler import ProfilerActivity, profile

@@ -73,7 +73,7 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
             *("actor_zero_stage", "critic_zero_stage", "reference_zero_stage", "reward_zero_stage", "reuse_forward"),
         ),
         "Inference copy": (
-            *("inference_copy", "inference_dtype", "inference_tp_size", "inference_compile"),
+            *("inference_copy", "inference_dtype", "inference_tp_size", "inference_compile", "inference_cuda_graphs"),
             "release_inference_cache",
         ),
         "Checks": (
@@ -145,6 +145,12 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
     inference_compile: bool = setting(
         False,
         "torch.compile of the sampling, for Llama-like models; 90 seconds to build, no gain on CPUs",
+        resumable=True,
+    )
+    inference_cuda_graphs: bool = setting(
+        False,
+        "sampling of Llama-like models on a GPU by CUDA graphs: a token's kernels are started at once; goes best with "
+        "release_inference_cache off, which keeps the graphs",
         resumable=True,
     )
     release_inference_cache: bool = setting(
@@ -266,6 +272,7 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
                     "step3_ppo.scoring_micro_batch_size is set but reuse_forward trains on all passes that score, with "
                     "micro_batch_size rows: it has no effect; drop one of them"
                 )
+        found += self._sampling_problems(machine)
         if self.inference_copy == "off":
             found += [
                 f"step3_ppo.{name} is set but inference_copy is off: it has no effect; drop one of them"
@@ -283,4 +290,24 @@ class PPOConfig(MethodSettings, RunSettings, RewardSettings, PretrainingMixSetti
             )
         if self.changed("ema_decay") and not self.ema:
             found.append("step3_ppo.ema_decay is set but ema is off: it has no effect; drop it or use --ema")
+        return found
+
+    def _sampling_problems(self, machine: Machine) -> list[str]:
+        """What keeps single tokens from being compiled, or captured as graphs."""
+        found = []
+        if self.inference_cuda_graphs and not machine.gpus:
+            found.append("step3_ppo.inference_cuda_graphs needs a GPU; leave it out")
+        if self.inference_cuda_graphs and self.inference_compile:
+            found.append("step3_ppo.inference_cuda_graphs does not go with inference_compile; drop one of them")
+        if self.inference_cuda_graphs and self.inference_tp_size > 1:
+            found.append(
+                f"step3_ppo.inference_cuda_graphs does not go with inference_tp_size={self.inference_tp_size}, whose "
+                "ranks wait for each other within a token; drop one of them"
+            )
+        if self.inference_copy == "off" and self.zero_stages(gpus=machine.gpus)["actor"] == 3:
+            found += [
+                f"step3_ppo.{name}: ZeRO-3 gathers weights layer by layer where inference_copy is off; drop one of them"
+                for name in ("inference_compile", "inference_cuda_graphs")
+                if getattr(self, name)
+            ]
         return found

@@ -190,6 +190,7 @@ def _build_actor(config: PPOConfig, tokenizer: Any, template: Template, steps: i
             inference_copy=config.inference_copy,
             release=config.release_inference_cache,
             compiled=config.inference_compile,
+            graphs=config.inference_cuda_graphs,
         ),
         tokenizer=tokenizer,
         template=template,

@@ -29,11 +29,12 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         if setting in models:
             found += length_problems(models[setting], name, longest)
     if actor := models.get("actor_model"):
-        if config.inference_compile and not is_lean_config(actor):
-            found.append(
-                f"step3_ppo.inference_compile: sampling from a model of type {actor.get('model_type')} cannot be "
-                f"compiled, only from {', '.join(NORM_OFFSETS)}; leave it out"
-            )
+        for name, done in (("inference_compile", "compiled"), ("inference_cuda_graphs", "captured as graphs")):
+            if getattr(config, name) and not is_lean_config(actor):
+                found.append(
+                    f"step3_ppo.{name}: sampling from a model of type {actor.get('model_type')} cannot be {done}, only "
+                    f"from {', '.join(NORM_OFFSETS)}; leave it out"
+                )
         model = origin(actor, config.actor_model)
         if problem := sampling_problem(actor):
             found.append(f"step3_ppo.actor_model: {model} {problem}")

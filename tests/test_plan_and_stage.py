@@ -71,6 +71,12 @@ def model(folder: Path, **config: Any) -> str:
             ["--set", "step3_ppo.inference_compile=true"],
             "sampling from a model of type opt cannot be compiled, only from llama, mistral, qwen2, qwen3, gemma",
         ),
+        (
+            {"model_type": "opt"},
+            ["--set", "step3_ppo.inference_cuda_graphs=true"],
+            "sampling from a model of type opt cannot be captured as graphs, only from llama, mistral, qwen2, qwen3, ",
+        ),
+        ({}, ["--set", "step3_ppo.inference_cuda_graphs=true"], "step3_ppo.inference_cuda_graphs needs a GPU"),
         ({"max_position_embeddings": 500}, [], "but model has 500 positions; lower one of them by 12"),
     ],
 )

@@ -82,6 +82,10 @@ class CacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         cache = self.cache
+        if cache.column is not None:
+            self.keys[cache.rows].index_copy_(2, cache.column, key_states)
+            self.values[cache.rows].index_copy_(2, cache.column, value_states)
+            return
         start, end = cache.start, cache.start + key_states.shape[2]
         self.keys[cache.rows, :, start:end] = key_states
         self.values[cache.rows, :, start:end] = value_states
@@ -107,7 +111,8 @@ class SamplerCache(Cache):
     """All layers, and where keys and values of the next forward go.
 
     They go to the rows `rows`, into the columns from `start` on. A query of one token sees the first `shown` columns.
-    While `prefilling`, prompts see only themselves. `seen` is the length so far that transformers is told.
+    While `prefilling`, prompts see only themselves. `seen` is the length so far that transformers is told. A `column`,
+    a tensor of one number, stands for `start`, so that a graph of a step reads it anew each time.
     """
 
     def __init__(self, layers: int) -> None:
@@ -116,6 +121,7 @@ class SamplerCache(Cache):
         self.allocated = 0  # tokens
         self.reserved_rows = self.capacity = self.width = 0
         self.start = self.shown = self.seen = 0
+        self.column: Tensor | None = None
         self.prefilling = False
         self.rows = slice(0, 0)
 
@@ -169,12 +175,14 @@ class SamplerCache(Cache):
                 layer.keys[targets, :, :columns] = layer.keys[sources, :, :columns]
                 layer.values[targets, :, :columns] = layer.values[sources, :, :columns]
 
+    def storages(self) -> list[Tensor]:
+        """The memory that holds keys and values."""
+        return [t for layer in self.own if layer.is_initialized for t in (layer.key_storage, layer.value_storage)]
+
     def cost(self) -> tuple[int, int]:
         """Bytes of a row without tokens, and of each token of a row, once something has been written."""
-        storages = [t for layer in self.own if layer.is_initialized for t in (layer.key_storage, layer.value_storage)]
-        return 0, sum(t.numel() * t.element_size() for t in storages) // self.allocated
+        return 0, self.bytes() // self.allocated
 
     def bytes(self) -> int:
         """Memory that the cache takes now."""
-        storages = [t for layer in self.own if layer.is_initialized for t in (layer.key_storage, layer.value_storage)]
-        return sum(t.numel() * t.element_size() for t in storages)
+        return sum(t.numel() * t.element_size() for t in self.storages())

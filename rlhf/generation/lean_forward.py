@@ -10,7 +10,7 @@ cache, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,17 +59,26 @@ class LeanForward:
         attention = self.model.layers[0].self_attn
         self.head_size, self.scale = int(attention.head_dim), float(attention.scaling)
         self.group = int(attention.num_key_value_groups)
+        self._norm_weights: dict[Any, Tensor] = {}
+        self.cos_CE: Tensor | None = None
+        self.sin_CE: Tensor | None = None
 
     def begin(self, capacity: int) -> None:
-        """Read the weights of the norms, and compute the rotary tables of the first `capacity` positions."""
+        """Read the weights of the norms, and compute the rotary tables of the first `capacity` positions. They stay
+        where they are in memory if there is room, as graphs of a step read them there."""
         self.layers = [self._layer(layer) for layer in self.model.layers]
         self.final_norm = self._norm(self.model.norm)
         weight = self.model.norm.weight
         cos_1CE, sin_1CE = self.model.rotary_emb(weight, torch.arange(capacity, device=weight.device)[None])
-        self.cos_CE = cos_1CE[0]
         # rotation negates the half that moves to the front; the sign is put into the table
-        self.sin_CE = sin_1CE[0].clone()
-        self.sin_CE[:, : self.head_size // 2].neg_()
+        sin_CE = sin_1CE[0].clone()
+        sin_CE[:, : self.head_size // 2].neg_()
+        self.cos_CE, self.sin_CE = _in_place(self.cos_CE, cos_1CE[0]), _in_place(self.sin_CE, sin_CE)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """All that a forward reads: weights, buffers, and what `begin` made."""
+        yield from (*self.model.parameters(), *self.model.buffers(), *self._norm_weights.values())
+        yield from (table for table in (self.cos_CE, self.sin_CE) if table is not None)
 
     def _layer(self, layer: Any) -> _Layer:
         attention, mlp = layer.self_attn, layer.mlp
@@ -95,6 +104,7 @@ class LeanForward:
             weight, eps = module.weight, module.variance_epsilon
             return lambda x: F.rms_norm(x, shape, weight, eps)
         weight_fp32, eps = module.weight.float() + self.norm_offset, module.eps
+        weight_fp32 = self._norm_weights[module] = _in_place(self._norm_weights.get(module), weight_fp32)
         return lambda x: F.rms_norm(x.float(), shape, weight_fp32, eps).to(x.dtype)
 
     def __call__(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
@@ -108,6 +118,7 @@ class LeanForward:
     def _run(self, ids_BT: Tensor, positions_BT: Tensor, cache: SamplerCache, attention: Tensor | None) -> Tensor:
         rows, length = ids_BT.shape
         half, group = self.head_size // 2, self.group
+        assert self.cos_CE is not None and self.sin_CE is not None, "`begin` comes first"
         cos_BT1E, sin_BT1E = self.cos_CE[positions_BT, None], self.sin_CE[positions_BT, None]
         x = self.model.embed_tokens(ids_BT)
         bias: Tensor | None = None
@@ -150,3 +161,13 @@ class LeanForward:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
         ).transpose(1, 2)
+
+
+def _in_place(before: Tensor | None, value: Tensor) -> Tensor:
+    """`value`, written over the first rows of `before` if it has room for them."""
+    if before is None or len(before) < len(value):
+        return value
+    if (before.dtype, before.device, before.shape[1:]) != (value.dtype, value.device, value.shape[1:]):
+        return value
+    before[: len(value)] = value
+    return before

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from rlhf.errors import ConfigError
+from rlhf.generation.batch import Batch
 from rlhf.generation.drawing import Sampling, draw, uniforms
 from rlhf.generation.kv_cache import WIDTH_STEP, SamplerCache, round_up
 from rlhf.generation.lean_forward import LeanForward, is_lean
 from rlhf.generation.state_cache import StateCache, needs_own_cache
+from rlhf.generation.step_graphs import StepGraphs, graphs_problem
 from rlhf.models.attention import is_served, served
 from rlhf.models.causal_model import CausalModel, check_head, head_logits
 from rlhf.models.families import sampling_problem
@@ -30,6 +32,8 @@ from rlhf.training import distributed
 
 # Prompts are read in groups of at most this many tokens, to limit the memory of their activations.
 PREFILL_TOKENS = 8192
+# Batch sizes between a number and its double, when finished rows leave; a graph must be captured for each.
+BATCH_SIZES, GRAPHED_SIZES = 8, 2
 
 # (position, rows that are not finished, their new tokens, log-probabilities, which of them stopped), on the CPU
 Drawn = tuple[int, Tensor, Tensor, Tensor, Tensor]
@@ -50,34 +54,14 @@ class Generation:
         return [ids[mask].tolist() for ids, mask in zip(self.ids_BR, self.mask_BR, strict=True)]
 
 
-@dataclass
-class _Batch:
-    """The rows that are in the batch now: their places in the request, which have finished, their next input."""
-
-    row_B: Tensor  # on the CPU, as is `finished_B`
-    finished_B: Tensor
-    hidden_BD: Tensor
-    position_B: Tensor
-    random_BR: Tensor  # between 0 and 1
-    mask_BS: Tensor  # of the cache's columns; True counts
-    bias_B11S: Tensor | None  # the same, to be added to scores
-
-    def keep(self, places: Tensor) -> None:
-        on_device = places.to(self.position_B.device)
-        self.row_B, self.finished_B = self.row_B[places], self.finished_B[places]
-        self.position_B, self.mask_BS = self.position_B[on_device], self.mask_BS[on_device]
-        self.random_BR = self.random_BR[on_device]
-        if self.bias_B11S is not None:
-            self.bias_B11S = self.bias_B11S[on_device]
-
-
 class Sampler:
     """Draws responses from a causal language model (a transformers model or a `CausalModel`).
 
     `synced`: all ranks call the model equally often, as ZeRO-3 needs it: a rank that is done goes on until the others
     are done. `compaction`: finished rows leave the batch. `agree` makes what was drawn the same on ranks that generate
     together. `prefill_tokens`: of the prompts that are read at once. `compiled`: single tokens go through
-    torch.compile; raises ConfigError for a model that is not Llama-like. The cache keeps its memory until `release()`.
+    torch.compile; `graphs`: they are CUDA graphs (`StepGraphs`). Both raise ConfigError for a model that is not
+    Llama-like. The cache keeps its memory, and the graphs theirs, until `release()`.
     """
 
     def __init__(
@@ -90,6 +74,7 @@ class Sampler:
         agree: Callable[[Tensor], Tensor] | None = None,
         prefill_tokens: int = PREFILL_TOKENS,
         compiled: bool = False,
+        graphs: bool = False,
     ) -> None:
         self.lm = unwrap(model.lm if isinstance(model, CausalModel) else model)
         self.backbone = backbone(self.lm)
@@ -107,13 +92,24 @@ class Sampler:
         self.lean = is_served(self.lm)
         # under ZeRO-3 weights exist only while their module is called
         is_ours = self.lean and not synced and is_lean(self.lm)
-        if compiled and not is_ours:
-            why = "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
-            raise ConfigError(f"inference_compile: sampling {why} cannot be compiled; leave it out")
+        for setting, asked, done in (
+            ("inference_compile", compiled, "compiled"),
+            ("inference_cuda_graphs", graphs, "captured as graphs"),
+        ):
+            if asked and not is_ours:
+                why = (
+                    "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
+                )
+                raise ConfigError(f"{setting}: sampling {why} cannot be {done}; leave it out")
         self.forward = LeanForward(self.lm, compiled=compiled) if is_ours else None
         config = self.lm.config.get_text_config()
         self.keeps_state = needs_own_cache(config)
         self.cache: Any = StateCache(config) if self.keeps_state else SamplerCache(int(config.num_hidden_layers))
+        self.graphs: StepGraphs | None = None
+        if graphs and self.forward is not None:
+            if problem := graphs_problem(self.device, compiled=compiled, together=agree is not None):
+                raise ConfigError(f"inference_cuda_graphs {problem}")
+            self.graphs = StepGraphs(self.forward, self.cache)
 
     @property
     def device(self) -> torch.device:
@@ -125,7 +121,9 @@ class Sampler:
         self._cache_bytes = most_bytes
 
     def release(self) -> None:
-        """Give the cache's memory back."""
+        """Give back the memory of the cache and of the graphs, which are made for it."""
+        if self.graphs is not None:
+            self.graphs.drop()
         self.cache.release()
 
     def generate(
@@ -218,6 +216,8 @@ class Sampler:
         if self.forward is not None:
             self.forward.begin(longest + width)
         batch = self._prefill(prompts, finished_B, uniforms_BR.to(device), longest)
+        if self.graphs is not None:
+            self.graphs.check()
         for position in range(width):
             tokens_B, logprobs_B = draw(
                 head_logits(self.lm, batch.hidden_BD),
@@ -241,7 +241,7 @@ class Sampler:
                 tokens_B = self._compact(batch, tokens_B, longest + position)
             self._step(batch, tokens_B, longest + position)
 
-    def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, random_BR: Tensor, longest: int) -> _Batch:
+    def _prefill(self, prompts: Sequence[Sequence[int]], finished_B: Tensor, random_BR: Tensor, longest: int) -> Batch:
         """Read the prompts into the cache, equal ones only once, long ones first, in groups of like length."""
         device, cache = self.device, self.cache
         places: dict[tuple[int, ...], int] = {}
@@ -268,7 +268,7 @@ class Sampler:
         if self.lean:
             bias = torch.zeros(mask_BS.shape, dtype=hidden_UD.dtype, device=device)
             bias = bias.masked_fill_(~mask_BS, float("-inf"))[:, None, None]
-        return _Batch(torch.arange(len(prompts)), finished_B, hidden_UD[source_B], lengths_B, random_BR, mask_BS, bias)
+        return Batch(torch.arange(len(prompts)), finished_B, hidden_UD[source_B], lengths_B, random_BR, mask_BS, bias)
 
     def _read(self, prompts: list[tuple[int, ...]], first_row: int, longest: int) -> Tensor:
         """Prompts of one group into the cache's rows from `first_row`; hidden states of their last tokens [b, D]."""
@@ -291,7 +291,7 @@ class Sampler:
         cache.prefilling = True
         return self._forward(ids.to(self.device), attention, positions)
 
-    def _step(self, batch: _Batch, tokens_B: Tensor, column: int) -> None:
+    def _step(self, batch: Batch, tokens_B: Tensor, column: int) -> None:
         """Send one token of each row through the model; its keys and values go to `column`."""
         cache = self.cache
         cache.rows, cache.start, cache.seen = slice(0, len(tokens_B)), column, column
@@ -305,23 +305,16 @@ class Sampler:
             cache.shown = column + 1
             batch.mask_BS[:, column] = True
             attention = batch.mask_BS[:, : cache.shown]
-        batch.hidden_BD = self._forward(tokens_B[:, None], attention, batch.position_B[:, None])
+        ids, positions = tokens_B[:, None], batch.position_B[:, None]
+        step = self._forward if self.graphs is None else self.graphs
+        batch.hidden_BD = step(ids, attention, positions)
         batch.position_B = batch.position_B + 1
 
-    def _compact(self, batch: _Batch, tokens_B: Tensor, columns: int) -> Tensor:
-        """Take finished rows out of batch and cache: rows from the end move to their places. Returns the tokens left.
-
-        Only some batch sizes occur, about eight between a number and its double, so that there are few shapes.
-        """
-        live = int((~batch.finished_B).sum())
-        size = max(round_up(live, _rung(live)), 1)
-        if size >= len(tokens_B) or not live:
+    def _compact(self, batch: Batch, tokens_B: Tensor, columns: int) -> Tensor:
+        """Take finished rows out of batch and cache. Returns the tokens left."""
+        keep = batch.left(BATCH_SIZES if self.graphs is None else GRAPHED_SIZES)
+        if keep is None:
             return tokens_B
-        keep = torch.arange(size)
-        holes = batch.finished_B[:size].nonzero()[:, 0]
-        movers = size + (~batch.finished_B[size:]).nonzero()[:, 0]
-        holes = holes[: len(movers)]
-        keep[holes] = movers
         on_device = keep.to(tokens_B.device)
         self.cache.rearrange(on_device, columns)
         batch.keep(keep)
@@ -343,8 +336,3 @@ class Sampler:
 
     def _all_done(self, done: bool) -> bool:
         return done if not self.synced else distributed.max_over_ranks(not done) == 0
-
-
-def _rung(rows: int) -> int:
-    """The step between batch sizes near `rows`: 1 below 16, 2 below 32, 4 below 64, …"""
-    return max(1, 1 << max(rows.bit_length() - 4, 0))

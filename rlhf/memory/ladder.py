@@ -15,6 +15,8 @@ from rlhf.memory.workload import Workload
 from rlhf.stage_config import RunSettings
 
 Changes = dict[str, Any]
+# Settings of the sampling that weights which ZeRO-3 gathers do not allow.
+OF_WHOLE_WEIGHTS = ("inference_compile", "inference_cuda_graphs")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Rung:
 
 def _has(config: RunSettings, name: str) -> bool:
     return name in type(config).model_fields
+
+
+def _off(config: RunSettings, *names: str) -> Changes:
+    """Those of the settings that are on, switched off."""
+    return {name: False for name in names if getattr(config, name, False)}
 
 
 def _checkpointing(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
@@ -57,7 +64,9 @@ def _sharded(config: RunSettings, work: Workload, machine: Machine) -> list[Chan
     frozen = {field: 3 for role, field in config.frozen_models.items() if stages.get(role, 3) != 3}
     two = {field: 2 for role, field in config.engine_settings().items() if stages[role] < 2}
     three = {field: 3 for role, field in config.engine_settings().items() if stages[role] < 3}
-    off = {name: False for name in ("compile", "reuse_forward") if _has(config, name) and getattr(config, name)}
+    off = _off(config, "compile", "reuse_forward")
+    if getattr(config, "inference_copy", "auto") == "off":
+        off |= _off(config, *OF_WHOLE_WEIGHTS)
     return [change for change in (two, frozen, {**three, **off}, {**frozen, **three, **off}) if change]
 
 
@@ -70,7 +79,7 @@ def _cut(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]
         return []
     s = work.role(work.rollout.role).shape
     return [
-        {"inference_tp_size": size}
+        {"inference_tp_size": size, **_off(config, "inference_cuda_graphs")}
         for size in (2, 4, 8)
         if size > work.rollout.parallel and not (machine.ranks % size or s.heads % size or s.kv_heads % size)
     ]
@@ -85,18 +94,18 @@ def _offload(config: RunSettings, work: Workload, machine: Machine) -> list[Chan
 
 
 def _adapters(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
-    off = {"compile": False} if getattr(config, "compile", False) else {}
+    off = _off(config, "compile")
     return [{"lora_rank": 64, **off}] if _has(config, "lora_rank") and not getattr(config, "lora_rank", 0) else []
 
 
 def _uncopied(config: RunSettings, work: Workload, machine: Machine) -> list[Changes]:
     if not work.rollout or not work.rollout.copied or not _has(config, "inference_copy"):
         return []
-    return [{"inference_copy": "off", "inference_tp_size": 1}]
+    return [{"inference_copy": "off", "inference_tp_size": 1, **_off(config, *OF_WHOLE_WEIGHTS)}]
 
 
 LADDER = (
-    Rung("memory of the rollout freed after it", "the copy is allocated again", _released),
+    Rung("memory of the rollout freed after it", "the copy is allocated again, and graphs are captured", _released),
     Rung("activation checkpointing", "a third more time for training", _checkpointing),
     Rung("a smaller micro-batch", "less work at a time for each GPU", _smaller),
     Rung("ZeRO", "more traffic between the ranks", _sharded),

@@ -36,7 +36,7 @@ class HybridEngine:
     is bf16 where the hardware computes in it, else the training dtype. `inference_copy`: "auto" makes a copy if it
     would differ from the training weights; "on" always (on a CPU its layout is faster); "off" never: the training
     module generates, and ZeRO-3 gathers the weights layer by layer for every token. `release`: leaving `generating()`
-    frees the copy and the KV cache. `compiled`: as in `Sampler`.
+    frees the copy, the KV cache and CUDA graphs. `compiled`, `graphs`: as in `Sampler`.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class HybridEngine:
         inference_copy: Literal["auto", "on", "off"] = "auto",
         release: bool = True,
         compiled: bool = False,
+        graphs: bool = False,
     ) -> None:
         self.train, self.release = train, release
         self.seconds = {"refresh": 0.0, "generate": 0.0, "release": 0.0}
@@ -69,6 +70,7 @@ class HybridEngine:
             synced=self.copy is None and train.zero_stage == 3,
             agree=None if self.group is None else self._agree,
             compiled=compiled,
+            graphs=graphs,
         )
         self._sampler = sampler
         self.sampler: Any = sampler if self.group is None else GroupSampler(sampler, self.group)

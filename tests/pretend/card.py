@@ -122,6 +122,8 @@ def pretend_hardware(hardware: Any) -> None:
 def _patch_cuda(card: Card) -> None:
     import torch
 
+    from tests.pretend import graphs
+
     _library.pretend_limit(ctypes.c_longlong(card.memory))
     major, minor = card.capability
     properties = types.SimpleNamespace(
@@ -146,6 +148,7 @@ def _patch_cuda(card: Card) -> None:
         "mem_get_info": giving(lambda: (card.memory - library.pretend_live(), card.memory)),
         "Stream": _Stream, "Event": _Event, "stream": _in_stream,
         "current_stream": giving(_Stream), "default_stream": giving(_Stream),
+        "CUDAGraph": graphs.Graph, "graph_pool_handle": giving(graphs.pool_handle),
         # kernels draw from the CPU's generator, which is seeded by itself
         "get_rng_state": giving(torch.get_rng_state),
         "set_rng_state": lambda state, device=None: torch.set_rng_state(state.cpu()),
@@ -156,6 +159,7 @@ def _patch_cuda(card: Card) -> None:
         setattr(torch.cuda, name, value)
     _kernels_of_cuda_alone()
     torch.Tensor.record_stream = lambda self, s: None
+    torch._C._host_emptyCache = lambda: None
     torch.version.cuda = "13.0"
     device = torch.device("cuda")
     torch.accelerator.is_available = lambda: True

@@ -28,7 +28,9 @@ def _said(folder: Path) -> list[str]:
 def test_memory_and_seconds_are_told(run_on_gpu: Callable[..., list[Any]], tmp_path: Path) -> None:
     (lines,) = run_on_gpu(_said, tmp_path)
     assert lines[0].endswith(": good")
-    assert sum("ms a token; weights alone" in line for line in lines) == 2
+    assert sum("ms a token; weights alone" in line for line in lines) == 4
+    (graphs,) = (line for line in lines if " graphs, " in line)
+    assert int(graphs.split()[0]) > 0 and graphs.endswith("100% of the tokens as without: good")
     assert lines[-1].startswith("opt 6M, ZeRO-2, 2") and lines[-1].endswith(": good")
     iterations = [line for line in lines if "iteration " in line]
     rooms = [float(line.rpartition(" GB")[0].rpartition(" ")[2]) for line in iterations]

@@ -39,6 +39,11 @@ from step3_ppo.spec import SPEC
         ),
         ({"inference_tp_size": 3}, "step3_ppo.inference_tp_size=3 does not divide the 4 ranks of a node; try 1, 2, 4"),
         ({"inference_dtype": "fp16"}, "step3_ppo.inference_dtype=fp16 needs a GPU"),
+        ({"inference_cuda_graphs": True}, "step3_ppo.inference_cuda_graphs needs a GPU; leave it out"),
+        (
+            {"inference_copy": "off", "actor_zero_stage": 3, "inference_compile": True},
+            "step3_ppo.inference_compile: ZeRO-3 gathers weights layer by layer where inference_copy is off; drop one",
+        ),
         ({"ptx_coef": 1.0}, "step3_ppo.ptx_coef is set but ptx_data is empty: it has no effect; give --ptx-data"),
         ({"ptx_length": 64}, "step3_ppo.ptx_length is set but ptx_data is empty: it has no effect; give --ptx-data"),
         ({"ema": False, "ema_decay": 0.9}, "step3_ppo.ema_decay is set but ema is off: it has no effect"),
@@ -116,6 +121,25 @@ def test_settings_at_odds_are_one_line_with_a_way_out(values: dict[str, Any], li
 )
 def test_settings_that_go_together_have_no_problems(values: dict[str, Any]) -> None:
     assert PPOConfig(**values).problems(Machine(ranks=4)) == []
+
+
+@pytest.mark.parametrize(
+    "values, line",
+    [
+        ({"inference_compile": True}, "step3_ppo.inference_cuda_graphs does not go with inference_compile; drop one"),
+        ({"inference_tp_size": 2}, "step3_ppo.inference_cuda_graphs does not go with inference_tp_size=2, whose ranks"),
+        (
+            {"inference_copy": "off", "actor_zero_stage": 3},
+            "step3_ppo.inference_cuda_graphs: ZeRO-3 gathers weights layer by layer where inference_copy is off; drop",
+        ),
+    ],
+)
+def test_graphs_go_with_what_a_gpu_can_start_at_once(values: dict[str, Any], line: str) -> None:
+    gpus = Machine(ranks=4, gpus=True, bf16=True)
+    assert PPOConfig(inference_cuda_graphs=True).problems(gpus) == []
+    assert PPOConfig(inference_cuda_graphs=True, inference_copy="off", actor_zero_stage=2).problems(gpus) == []
+    (problem,) = PPOConfig(**values, inference_cuda_graphs=True).problems(gpus)
+    assert problem.startswith(line)
 
 
 def test_all_problems_come_together() -> None:

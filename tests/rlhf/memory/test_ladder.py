@@ -65,6 +65,22 @@ def test_reuse_and_compilation_end_where_weights_are_gathered() -> None:
     assert whole["compile"] is False and whole["reuse_forward"] is False
 
 
+def test_what_a_change_does_not_go_with_is_switched_off() -> None:
+    """The plan would refuse what it advises: graphs of a copy that is cut, a compiled forward of gathered weights."""
+    eight = Machine(ranks=8, gpus=True, bf16=True)
+    graphs = {"inference_cuda_graphs": False}
+    found = tried(PPOConfig(inference_cuda_graphs=True, inference_copy="on"), eight)
+    assert {"inference_tp_size": 2, **graphs} in found
+    assert {"inference_copy": "off", "inference_tp_size": 1, **graphs} in found
+    for name in ("inference_cuda_graphs", "inference_compile"):
+        config = PPOConfig(**{name: True})  # type: ignore[arg-type]
+        for changes in tried(config, eight):
+            assert not config.model_copy(update=changes).problems(eight), changes
+        config = config.model_copy(update={"inference_copy": "off"})
+        (gathered, *_) = (changes for changes in tried(config, eight) if changes.get("actor_zero_stage") == 3)
+        assert gathered[name] is False and not config.model_copy(update=gathered).problems(eight)
+
+
 def test_memory_that_was_kept_is_given_back_first() -> None:
     one = Machine(gpus=True, bf16=True)
     assert tried(PPOConfig(release_inference_cache=False), one)[0] == {"release_inference_cache": True}
