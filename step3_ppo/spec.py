@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data import preflight
-from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
+from rlhf.generation.lean_families import NORM_OFFSETS, unlean
 from rlhf.hardware import Machine
 from rlhf.models.families import sampling_problem
 from rlhf.models.names import length_problems, origin, resolve
@@ -30,10 +30,10 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
             found += length_problems(models[setting], name, longest)
     if actor := models.get("actor_model"):
         for name, done in (("inference_compile", "compiled"), ("inference_cuda_graphs", "captured as graphs")):
-            if getattr(config, name) and not is_lean_config(actor):
+            if getattr(config, name) and (what := unlean(actor)):
                 found.append(
-                    f"step3_ppo.{name}: sampling from a model of type {actor.get('model_type')} cannot be {done}, only "
-                    f"from {', '.join(NORM_OFFSETS)}; leave it out"
+                    f"step3_ppo.{name}: sampling from a model {what} cannot be {done}, only from "
+                    f"{', '.join(NORM_OFFSETS)} without windows; leave it out"
                 )
         model = origin(actor, config.actor_model)
         if problem := sampling_problem(actor):

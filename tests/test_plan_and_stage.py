@@ -76,6 +76,16 @@ def model(folder: Path, **config: Any) -> str:
             ["--set", "step3_ppo.inference_cuda_graphs=true"],
             "sampling from a model of type opt cannot be captured as graphs, only from llama, mistral, qwen2, qwen3, ",
         ),
+        (
+            {"model_type": "mistral", "sliding_window": 4096},
+            ["--set", "step3_ppo.inference_compile=true"],
+            "sampling from a model with windows cannot be compiled, only from llama, mistral, qwen2, qwen3, gemma with",
+        ),
+        (
+            {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            ["--set", "step3_ppo.inference_compile=true"],
+            "sampling from a model with rotary tables of type dynamic cannot be compiled, only from llama, ",
+        ),
         ({}, ["--set", "step3_ppo.inference_cuda_graphs=true"], "step3_ppo.inference_cuda_graphs needs a GPU"),
         ({"max_position_embeddings": 500}, [], "but model has 500 positions; lower one of them by 12"),
     ],

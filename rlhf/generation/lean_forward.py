@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rlhf.generation.kv_cache import SamplerCache
-from rlhf.generation.lean_families import NORM_OFFSETS, is_lean_config
+from rlhf.generation.lean_families import NORM_OFFSETS, unlean
 from rlhf.models.attention import products, suits_products
 
 # Layers of the same input that may have been made into one: its name → the layers that it is made of.
@@ -42,7 +42,7 @@ class _Layer:
 
 def is_lean(lm: Any) -> bool:
     """Whether `LeanForward` knows a model. Its attention must also be plain (`attention.is_served`)."""
-    return is_lean_config(lm.config.to_dict())
+    return not unlean(lm.config.to_dict())
 
 
 class LeanForward:

@@ -21,6 +21,7 @@ from rlhf.errors import ConfigError
 from rlhf.generation.batch import Batch
 from rlhf.generation.drawing import Sampling, draw, uniforms
 from rlhf.generation.kv_cache import WIDTH_STEP, SamplerCache, round_up
+from rlhf.generation.lean_families import unlean
 from rlhf.generation.lean_forward import LeanForward, is_lean
 from rlhf.generation.state_cache import StateCache, needs_own_cache
 from rlhf.generation.step_graphs import StepGraphs, graphs_problem
@@ -97,9 +98,9 @@ class Sampler:
             ("inference_cuda_graphs", graphs, "captured as graphs"),
         ):
             if asked and not is_ours:
-                why = (
-                    "on weights that ZeRO-3 gathers" if synced else f"from a model of type {self.lm.config.model_type}"
-                )
+                config = self.lm.config.to_dict()
+                what = unlean(config) or f"of type {config['model_type']} as it is"
+                why = "on weights that ZeRO-3 gathers" if synced else f"from a model {what}"
                 raise ConfigError(f"{setting}: sampling {why} cannot be {done}; leave it out")
         self.forward = LeanForward(self.lm, compiled=compiled) if is_ours else None
         config = self.lm.config.get_text_config()

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from rlhf.errors import ConfigError
 from rlhf.generation.drawing import Sampling
 from rlhf.generation.lean_families import NORM_OFFSETS as FAMILIES
+from rlhf.generation.lean_families import unlean
 from rlhf.generation.sampler import Generation, Sampler
 from step3_ppo.hybrid.inference_copy import InferenceCopy
 from tests.helpers import tiny
@@ -75,6 +76,16 @@ def test_layers_that_are_packed_as_one_say_what_they_said_alone(family: str) -> 
     agree(generate(Sampler(copy.lm, pad_token_id=0)), generate(Sampler(model, pad_token_id=0)), 2e-5)
 
 
+def test_layers_of_a_model_with_windows_are_packed_one_by_one() -> None:
+    """Its forward is transformers', which calls each of them: packed as one, all three were computed three times."""
+    windowed = tiny.tiny_lm("mistral")
+    windowed.config.sliding_window = 4
+    copy = InferenceCopy(windowed, dtype=torch.float32, device=torch.device("cpu"), group=None)
+    copy.refresh()
+    assert not hasattr(copy.lm.model.layers[0].self_attn, "qkv_proj")
+    agree(generate(Sampler(copy.lm, pad_token_id=0)), generate(Sampler(windowed, pad_token_id=0)), 2e-5)
+
+
 @pytest.mark.slow
 def test_compiled_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way but the last, the compiler's own kernels: those take a minute and a C++ compiler."""
@@ -91,7 +102,31 @@ def test_compiled_it_says_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:
+    windowed = tiny.tiny_lm("mistral")
+    windowed.config.sliding_window = 4
+    with pytest.raises(ConfigError, match="sampling from a model with windows cannot be compiled"):
+        Sampler(windowed, pad_token_id=0, compiled=True)
     with pytest.raises(ConfigError, match="model of type opt cannot be compiled"):
         Sampler(tiny.tiny_lm("opt"), pad_token_id=0, compiled=True)
     with pytest.raises(ConfigError, match="ZeRO-3 gathers"):
         Sampler(tiny.tiny_lm("llama"), pad_token_id=0, synced=True, compiled=True)
+
+
+@pytest.mark.parametrize(
+    "config, what",
+    [
+        ({"model_type": "llama"}, ""),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "llama3"}}, ""),
+        ({"model_type": "llama", "rope_scaling": {"type": "dynamic"}}, "with rotary tables of type dynamic"),
+        ({"model_type": "mistral", "sliding_window": None}, ""),
+        ({"model_type": "mistral", "sliding_window": 4096}, "with windows"),
+        ({"model_type": "qwen2", "sliding_window": 131072, "use_sliding_window": False}, ""),
+        ({"model_type": "qwen2", "sliding_window": 131072}, ""),  # off unless it is said
+        ({"model_type": "qwen2", "sliding_window": 4096, "use_sliding_window": True}, "with windows"),
+        ({"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]}, "with windows"),
+        ({"model_type": "gpt2"}, "of type gpt2"),
+    ],
+)
+def test_a_plan_knows_by_the_config_alone(config: dict[str, Any], what: str) -> None:
+    """The plan let a windowed Mistral pass with `inference_compile`, and the run refused it."""
+    assert unlean(config) == what
