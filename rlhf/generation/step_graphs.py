@@ -74,7 +74,7 @@ class Capture:
         self.pool = None
 
 
-@dataclass
+@dataclass(eq=False)
 class _Step:
     """A graph with the tensors that it reads, and the hidden states that it writes."""
 

@@ -129,6 +129,15 @@ def test_more_rows_and_longer_prompts_move_the_cache() -> None:
     assert before and not set(map(id, before)) & set(map(id, own._steps.values()))
 
 
+def test_nothing_is_captured_where_no_column_is_left_to_try_it_in(capfd: pytest.CaptureFixture[str]) -> None:
+    """The second token of the width 32 is its last."""
+    prompts = [[*range(3, 33)], [*range(5, 33)]]
+    sampler, own = graphed(tiny_lm())
+    few = Sampling(max_new_tokens=6, temperature=0)
+    equal(generate(sampler, prompts, few), generate(Sampler(sampler.lm, pad_token_id=0), prompts, few))
+    assert list(own._steps) == [(2, 64)] and capfd.readouterr().err == ""
+
+
 def test_prompts_in_groups_of_the_cache_share_graphs() -> None:
     """The second group is laid out in the same memory."""
     sampler, own = graphed(tiny_lm())

@@ -82,5 +82,5 @@ def test_graphs_say_what_the_plain_forward_says(
     assert third["inside"] >= second["inside"] and third["left"] == 0
     assert fourth["made"] == fourth["inside"] == fourth["left"] > 0
     if not is_real():
-        # each capture is compared once; nothing else makes the host wait
-        assert [rollout["waits"] for rollout in rollouts] == [rollout["made"] for rollout in rollouts]
+        # each capture is compared once; nothing else makes the host wait, but for what the first rollout measures
+        assert [rollout["waits"] for rollout in rollouts[1:]] == [rollout["made"] for rollout in rollouts[1:]]
