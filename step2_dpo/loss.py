@@ -52,10 +52,10 @@ def baseline_of(ratio_sum: float, count: int) -> float:
 
 
 def kl_estimates(ref_N: Tensor, new_N: Tensor) -> Tensor:
-    """e^r − 1 − r with r = new − ref of each token, in nats: under tokens of the reference its mean is the KL from the
-    reference to the policy (Schulman 2020, k3). Never below 0: r = −1 → 0.3679."""
-    r_N = new_N - ref_N
-    return r_N.exp() - 1 - r_N
+    """r² / 2 with r = new − ref of each token, in nats (Schulman 2020, k2): near the reference the KL between the two,
+    whichever of them the tokens come from; r = −1 → 0.5. Held-out responses come from neither, where k1 may be below 0
+    and k3, e^r − 1 − r, counts 3,000 nats for one token that the reference finds e^8 times less likely."""
+    return (new_N - ref_N).square() / 2
 
 
 def held_out_figures(rewards_B2: Tensor, losses_B: Tensor, kl_B: Tensor, *, sources: Sequence[str]) -> dict[str, float]:

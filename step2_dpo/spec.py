@@ -73,7 +73,7 @@ LAYOUT = Layout(
             ("dpo/chosen_reward", "dpo/rejected_reward"),
             "beta · log-ratio to the reference, held-out responses; below 0 both became less likely",
         ),
-        Chart("KL to the reference", ("dpo/kl",), "nats per response, estimated on held-out responses", floor=0),
+        Chart("KL to the reference", ("dpo/kl",), "nats per response, estimated on held-out ones (r² / 2)", floor=0),
         Chart("Baseline", ("dpo/baseline", "dpo/eval_baseline"), "z0 of kto: nats per mismatched response", floor=0),
         Chart("Gradient norm", ("dpo/grad_norm",), "before clipping", floor=0),
         Chart("Learning rate", ("dpo/learning_rate",), floor=0, noisy=False),
