@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
+import numpy as np
+
+from data.blend import stage_of
 from data.config import DataSettings, PretrainingMixSettings, SourceSettings
 from data.divide import KINDS, NEEDS
 from data.encode import Kind
-from data.example import Example
+from data.example import Example, prompt_hash
 from data.hub import unreachable
 from data.kept import Kept
 from data.reading import Reader
@@ -17,6 +21,7 @@ from data.sources import parse
 from data.store import unmapped
 from rlhf.errors import UserError
 from rlhf.files import is_text
+from rlhf.template import Message
 
 LOOK_AT = 2000  # rows of each source; the rest is checked when it is read
 
@@ -105,6 +110,28 @@ def look_at(
         trained = len(settings.data_path) if isinstance(settings, DataSettings) else len(readers)
         for group in (readers[:trained], readers[trained:], held_out):
             found += kept.problems({column for reader in group for column in reader.columns}) if group else []
+    return found
+
+
+def unusual_prompts(settings: DataSettings) -> dict[str, list[Message]]:
+    """Prompts of stage 3 that are more than questions and answers (a turn of the system, tools, calls), by their
+    places: the first one of each form among the first rows of each source. Sources that cannot be read have none."""
+    found: dict[str, list[Message]] = {}
+    forms = set()
+    for number, spec in enumerate([*settings.data_path, *settings.eval_data_path]):
+        source = parse(spec)
+        if source.hub:
+            continue
+        with contextlib.suppress(UserError):
+            for place, example in Reader(source, settings, limit=LOOK_AT):
+                form = tuple((m["role"], *(set(m) - {"role", "content"})) for m in example.prompt)
+                if form in forms or all(turn in (("user",), ("assistant",)) for turn in form):
+                    continue
+                key = np.array([prompt_hash(example.prompt)], np.uint64)
+                stage = stage_of(key, settings.shares, seed=settings.data_seed)[0]
+                if number >= len(settings.data_path) or stage == 3:
+                    forms.add(form)
+                    found[str(place)] = list(example.prompt)
     return found
 
 

@@ -18,7 +18,7 @@ from step3_ppo.estimators import ESTIMATORS
 from step3_ppo.gate import gate_problems
 from step3_ppo.held_out import HELD_OUT_NAME
 from step3_ppo.hybrid.parallel_sizes import parallel_problems
-from step3_ppo.rewards.listed import evaluated_as, kept_of, listed_problems, needs_reward_model
+from step3_ppo.rewards.listed import evaluated_as, judge_problems, kept_of, listed_problems, needs_reward_model
 from step3_ppo.workload import workload
 
 
@@ -47,7 +47,8 @@ def problems(config: PPOConfig, models: Models, machine: Machine) -> list[str]:
         if None not in vocabularies and vocabularies[0] != vocabularies[1]:
             found.append(OTHER_TOKENS)
     found += listed_problems(config, ask_hub=not machine.described)
-    return found + preflight.problems(config, stage=3, ask_hub=not machine.described, kept=kept_of(config))
+    found += preflight.problems(config, stage=3, ask_hub=not machine.described, kept=kept_of(config))
+    return found or judge_problems(config, models)
 
 
 def _vocabulary(name: str) -> dict[str, int] | None:

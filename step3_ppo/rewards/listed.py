@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from data.kept import Kept
+from data.preflight import unusual_prompts
 from rlhf.config import build_leniently
-from rlhf.models.names import check_model, length_problems, read_config, resolve, template_problems
+from rlhf.errors import ModelError
+from rlhf.models.names import check_model, length_problems, origin, read_config, resolve, template_problems
 from rlhf.rewards.functions import look_at
 from rlhf.rewards.names import TRAINED
 from rlhf.rewards.signature import needed_columns
@@ -48,6 +50,39 @@ def listed_problems(config: PPOConfig, *, ask_hub: bool = True) -> list[str]:
         found += [line.replace(f"--reward {name}", reward.flag, 1) for line in wrong]
         if reward.kind == "model" and not wrong:
             found += length_problems(read_config(name), name, longest) + gate_problems(read_config(name), config)
+    return found
+
+
+def judge_problems(config: PPOConfig, models: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each reward model with a template of its own that cannot render prompts of stage 3: one that refuses a
+    turn of the system, or does not write calls of tools. `models` are the config.json of those that stages make."""
+    trained = origin(models.get("reward_model", {}), config.reward_model)
+    judges = {reward.flag: reward.target for reward in config.rewards if reward.kind == "model"}
+    if config.is_scored_by_model:
+        judges["reward_model"] = trained
+    actor = origin(models.get("actor_model", {}), config.actor_model)
+    judges = {flag: name for flag, name in judges.items() if name != actor and Path(resolve(name)).is_dir()}
+    prompts = unusual_prompts(config) if judges else {}
+    if not prompts:
+        return []
+    from rlhf.models.loading import load_tokenizer  # torch, transformers
+    from rlhf.models.reward_model import same_tokens
+    from rlhf.template import Template
+
+    def template_of(name: str) -> Template:
+        return Template(load_tokenizer(name, trust_remote_code=config.trust_remote_code))
+
+    found, of_actor = [], template_of(actor) if Path(resolve(actor)).is_dir() else None
+    for flag, name in judges.items():
+        template = template_of(name)
+        if of_actor and same_tokens(of_actor, template):  # then it reads the actor's tokens
+            continue
+        for place, prompt in prompts.items():
+            try:
+                template.render(prompt)
+            except ModelError as error:
+                found.append(f"{flag}: {name} cannot read the prompt of {place}: {error}; leave such rows out")
+                break
     return found
 
 
