@@ -40,8 +40,10 @@ def announce(report: Mapping[str, Any]) -> None:
     for part in ("train", "held_out"):
         counts = report[part]
         name = part.replace("_", "-")
-        for what, count in [*counts["dropped"].items(), *counts["cut"].items()]:
-            say(f"{name} rows {'left out' if what in counts['dropped'] else 'kept'}: {count:,} × {what}")
+        for line in said_of_left_out(part, counts["dropped"]):
+            say(line)
+        for what, count in counts["cut"].items():
+            say(f"{name} rows kept: {count:,} × {what}")
         if turns := said_of_turns(counts):
             say(f"{name} rows: {turns}")
         lost, offered = sum(counts["dropped"].values()), counts["rows"] + sum(counts["dropped"].values())
@@ -59,6 +61,26 @@ def said_of_turns(counts: Mapping[str, Any]) -> str:
         return ""
     lost = f"; {unlearned:,} are not (cut with their prompt, empty, or with the end token in them)" if unlearned else ""
     return f"{turns:,} assistant turns are learned{lost}"
+
+
+def said_of_left_out(part: str, dropped: Mapping[str, int]) -> list[str]:
+    """Which rows of a part ("train" or "held_out") are left out, and why."""
+    return [f"{part.replace('_', '-')} rows left out: {count:,} × {what}" for what, count in dropped.items()]
+
+
+def said_of_kinds(part: str, good: int, bad: int) -> str:
+    """How many single responses of a part are good, and how many bad."""
+    return f"{part.replace('_', '-')} responses: {good:,} good, {bad:,} bad"
+
+
+def of_one_kind(part: str, good: int, bad: int) -> str:
+    """What is wrong where all responses of a part are good, or all bad; else nothing."""
+    if good and bad:
+        return ""
+    line = f"all {part.replace('_', '-')} responses are {'good' if good else 'bad'}"
+    if part == "train":
+        return f"{line}: this stage needs both kinds; give rows with a label, or pairs, of both"
+    return f"{line}, so there are no figures that compare both; a larger eval_ratio or --eval-data-path helps"
 
 
 def say_empty(source: str, files: Sequence[str]) -> None:

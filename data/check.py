@@ -7,15 +7,17 @@ from typing import Any
 
 import click
 
+from data.announcement import said_of_kinds
 from data.config import DataSettings
-from data.divide import KINDS, divide, open_all
+from data.divide import open_all
 from data.encode import Learn
 from data.findings import PLACES, Finding, of_leakage, of_repeats, of_source
-from data.lengths import histogram, of_lengths, of_turns, token_lengths
+from data.lengths import histogram, of_judged, of_lengths, of_turns, token_lengths
+from data.method import OPTIONS, Method, method_options
 from data.preflight import look_at
 from data.show import LEARN, show_blend
 from rlhf.command import Command
-from rlhf.config import build, given, groups_of, options
+from rlhf.config import groups_of, options
 from rlhf.console import say
 from rlhf.console.screen import screen
 from rlhf.console.text import clean
@@ -24,24 +26,32 @@ from rlhf.errors import EXIT_DONE, EXIT_USER, DataError
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-@click.command("python -m data.check", cls=Command, groups={**groups_of(DataSettings), "Lengths": ["model", "learn"]})
+@click.command(
+    "python -m data.check",
+    cls=Command,
+    groups={**groups_of(DataSettings), "Method": OPTIONS, "Lengths": ["model", "learn"]},
+)
 @options(DataSettings)
 @click.option("--model", help="model whose tokenizer and template measure lengths: a folder, a hub name or an alias")
+@method_options
 @LEARN
-def main(model: str | None, learn: Learn, **flags: Any) -> int:
+def main(model: str | None, learn: Learn, method: str, learn_demonstrations: bool, **flags: Any) -> int:
     """Check the sources without training: broken rows, answers that teach nothing, repeats, leakage, lengths.
 
     Ends with exit code 2 when a row would stop a run.
     """
-    settings = build(DataSettings, given(flags), where="")
+    run = Method.of(method, flags, demonstrations=learn_demonstrations)
+    settings = run.settings
     if not settings.data_path:
         raise DataError("data_path is needed: give --data-path a file, a folder or a hub dataset")
     reading = settings.model_copy(update={"skip_bad_rows": True})  # to find all of them
-    if found := look_at([*settings.data_path, *settings.eval_data_path], reading):
+    if found := look_at([*settings.data_path, *settings.eval_data_path], reading, **run.needs):
         raise DataError(*found)
     stores, evaluation = open_all(reading)
-    show_blend([*stores, *evaluation], {s: divide(stores, evaluation, reading, stage=s) for s in KINDS}, settings)
-    findings = [finding for store in [*stores, *evaluation] for finding in of_source(store)]
+    everything, divisions = [*stores, *evaluation], run.divisions(stores, evaluation)
+    show_blend(everything, divisions, settings)
+    elsewhere = settings.read_elsewhere
+    findings = [finding for store in everything for finding in of_source(store, run.kinds.values(), elsewhere)]
     findings += of_repeats(stores)
     findings += of_leakage(stores, evaluation, settings)
     if model:
@@ -55,7 +65,13 @@ def main(model: str | None, learn: Learn, **flags: Any) -> int:
             say("\n".join(histogram(name, measured.tokens, limit)))
         findings += of_lengths(stores, lengths, settings)
         findings += of_turns(stores, template, settings, learn=learn)
+        if run.kinds[2] == "unpaired":
+            findings += of_judged(everything, divisions[2][:2], template, settings)
     else:
+        if run.kinds[2] == "unpaired":
+            for part, table in zip(("train", "held_out"), divisions[2][:2], strict=True):
+                good = int(table[:, 2].sum())
+                say(said_of_kinds(part, good, len(table) - good))
         say("lengths in tokens are measured when --model is given")
     return show(findings)
 

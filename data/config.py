@@ -36,6 +36,7 @@ class DataSettings(SourceSettings):
         "Data": (
             *("data_path", "eval_data_path", "columns", "max_prompt_length", "max_response_length", "max_samples"),
             *("max_eval_samples", "data_split", "eval_ratio", "prompt_truncation", "response_truncation"),
+            *("read_elsewhere",),
         )
     }
 
@@ -44,6 +45,9 @@ class DataSettings(SourceSettings):
         "SOURCE[:weight], a file, a folder, a glob, an address such as s3://… or a hub dataset; repeatable",
     )
     eval_data_path: list[str] = setting([], "held-out rows; default: a part of each source; repeatable")
+    read_elsewhere: list[str] = setting(
+        [], "columns that another stage reads, or * for all: not named as unused; repeatable", resumable=True
+    )
     data_split: str = setting("2,4,4", "shares of the prompts for stages 1, 2 and 3, such as 2,4,4", alike=True)
     eval_ratio: float = setting(0.05, "held-out share of the prompts of each source", alike=True, gt=0, lt=1)
     max_samples: int | None = setting(None, "largest number of rows that a stage trains on", ge=1)
@@ -74,6 +78,16 @@ class DataSettings(SourceSettings):
         """`data_split` as numbers."""
         first, second, third = (float(p) for p in self.data_split.split(","))
         return first, second, third
+
+
+class PreferenceSettings(DataSettings):
+    """The same of a method without stage 3: the pairs of its prompts are learned too; stage 1 keeps the prompts that it
+    has."""
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        first, second, third = super().shares
+        return first, second + third, 0.0
 
 
 class PretrainingMixSettings(SourceSettings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 from typing import Literal
@@ -14,7 +14,7 @@ import numpy as np
 from data.blend import is_held_out, stage_of
 from data.config import DataSettings
 from data.example import content_hash
-from data.remarks import counted
+from data.remarks import counted, remarks_of
 from data.store import Store
 
 Level = Literal["error", "warning", "note"]
@@ -34,15 +34,16 @@ class Finding:
     places: tuple[str, ...] = ()
 
 
-def of_source(store: Store) -> list[Finding]:
-    """Rows that cannot be used, answers that teach nothing, and whether length tells chosen from rejected."""
+def of_source(store: Store, kinds: Iterable[str] = (), elsewhere: Sequence[str] = ()) -> list[Finding]:
+    """Rows that cannot be used, answers that teach nothing, and whether length tells chosen from rejected; `kinds` are
+    those of the rows that the stages read, `elsewhere` columns that something else reads."""
     name, info = store.source.name, store.info
     level: Level = "warning" if info["known"] else "error"
     found = [
         Finding(level, f"{name}: {count:,} × {what}", tuple(p for p in info["first_bad"] if what[:60] in p))
         for what, count in info["bad"].items()
     ]
-    found += [Finding("warning", f"{name}: {line}") for line in counted(info["remarks"])]
+    found += [Finding("warning", f"{name}: {line}") for line in counted(remarks_of(info, kinds, elsewhere))]
     if info["silent_rows"]:
         found.append(Finding("note", f"{name}: {info['silent_rows']:,} rows give nothing to learn from (ties, …)"))
     empty: list[str] = []

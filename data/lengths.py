@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import encode
+from data.announcement import of_one_kind, said_of_kinds, said_of_left_out
 from data.config import DataSettings
 from data.findings import Finding, opening
 from data.stage_data import limits
 from data.store import ROWS_AT_ONCE, Store
+from data.tokens import left_out
 
 if TYPE_CHECKING:
     from rlhf.template import Template
@@ -81,6 +83,57 @@ def of_turns(
     if count["own"]:
         text += f"; {count['own']:,} of them in rows of their own (see docs/data.md)"
     return [*found, Finding("note", text)]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Single responses as a run learns them: how many are good and bad, why others are left out, and how many were
+    looked at of how many."""
+
+    good: int
+    bad: int
+    dropped: dict[str, int]
+    looked_at: int
+    count: int
+
+    def says(self, part: str) -> list[str]:
+        """As the run says it of this part ("train" or "held_out")."""
+        lines = [said_of_kinds(part, self.good, self.bad), *said_of_left_out(part, self.dropped)]
+        if self.looked_at == self.count:
+            return lines
+        return [f"{line} (of {self.looked_at:,} of {self.count:,} that were looked at)" for line in lines]
+
+
+def judged(stores: Sequence[Store], table: np.ndarray, template: Template, settings: DataSettings) -> Judged:
+    """What a run makes of the single responses of `table` (source, row, whether the good one); of many, of a sample."""
+    encoder = encode.Encoder(template, limits(settings), "unpaired")
+    looked_at = table[:: max(1, -(-len(table) // SAMPLED))]
+    outcomes, good = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    for number, store in enumerate(stores):
+        own = looked_at[looked_at[:, 0] == number]
+        for start in range(0, len(own), ROWS_AT_ONCE):
+            part = own[start : start + ROWS_AT_ONCE]
+            batch = store.dataset.select(part[:, 1]).to_dict()
+            rows = encoder({**batch, "source": [number] * len(part), "desirable": part[:, 2].astype(bool).tolist()})
+            outcomes.append(np.array(rows["outcome"]))
+            good.append(part[:, 2] == 1)
+    outcome, kind = np.concatenate(outcomes), np.concatenate(good)
+    kept = (outcome & encode.DROPPED) == 0
+    return Judged(int((kept & kind).sum()), int((kept & ~kind).sum()), left_out(outcome), len(looked_at), len(table))
+
+
+def of_judged(
+    stores: Sequence[Store], parts: Sequence[np.ndarray], template: Template, settings: DataSettings
+) -> list[Finding]:
+    """What a run with KTO says of its good and bad responses, to train on and held out."""
+    found = []
+    for part, table in zip(("train", "held_out"), parts, strict=True):
+        of_part = judged(stores, table, template, settings)
+        found += [Finding("note", line) for line in of_part.says(part)]
+        if line := of_one_kind(part, of_part.good, of_part.bad):
+            sure = part == "train" and of_part.looked_at == of_part.count
+            found.append(Finding("error" if sure else "warning", f"stage 2: {line}"))
+    return found
 
 
 def _sample(stores: Sequence[Store]) -> Iterator[dict[str, list[Any]]]:

@@ -31,12 +31,13 @@ def problems(
     *,
     stage: int | None = None,
     kind: Kind | None = None,
+    demonstrations: bool = True,
     ask_hub: bool = True,
     kept: Kept | None = None,
 ) -> list[str]:
     """One line for each problem of the sources that `settings` name, as the data of `stage` if one is given (rows of
-    `kind`, where that is not the stage's own), of which columns are `kept`. With `ask_hub` the hub is asked whether its
-    datasets exist; they are not loaded."""
+    `kind`, where that is not the stage's own; `demonstrations` as in `data.divide`), of which columns are `kept`. With
+    `ask_hub` the hub is asked whether its datasets exist; they are not loaded."""
     found: list[str] = []
     if isinstance(settings, DataSettings):
         if not settings.data_path:
@@ -44,7 +45,9 @@ def problems(
                 "data_path is needed: give --data-path a file (.jsonl, .json, .csv, .parquet, …) or a hub dataset"
             )
         specs = [*settings.data_path, *settings.eval_data_path]
-        found += look_at(specs, settings, stage=stage, kind=kind, ask_hub=ask_hub, kept=kept)
+        found += look_at(
+            specs, settings, stage=stage, kind=kind, demonstrations=demonstrations, ask_hub=ask_hub, kept=kept
+        )
         if stage is not None and not settings.shares[stage - 1]:
             found.append(f"data_split={settings.data_split} leaves stage {stage} no rows; give it a share, or skip it")
     if isinstance(settings, PretrainingMixSettings):
@@ -63,6 +66,7 @@ def look_at(
     *,
     stage: int | None = None,
     kind: Kind | None = None,
+    demonstrations: bool = True,
     ask_hub: bool = True,
     kept: Kept | None = None,
 ) -> list[str]:
@@ -85,8 +89,9 @@ def look_at(
                 found += filter(None, [unreachable(source.hub) if ask_hub else None])
                 continue
             reader = Reader(source, settings, limit=LOOK_AT, kept=kept)
-            for _, example in reader:
-                seen |= _serves(example, kind)
+            served: set[str] = set().union(*(_serves(example, kind) for _, example in reader))
+            if demonstrations or served != {"good"} or reader.read == LOOK_AT:
+                seen |= served
             readers.append(reader)
             if source.held_out_files:
                 held_out.append(Reader(source, settings, held_out=True, limit=LOOK_AT, kept=kept))

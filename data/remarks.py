@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from data.labels import BAD_ALONE
 from rlhf.console import say, warn
 
 REASONS = 3  # that are given for bad rows
+
+
+def remarks_of(info: Mapping[str, Any], kinds: Iterable[str | None], elsewhere: Sequence[str] = ()) -> dict[str, int]:
+    """The remarks of a store's info that hold where stages read rows of these kinds, and others read the columns
+    `elsewhere`. Of single responses the bad ones that stand alone are learned, too."""
+    untrue = [BAD_ALONE] if "unpaired" in kinds else []
+    columns = "|".join(".*" if column == "*" else re.escape(column) for column in elsewhere)
+    read = re.compile(f"column '({columns})' is not used" if columns else "(?!)")
+    return {what: rows for what, rows in info["remarks"].items() if what not in untrue and not read.match(what)}
 
 
 def counted(counts: Mapping[str, int]) -> list[str]:

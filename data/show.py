@@ -14,17 +14,19 @@ import numpy as np
 from data import encode
 from data.announcement import say_empty
 from data.config import DataSettings
-from data.divide import KINDS, divide, open_all
+from data.divide import open_all
+from data.lengths import of_judged
+from data.method import OPTIONS, Division, Method, method_options
 from data.preflight import problems
-from data.remarks import announce_remarks
+from data.remarks import announce_remarks, remarks_of
 from data.stage_data import limits
 from data.store import Store
 from rlhf.command import Command
-from rlhf.config import build, given, groups_of, options
-from rlhf.console import say, table
+from rlhf.config import groups_of, options
+from rlhf.console import say, table, warn
 from rlhf.console.screen import screen
 from rlhf.console.text import clean
-from rlhf.errors import DataError
+from rlhf.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from rlhf.template import Message, Template
@@ -35,11 +37,14 @@ STYLES = {
     "counted": "bold green",
     "chosen": "bold green",
     "rejected": "bold yellow",
+    "good": "bold green",
+    "bad": "bold yellow",
     "end": "bold white on magenta",
     "padding": "dim",
     "cut": "strike red",
     "dropped": "red",
 }
+NAMES = {True: "good", False: "bad"}  # of single responses
 LEARN = click.option(
     "--learn",
     type=click.Choice(["all", "last"]),
@@ -47,13 +52,12 @@ LEARN = click.option(
     show_default=True,
     help="assistant turns of a conversation that count in stage 1",
 )
-Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
 
 
 @click.command(
     "python -m data.show",
     cls=Command,
-    groups={"Model": ["model"], **groups_of(DataSettings), "Examples": ["stages", "rows", "learn"]},
+    groups={"Model": ["model"], **groups_of(DataSettings), "Method": OPTIONS, "Examples": ["stages", "rows", "learn"]},
 )
 @options(DataSettings)
 @click.option(
@@ -67,24 +71,42 @@ Division = dict[int, tuple[np.ndarray, np.ndarray, dict[str, int]]]
     help="number of a stage to show; default: all; repeatable",
 )
 @click.option("--rows", type=click.IntRange(1), default=3, show_default=True, help="number of examples of each stage")
+@method_options
 @LEARN
-def main(model: str, stages: tuple[int, ...], rows: int, learn: encode.Learn, **flags: Any) -> int:
+def main(
+    model: str,
+    stages: tuple[int, ...],
+    rows: int,
+    learn: encode.Learn,
+    method: str,
+    learn_demonstrations: bool,
+    **flags: Any,
+) -> int:
     """Show what each stage would get from the sources: the blend, then examples token by token."""
-    settings = build(DataSettings, given(flags), where="")
-    if found := problems(settings):
+    run = Method.of(method, flags, demonstrations=learn_demonstrations)
+    settings, kinds = run.settings, run.kinds
+    if other := [stage for stage in stages if stage not in kinds]:
+        raise ConfigError(f"--stage {other[0]}: a run with --method {method} has no stage {other[0]}")
+    if found := problems(settings, **run.needs):
         raise DataError(*found)
     stores, evaluation = open_all(settings)
-    divisions = {stage: divide(stores, evaluation, settings, stage=stage) for stage in KINDS}
-    show_blend([*stores, *evaluation], divisions, settings)
-    for store in [*stores, *evaluation]:
-        announce_remarks(store.source.name, store.info)
+    everything, divisions = [*stores, *evaluation], run.divisions(stores, evaluation)
+    show_blend(everything, divisions, settings)
+    for store in everything:
+        remarks = remarks_of(store.info, kinds.values(), settings.read_elsewhere)
+        announce_remarks(store.source.name, {**store.info, "remarks": remarks})
 
     from rlhf.models.loading import load_tokenizer  # torch, transformers
     from rlhf.template import Template
 
     template = Template(load_tokenizer(model))
-    for stage in stages or tuple(KINDS):
-        show_examples([*stores, *evaluation], divisions[stage][0], stage, template, settings, count=rows, learn=learn)
+    for stage in stages or tuple(kinds):
+        if kinds[stage] == "unpaired":
+            for line in of_judged(everything, divisions[stage][:2], template, settings):
+                (say if line.level == "note" else warn)(line.text)
+        show_examples(
+            everything, divisions[stage][0], stage, template, settings, kind=kinds[stage], count=rows, learn=learn
+        )
     return 0
 
 
@@ -117,6 +139,7 @@ def show_examples(
     template: Template,
     settings: DataSettings,
     *,
+    kind: encode.Kind,
     count: int,
     learn: encode.Learn = "all",
 ) -> None:
@@ -124,11 +147,11 @@ def show_examples(
     from rich.text import Text
 
     shown = screen()
-    records = [_record(stores, source, row) for source, row in rows[: max(count, LOOK_AT)]]
+    records = [_record(stores, *row) for row in rows[: max(count, LOOK_AT)].tolist()]
     if not records:
         say(f"stage {stage} has no rows")
         return
-    encoder = encode.Encoder(template, limits(settings), KINDS[stage], learn=learn)
+    encoder = encode.Encoder(template, limits(settings), kind, learn=learn)
     # one record at a time: a conversation may have several rows
     found = [(record, encoder({name: [value] for name, value in record.items()})) for record in records]
     records = [record for record, rows_of in found for _ in rows_of["outcome"]]
@@ -143,7 +166,9 @@ def show_examples(
         record, outcome = records[i], outcomes[i]
         row = {name: values[i] for name, values in encoded.items()}
         what = "; ".join(says for bit, says in encode.SAYS.items() if outcome & bit)
-        shown.rule(Text(clean(f"stage {stage} · {record['where']}{f' · {what}' if what else ''}")), align="left")
+        kind_of_response = NAMES[record["desirable"]] if "desirable" in record else ""
+        said = filter(None, [f"stage {stage}", record["where"], kind_of_response, what])
+        shown.rule(Text(clean(" · ".join(said))), align="left")
         for label, text in parts(record, row, encoder, longest=longest):
             line = Text.assemble((f"{label:>9}  ", "dim"), (clean(text), STYLES[label]))
             shown.print(line, soft_wrap=True)
@@ -154,8 +179,11 @@ def parts(
 ) -> list[tuple[str, str]]:
     """A row as labelled pieces of text, in the order of its tokens; for a dropped row, the question and responses."""
     template, messages = encoder.template, json.loads(record["prompt"])
+    said = {name: record[name] for name in ("chosen", "rejected")}
+    if "desirable" in record:
+        said = {NAMES[record["desirable"]]: said["chosen" if record["desirable"] else "rejected"]}
     if row["outcome"] & encode.DROPPED:
-        texts = {"prompt": messages[-1]["content"], "chosen": record["chosen"], "rejected": record["rejected"]}
+        texts = {"prompt": messages[-1]["content"], **said}
         return [("dropped", f"{name}: {text}") for name, text in texts.items() if text is not None]
     decode = template.tokenizer.decode
     found: list[tuple[str, str]] = []
@@ -171,10 +199,11 @@ def parts(
     else:
         before = row["prompt_ids"]
         found.append(("prompt", str(decode(before))))
-        responses = {name: row[f"{name}_ids"] for name in ("chosen", "rejected") if f"{name}_ids" in row}
+        columns = {name: "response_ids" if "desirable" in record else f"{name}_ids" for name in said}
+        responses = {name: row[column] for name, column in columns.items() if column in row}
     for label, ids in responses.items():
         found += _said(label, ids, template) if label != "counted" else []
-        full = template.response_ids(record["chosen" if label == "counted" else label])
+        full = template.response_ids(record["chosen"] if label == "counted" else said[label])
         if row["outcome"] & encode.CUT_RESPONSE and len(full) > len(ids):
             found.append(("cut", str(decode(full[len(ids) - 1 : -1]))))
         if spare := longest - len(before) - len(ids):
@@ -198,8 +227,9 @@ def _cut_text(messages: Sequence[Message], kept: Sequence[Message]) -> str:
     return "\n".join([m["content"] for m in gone] + [lost] * bool(lost))
 
 
-def _record(stores: Sequence[Store], source: int, row: int) -> dict[str, Any]:
-    return {**stores[source].record(int(row)), "source": int(source)}
+def _record(stores: Sequence[Store], source: int, row: int, good: int | None = None) -> dict[str, Any]:
+    kind = {} if good is None else {"desirable": bool(good)}
+    return {**stores[source].record(row), "source": source, **kind}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ time: one builds, the others wait. Nothing here needs a process group.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data import encode
-from data.announcement import announce, announce_pretraining
+from data.announcement import announce, announce_pretraining, of_one_kind, said_of_kinds
 from data.blend import blend
 from data.config import DataSettings, PretrainingMixSettings
 from data.divide import KINDS, NEEDS, divide, open_all, weights, without_repeats
 from data.kept import Kept
 from data.packing import PackedRows
-from data.reading import BAD_ALONE
+from data.remarks import remarks_of
 from data.rows import Rows
 from data.sources import parse
 from data.store import Store, open_stores
@@ -83,12 +84,11 @@ def unpaired(settings: DataSettings, template: Template, *, demonstrations: bool
     for part, rows in (("train", data.train), ("held_out", data.held_out)):
         good = int(rows.column("desirable").sum())
         data.report[part]["desirable"] = good
-        say(f"{part.replace('_', '-')} responses: {good:,} good, {len(rows) - good:,} bad")
-        if good in (0, len(rows)):
-            line = f"all {part.replace('_', '-')} responses are {'good' if good else 'bad'}"
+        say(said_of_kinds(part, good, len(rows) - good))
+        if line := of_one_kind(part, good, len(rows) - good):
             if part == "train":
-                raise DataError(f"{line}: this stage needs both kinds; give rows with a label, or pairs, of both")
-            warn(f"{line}, so there are no figures that compare both; a larger eval_ratio or --eval-data-path helps")
+                raise DataError(line)
+            warn(line)
     return data
 
 
@@ -145,7 +145,7 @@ def _stage(
         "data_split": settings.data_split,
         "data_seed": settings.data_seed,
         "sources": [
-            _of_source(store, kind)
+            _of_source(store, kind, settings.read_elsewhere)
             | {"train": int((train[:, 0] == i).sum()), "held_out": int((held_out[:, 0] == i).sum())}
             for i, store in enumerate(everything)
         ],
@@ -162,9 +162,8 @@ def _stage(
     return StageData(parts[0], parts[1], report)
 
 
-def _of_source(store: Store, kind: encode.Kind | None = None) -> dict[str, Any]:
-    """A source's part of the report; of single responses the bad ones that stand alone are learned, too."""
-    remarks = {what: rows for what, rows in store.info["remarks"].items() if (what, kind) != (BAD_ALONE, "unpaired")}
+def _of_source(store: Store, kind: encode.Kind | None = None, elsewhere: Sequence[str] = ()) -> dict[str, Any]:
+    """A source's part of the report."""
     return {
         "source": store.source.name,
         "weight": store.source.weight,
@@ -176,7 +175,7 @@ def _of_source(store: Store, kind: encode.Kind | None = None) -> dict[str, Any]:
         "bad": store.info["bad"],
         "silent_rows": store.info["silent_rows"],
         "empty": store.info["empty"],
-        "remarks": remarks,
+        "remarks": remarks_of(store.info, [kind], elsewhere),
     }
 
 

@@ -147,12 +147,7 @@ def _counts(rows: Dataset) -> dict[str, Any]:
         tokens = int(_numbers(rows, "length").sum()) if len(rows) else 0
         return {"rows": len(rows), "dropped": {}, "cut": {}, "tokens": tokens}
     outcome, length = _numbers(rows, "outcome"), _numbers(rows, "length")
-    kept = (outcome & encode.DROPPED) == 0
-    dropped = {
-        says: int(((outcome & bit) > 0).sum())
-        for bit, says in encode.SAYS.items()
-        if bit & encode.DROPPED and (outcome & bit).any()
-    }
+    kept, dropped = (outcome & encode.DROPPED) == 0, left_out(outcome)
     cut = {
         says: int((kept & ((outcome & bit) > 0)).sum())
         for bit, says in encode.SAYS.items()
@@ -160,6 +155,15 @@ def _counts(rows: Dataset) -> dict[str, Any]:
     }
     turns = {n: int(_numbers(rows, n)[kept].sum()) for n in ("turns", "unlearned") if n in rows.column_names}
     return {"rows": int(kept.sum()), "dropped": dropped, "cut": cut, "tokens": int(length[kept].sum()), **turns}
+
+
+def left_out(outcome: np.ndarray) -> dict[str, int]:
+    """Why rows with these outcomes are dropped, and how many for each reason."""
+    return {
+        says: int(((outcome & bit) > 0).sum())
+        for bit, says in encode.SAYS.items()
+        if bit & encode.DROPPED and (outcome & bit).any()
+    }
 
 
 def _numbers(dataset: Dataset, name: str) -> np.ndarray:

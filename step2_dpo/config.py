@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from data.config import DataSettings
+from data.config import PreferenceSettings
 from rlhf.config import setting
 from rlhf.hardware import Machine
 from rlhf.stage_config import BatchSettings, LoraSettings, OptimizerSettings, RunSettings, ZeroStage
@@ -21,7 +21,7 @@ READ_BY = {
 }
 
 
-class DPOConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, LoraSettings):
+class DPOConfig(RunSettings, PreferenceSettings, BatchSettings, OptimizerSettings, LoraSettings):
     """DPO of the stage-1 model on pairs of chosen and rejected responses, or KTO on responses that are good or bad: no
     reward model, no rollouts."""
 
@@ -67,12 +67,6 @@ class DPOConfig(RunSettings, DataSettings, BatchSettings, OptimizerSettings, Lor
     eval_every: int | None = setting(
         None, "number of steps between two measurements on held-out rows; always at start and end", ge=1
     )
-
-    @property
-    def shares(self) -> tuple[float, float, float]:
-        """No stage 3 follows, so the pairs of its prompts are learned too; stage 1 keeps the prompts that it has."""
-        first, second, third = super().shares
-        return first, second + third, 0.0
 
     @property
     def is_averaged(self) -> bool:

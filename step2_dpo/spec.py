@@ -21,7 +21,13 @@ def problems(config: DPOConfig, models: Models, machine: Machine) -> list[str]:
     if model := models.get("model"):
         found += length_problems(model, config.model, config.max_prompt_length + config.max_response_length)
     kind = "unpaired" if config.loss == "kto" else "preferences"
-    return found + preflight.problems(config, stage=2, kind=kind, ask_hub=not machine.described)
+    return found + preflight.problems(
+        config,
+        stage=2,
+        kind=kind,
+        demonstrations=config.learn_demonstrations,
+        ask_hub=not machine.described,
+    )
 
 
 def workload(config: DPOConfig, models: Models, machine: Machine) -> Workload | None:

@@ -71,6 +71,12 @@ def title(settings: Mapping[str, Any]) -> str:
     return ESTIMATORS.get(settings.get("advantage_estimator", "gae"), ESTIMATORS["gae"]).title
 
 
+def columns(config: PPOConfig) -> list[str]:
+    """Columns of the data that rewards read."""
+    kept = kept_of(config)
+    return [] if kept is None else ["*"] if kept.everything else sorted(kept.names)
+
+
 LAYOUT = Layout(
     "Stage 3: reinforcement learning",
     "iteration",
@@ -135,5 +141,6 @@ SPEC = StageSpec(
     evaluation=evaluation,
     judges=evaluated_as,
     workload=workload,
+    columns=columns,
     methods=("ppo",),
 )

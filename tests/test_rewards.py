@@ -252,6 +252,24 @@ def test_a_foreign_model_needs_no_stage_2(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
+def test_stages_do_not_call_unused_what_a_reward_reads(tmp_path: Path) -> None:
+    """`--recipe arithmetic` warned in stage 1 that the column 'solution', of which stage 3 lives, was not used."""
+    reads = tmp_path / "reads.py"
+    reads.write_text(
+        "def one(completions, solutions):\n    return [0.0]\n"
+        "def all_of_them(completions, **columns):\n    return one(completions, **columns)\n"
+    )
+
+    def told(*rewards: str, **flags: Any) -> list[list[str]]:
+        return [stage.config.read_elsewhere for stage in plan(tmp_path, *rewards, **flags).stages]
+
+    assert told(f"{reads}:one", "reward_model") == [["solutions"], ["solutions"], []]
+    assert told(f"{reads}:all_of_them") == [["*"], []]
+    assert told(f"{reads}:one", sets=["step1_sft.read_elsewhere=[mine]"]) == [["mine"], []]
+    assert told() == [[], [], []]
+
+
+@pytest.mark.process
 def test_the_plan_refuses_what_stage_3_would(tmp_path: Path, mine: Path) -> None:
     (tmp_path / "reads.py").write_text("def f(completions, solution):\n    return [0.0]\n")
     two = save(tmp_path / "two", "llama", labels=2)

@@ -29,6 +29,8 @@ from rlhf.stages.problems import input_problems, settings_problems
 from rlhf.stages.result import CONFIG_NAME, is_finished
 from rlhf.stages.spec import ModelConfig, Models, StageSpec
 
+_ELSEWHERE = "read_elsewhere"  # the setting of stages that read data
+
 
 @dataclass
 class StagePlan:
@@ -142,6 +144,7 @@ def make_plan(
         problems += evaluation_problems(evaluate, pending=pending)
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
+    _tell_of_columns(stages)
     base = pipeline.actor_model or _base_model(stages)
     card = _card(request, placement) if machine.gpus else None
     return Plan(
@@ -274,6 +277,17 @@ def _state(config: RunSettings, spec: StageSpec, problems: list[str]) -> bool:
     except UserError as error:
         problems += error.problems
         return False
+
+
+def _tell_of_columns(stages: Sequence[StagePlan]) -> None:
+    """Tell each stage which columns of the data others read, so that it does not call them unused."""
+    read = {stage.spec.package: stage.spec.columns(stage.config) for stage in stages}
+    for stage in stages:
+        others = sorted({c for package, found in read.items() for c in found if package != stage.spec.package})
+        typed = stage.sources.get(_ELSEWHERE) in ("flag", "--set")  # a recipe may be the record of another run
+        if others and _ELSEWHERE in type(stage.config).model_fields and not typed:
+            stage.config = stage.config.model_copy(update={_ELSEWHERE: others})
+            stage.sources[_ELSEWHERE] = "train.py"
 
 
 def _unlike(stages: Sequence[StagePlan]) -> list[str]:

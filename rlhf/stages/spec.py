@@ -98,6 +98,10 @@ def _no_judges(config: Any) -> dict[str, Any]:
     return {}
 
 
+def _no_columns(config: Any) -> list[str]:
+    return []
+
+
 def _no_workload(config: Any, models: Models, machine: Machine) -> Workload | None:
     return None
 
@@ -111,7 +115,8 @@ class StageSpec:
     evaluation on the prompts that the stage holds out; None where it holds out none. A run is evaluated on the prompts
     of its last stage that has some; `judges(config)` are the settings of what scores the answers there.
     `workload(config, models, machine)` says what the stage holds in memory and how much it computes; None where a model
-    is not known yet, and for a stage that needs no plan of its memory.
+    is not known yet, and for a stage that needs no plan of its memory. `columns(config)` are columns of the data that
+    this stage reads and others do not, or "*" for all: the others then do not say that nobody uses them.
     """
 
     number: int
@@ -124,6 +129,7 @@ class StageSpec:
     evaluation: Callable[[Any], dict[str, Any]] | None = None
     judges: Callable[[Any], dict[str, Any]] = _no_judges
     workload: Callable[[Any, Models, Machine], Workload | None] = _no_workload
+    columns: Callable[[Any], list[str]] = _no_columns
     methods: tuple[str, ...] = ()  # of the pipeline of which it is a part; empty: of all of them
     # method → settings of the stage that make it that method, as if they were typed: {"kto": {"loss": "kto"}}
     method_settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
