@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from data.cutting import whole_characters, without_tokens
-from data.example import leading, prompt_json
+from data.example import Answer, are_the_same, leading, prompt_json, thoughts_of
 from data.learned import LearnedRow, Talk, learned_rows
 from rlhf.errors import DataError, ModelError
 from rlhf.marks import Span
-from rlhf.rendering import DATE, is_dated
+from rlhf.rendering import DATE, OF_THE_FIRST, is_dated, thinking
 from rlhf.template import Message, Template
 
 Kind = Literal["demonstrations", "preferences", "unpaired", "prompts"]
@@ -36,7 +36,7 @@ Learn = Literal["all", "last"]
 # Bits that say what happened to a row; a row with one of DROPPED is not kept.
 CUT_PROMPT, CUT_RESPONSE, LONG_PROMPT, LONG_RESPONSE = 1, 2, 4, 8
 EMPTY_RESPONSE, SAME_RESPONSES, END_INSIDE, UNRENDERABLE = 16, 32, 64, 128
-OWN_ROW, NO_TOOLS = 256, 512  # kept as well
+OWN_ROW, NO_TOOLS, NO_THOUGHTS = 256, 512, 1024  # kept as well
 DROPPED = LONG_PROMPT | LONG_RESPONSE | EMPTY_RESPONSE | SAME_RESPONSES | END_INSIDE | UNRENDERABLE
 SAYS = {
     CUT_PROMPT: "prompt cut to max_prompt_length",
@@ -48,6 +48,7 @@ SAYS = {
     END_INSIDE: "response spells the end token inside",
     UNRENDERABLE: "prompt that the chat template cannot render",
     NO_TOOLS: "prompt without its tools, which the chat template does not write",
+    NO_THOUGHTS: "row without its thoughts, which the chat template does not write there",
     OWN_ROW: "turn in a row of its own, since it stands otherwise in the conversation (chat template or tokens)",
 }
 
@@ -106,18 +107,20 @@ class Encoder:
         return {"length": "int32", "outcome": "uint16", "source": "int32", **COLUMNS[self.kind], **kept}
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
+        batch = with_thoughts(batch)
         prompts, prompt_ids, outcomes, _ = self.prompts(batch)
+        thinks = [self.template.thinks(prompt) for prompt in prompts]
         rows: Batch = {"length": [], "outcome": outcomes, "source": list(batch["source"])}
         if self.kind == "prompts":
             rows |= {"prompt_ids": prompt_ids, "messages": [prompt_json(p) for p in prompts]}
             rows["length"] = [len(ids) for ids in prompt_ids]
             return self._emptied(rows | ({"kept": list(batch["kept"])} if self.kept else {}))
         if self.kind == "unpaired":
-            return self._emptied(rows | self._judged(batch, prompt_ids, outcomes))
-        chosen = self.responses(batch["chosen"], outcomes)
+            return self._emptied(rows | self._judged(batch, prompt_ids, thinks, outcomes))
+        chosen = self.responses(batch["chosen"], outcomes, thinks=thinks)
         if self.kind == "demonstrations":
             return self._demonstrations(batch, prompts, prompt_ids, chosen, outcomes)
-        rejected = self.responses(batch["rejected"], outcomes, may_be_empty=True)
+        rejected = self.responses(batch["rejected"], outcomes, thinks=thinks, may_be_empty=True)
         for i, (c, r) in enumerate(zip(chosen, rejected, strict=True)):
             if c == r:
                 outcomes[i] |= SAME_RESPONSES
@@ -183,17 +186,22 @@ class Encoder:
         spans = [Span(span.start, min(span.end, longest)) for span in row.spans if span.start < longest]
         return LearnedRow(row.ids[:longest], spans, row.turns)
 
-    def _judged(self, batch: Mapping[str, Sequence[Any]], prompt_ids: list[list[int]], outcomes: list[int]) -> Batch:
+    def _judged(
+        self,
+        batch: Mapping[str, Sequence[Any]],
+        prompt_ids: list[list[int]],
+        thinks: Sequence[bool],
+        outcomes: list[int],
+    ) -> Batch:
         """One response of each row, the good or the bad one, as its `desirable` says."""
         good = list(batch["desirable"])
         both = list(zip(batch["chosen"], batch["rejected"], strict=True))
-        responses = self.responses(
-            [pair[not side] for pair, side in zip(both, good, strict=True)], outcomes, may_be_empty=True
-        )
+        texts = [pair[not side] for pair, side in zip(both, good, strict=True)]
+        responses = self.responses(texts, outcomes, thinks=thinks, may_be_empty=True)
         for i, (chosen, rejected) in enumerate(both):
             if good[i] and not chosen.strip():
                 outcomes[i] |= EMPTY_RESPONSE
-            if chosen is not None and rejected is not None and chosen.strip() == rejected.strip():
+            if are_the_same(chosen, rejected):
                 outcomes[i] |= SAME_RESPONSES
         return {
             "prompt_ids": prompt_ids,
@@ -208,6 +216,8 @@ class Encoder:
     ) -> tuple[list[list[Message]], list[list[int]], list[int], list[int]]:
         """Prompts within the limit: their messages, ids, outcomes, and the tokens that they had before a cut."""
         prompts: list[list[Message]] = [json.loads(p) for p in batch["prompt"]]
+        if self.template.writes_thoughts:
+            prompts = [thinking(p) if self._has_thoughts(batch, i) else p for i, p in enumerate(prompts)]
         outcomes = [0] * len(prompts)
         found = self.template.encode(self._rendered(prompts, batch["where"], outcomes))
         lengths = [len(ids) for ids in found]
@@ -217,6 +227,13 @@ class Encoder:
                 outcomes[i] |= outcome
         return prompts, found, outcomes, lengths
 
+    def _has_thoughts(self, batch: Mapping[str, Sequence[Any]], row: int) -> bool:
+        """Whether a response of a row that counts has thoughts before it."""
+        names: Sequence[str] = ("chosen",) if self.kind == "demonstrations" else ("chosen", "rejected")
+        if self.kind == "unpaired":
+            names = ("chosen",) if batch["desirable"][row] else ("rejected",)
+        return any(name in batch and thoughts_of(batch[name][row]) for name in names)
+
     def _rendered(self, prompts: Sequence[list[Message]], where: Sequence[str], outcomes: list[int]) -> list[str]:
         """The text of each prompt. Raises DataError for one that the template refuses (many allow no system turn)."""
         texts = []
@@ -224,6 +241,7 @@ class Encoder:
             try:
                 texts.append(self.template.prompt_text(prompt))
                 outcomes[i] = NO_TOOLS if self.template.leaves_out_tools(prompt) else 0
+                outcomes[i] |= NO_THOUGHTS if self.template.leaves_out_thoughts(prompt) else 0
             except ModelError as error:
                 if not self.skip_bad_rows:
                     raise DataError(f"{where[i]}: {error}; --skip-bad-rows leaves such rows out") from None
@@ -232,13 +250,24 @@ class Encoder:
         return texts
 
     def responses(
-        self, texts: Sequence[str], outcomes: list[int], *, may_be_empty: bool = False, lengths: list[int] | None = None
+        self,
+        texts: Sequence[str],
+        outcomes: list[int],
+        *,
+        thinks: Sequence[bool] | None = None,
+        may_be_empty: bool = False,
+        lengths: list[int] | None = None,
     ) -> list[list[int]]:
         """Ids of responses with their end token; what is cut or must be dropped is noted in `outcomes`, the tokens
-        that they had before a cut in `lengths`."""
+        that they had before a cut in `lengths`. `thinks` says of their prompts whether there may be thoughts behind."""
         template, longest = self.template, self.limits.max_response_length
-        found = template.encode([template.response_text(text) for text in texts], responses=True)
+        thoughts, thinks = [thoughts_of(text) or "" for text in texts], thinks or [False] * len(texts)
+        said = zip(texts, thoughts, thinks, strict=True)
+        found = template.encode([template.response_text(t, by, thinks=room) for t, by, room in said], responses=True)
         for i, ids in enumerate(found):
+            written = bool(thoughts[i]) and thinks[i] and template.writes_thoughts
+            if thoughts[i] and not written:
+                outcomes[i] |= NO_THOUGHTS
             if not texts[i].strip() and not may_be_empty:
                 outcomes[i] |= EMPTY_RESPONSE
             if template.end_token_id in ids or template.end_token in texts[i]:
@@ -247,7 +276,7 @@ class Encoder:
                 lengths.append(len(ids) + 1)
             if len(ids) + 1 > longest:
                 cut = longest - 1
-                if self.limits.response_truncation == "keep_start":
+                if self.limits.response_truncation == "keep_start" and not written:  # else it would end in thoughts
                     cut = whole_characters(template, ids, longest - 1)
                     fits = bool(template.text(ids[:cut]).strip())
                 else:
@@ -266,8 +295,8 @@ class Encoder:
         ids = self.template.prompt_ids([*system, *turns])
         while len(ids) > self.limits.max_prompt_length and (begins := _questions(turns)[1:]):
             turns = turns[begins[0] :]
-            if not system and (tools := prompt[0].get("tools")):
-                turns[0] = {**turns[0], "tools": tools}
+            if not system:
+                turns[0] = {**turns[0], **{n: prompt[0][n] for n in OF_THE_FIRST if n in prompt[0]}}
             ids = self.template.prompt_ids([*system, *turns])
         text = turns[0]["content"]
         keep_end = self.limits.prompt_truncation == "keep_end"
@@ -291,31 +320,14 @@ class Encoder:
         return rows
 
 
-class TextEncoder:
-    """Plain texts → rows of exactly `length` ids: texts are joined by EOS and cut; what is left of a batch is dropped.
-
-    A batch is joined on its own, so the result does not depend on the number of processes.
-    """
-
-    kind = "pretraining"
-
-    def __init__(self, tokenizer: Any, length: int) -> None:
-        self.tokenizer, self.length = tokenizer, length
-
-    def settings(self) -> dict[str, Any]:
-        return {"kind": self.kind, "length": self.length, "tokenizer": tokenizer_key(self.tokenizer)}
-
-    def features(self) -> dict[str, str]:
-        return {"input_ids": IDS, "length": "int32"}
-
-    def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Batch:
-        stream: list[int] = []
-        end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        for ids in self.tokenizer(list(batch["text"]), add_special_tokens=False)["input_ids"]:
-            stream += ids + end
-        size = min(self.length, max(2, len(stream)))
-        blocks = [stream[i : i + size] for i in range(0, len(stream) - size + 1, size)]
-        return {"input_ids": blocks, "length": [len(b) for b in blocks]}
+def with_thoughts(batch: Mapping[str, Sequence[Any]]) -> Mapping[str, Sequence[Any]]:
+    """A batch whose responses are `Answer`s where the store has thoughts for them."""
+    found = dict(batch)
+    for name in ("chosen", "rejected"):
+        thoughts = batch.get(f"{name}_thoughts") or ()
+        if any(thoughts):
+            found[name] = [Answer(t, by) if by else t for t, by in zip(batch[name], thoughts, strict=True)]
+    return found
 
 
 def _questions(turns: Sequence[Message]) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlhf.json_lines import SAVE_AS_UTF8
+from rlhf.rendering import THOUGHTS
 from rlhf.template import Message
 
 Row = Mapping[str, Any]  # of a source, before it is an Example
@@ -23,6 +24,35 @@ CALLERS = ("function_call", "tool_call")  # roles whose text is the call of a to
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CALLS = ("tool_calls", "function_call")  # fields of a turn that ends in the call of a tool
 LEARN = ("weight", "train", "training", "loss")  # fields of a turn that say whether it is to be learned
+
+
+class Answer(str):
+    """The text of a response that has `thoughts` before it."""
+
+    thoughts: str
+
+    def __new__(cls, text: str, thoughts: str) -> Answer:
+        answer = super().__new__(cls, text)
+        answer.thoughts = thoughts
+        return answer
+
+
+def answer_of(message: Message) -> str:
+    """The text of an assistant turn, with its thoughts if it has any."""
+    thoughts = message.get("reasoning_content")
+    return Answer(message["content"], thoughts) if thoughts else message["content"]
+
+
+def are_the_same(response: str | None, other: str | None) -> bool:
+    """Whether two responses say the same, their thoughts included."""
+    if response is None or other is None:
+        return False
+    return response.strip() == other.strip() and thoughts_of(response) == thoughts_of(other)
+
+
+def thoughts_of(response: str | None) -> str | None:
+    """The thoughts before a response; None where it has none."""
+    return response.thoughts if isinstance(response, Answer) else None
 
 
 class RowError(ValueError):
@@ -64,7 +94,8 @@ class Example:
     """One row in the project's own terms. Raises RowError when a text or the order of roles is not usable.
 
     prompt        messages that end with a user turn, or with what a tool gave; a system message may come first
-    chosen        the better response, or the only one; None where a source has no good response
+    chosen        the better response, or the only one; None where a source has no good response; an `Answer` where it
+                  has thoughts
     rejected      the worse response, or None; without `chosen` a bad response, which no stage learns
     margin        how much better `chosen` is, in units of the reward model's score
     text          plain text for the pretraining mix, with an empty prompt
@@ -184,11 +215,19 @@ def messages(value: Any, name: str) -> list[Message]:
         turn: Message = {"role": role, "content": str(content)}
         if calls and role == "assistant":
             turn["tool_calls"] = calls
+        if role == "assistant" and (thoughts := _thoughts(item)):
+            check_text(thoughts, f"{where}, thoughts")
+            turn["reasoning_content"] = thoughts
         for field in ("tool_call_id", "name") if role == "tool" else ():
             if isinstance(item.get(field), str):
                 turn[field] = item[field]
         turns.append(turn)
     return turns
+
+
+def _thoughts(item: Mapping[str, Any]) -> str:
+    """What the assistant thought before a turn."""
+    return next((item[n] for n in THOUGHTS if isinstance(item.get(n), str) and item[n].strip()), "")
 
 
 def read_calls(value: Any, where: str) -> list[Any]:
@@ -286,7 +325,7 @@ def prompt_hash(prompt: Iterable[Message]) -> int:
 
 
 def _said(message: Message) -> list[str]:
-    more = {k: v for k, v in message.items() if k not in ("role", "content")}
+    more = {k: v for k, v in message.items() if k not in ("role", "content", "reasoning_content", "options")}
     return [message["role"], message["content"], *([json.dumps(more, sort_keys=True)] if more else [])]
 
 

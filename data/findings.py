@@ -49,13 +49,14 @@ def of_source(store: Store, kinds: Iterable[str] = (), elsewhere: Sequence[str] 
     empty: list[str] = []
     same: list[str] = []
     longer = shorter = 0
-    for chosen, rejected, where in chain.from_iterable(store.batches("chosen", "rejected", "where")):
+    columns = ("chosen", "chosen_thoughts", "rejected", "rejected_thoughts", "where")
+    for chosen, thoughts, rejected, others, where in chain.from_iterable(store.batches(*columns)):
         if chosen is not None and not chosen.strip():
             empty.append(where)
         if chosen is not None and rejected is not None:
             longer += len(chosen) > len(rejected)
             shorter += len(chosen) < len(rejected)
-            if chosen.strip() == rejected.strip():
+            if chosen.strip() == rejected.strip() and thoughts == others:
                 same.append(where)
     if empty:
         found.append(Finding("warning", f"{name}: {len(empty):,} chosen responses are empty; left out", _few(empty)))

@@ -14,14 +14,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
+from data.example import answer_of, thoughts_of
 from rlhf.marks import Span
+from rlhf.rendering import thinking
 from rlhf.template import Message, Template
 
 
 @dataclass(frozen=True)
 class Talk:
     """A prompt as it is encoded, its response, and the assistant turns of the prompt that are learned as well. A
-    response that was cut is given by its ids; its text is what they mean."""
+    response that was cut is given by its ids; its text (an `Answer` where it has thoughts) is what they mean."""
 
     messages: Sequence[Message]
     prompt_ids: list[int]
@@ -42,17 +44,24 @@ class LearnedRow:
 def learned_rows(template: Template, talks: Sequence[Talk]) -> list[list[LearnedRow]]:
     """Per conversation the row of its last turn, in which earlier turns are learned too, and rows of their own for
     those that are not a part of it."""
-    turns = [(talk, turn) for talk in talks for turn in talk.earlier]
-    prompts = template.encode([template.prompt_text(talk.messages[:turn]) for talk, turn in turns])
-    texts = [talk.messages[turn]["content"] for talk, turn in turns]
-    responses = template.encode([template.response_text(text) for text in texts], responses=True)
+    turns = [_said(template, talk.messages[:turn], talk.messages[turn]) for talk in talks for turn in talk.earlier]
+    prompts = template.encode([template.prompt_text(before) for before, _ in turns])
+    texts = [template.response_text(t, thoughts_of(t) or "", thinks=template.thinks(before)) for before, t in turns]
+    responses = template.encode(texts, responses=True)
     single = [
-        Talk(talk.messages[:turn], prompt, text, [*response, template.end_token_id])
-        for (talk, turn), text, prompt, response in zip(turns, texts, prompts, responses, strict=True)
+        Talk(before, prompt, text, [*response, template.end_token_id])
+        for (before, text), prompt, response in zip(turns, prompts, responses, strict=True)
     ]
     rows = iter(_last_turns(template, [*single, *talks]))
     earlier = [[next(rows) for _ in talk.earlier] for talk in talks]
     return [_joined(next(rows), before) for before in earlier]
+
+
+def _said(template: Template, before: Sequence[Message], turn: Message) -> tuple[Sequence[Message], str]:
+    """What stands before a turn, as when it is said: a turn with thoughts in a conversation that leaves room for
+    them; and its text."""
+    text = answer_of(turn)
+    return thinking(before) if thoughts_of(text) and template.writes_thoughts else before, text
 
 
 def _last_turns(template: Template, talks: Sequence[Talk]) -> list[LearnedRow]:
@@ -71,6 +80,8 @@ def _by_marks(template: Template, talk: Talk) -> tuple[str, list[Span]] | None:
     """The conversation as the template writes it, with the marks of its last turn: those that reach beyond the prompt
     of it. None where the template has no marks for the turn."""
     answer: Message = {"role": "assistant", "content": talk.text}
+    if (thoughts := thoughts_of(talk.text)) and template.thinks(talk.messages):
+        answer["reasoning_content"] = thoughts
     whole = template.conversation([*talk.messages, answer])
     if whole is None:
         return None

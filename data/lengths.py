@@ -40,14 +40,15 @@ def token_lengths(stores: Sequence[Store], template: Template, settings: DataSet
     encoder = encode.Encoder(template, limits(settings), "prompts")
     for batch in _sample(stores):
         rows = [i for i, prompt in enumerate(batch["prompt"]) if prompt]
-        part = {n: [batch[n][i] for i in rows] for n in ("prompt", "where")}
-        _, _, outcomes, tokens = encoder.prompts(part)
+        part = encode.with_thoughts({name: [values[i] for i in rows] for name, values in batch.items()})
+        prompts, _, outcomes, tokens = encoder.prompts(part)
+        thinks = [template.thinks(prompt) for prompt in prompts]
         found["prompt"][0].extend(tokens)
         found["prompt"][1].extend(outcomes)
         for name in ("chosen", "rejected"):
-            texts = [batch[name][i] for i in rows if batch[name][i] is not None]
-            outcomes = [0] * len(texts)
-            encoder.responses(texts, outcomes, lengths=found[name][0])
+            own = [i for i, text in enumerate(part[name]) if text is not None]
+            texts, outcomes = [part[name][i] for i in own], [0] * len(own)
+            encoder.responses(texts, outcomes, thinks=[thinks[i] for i in own], lengths=found[name][0])
             found[name][1].extend(outcomes)
     return {
         name: Lengths(np.array(tokens, dtype=np.int64), np.array(outcomes, dtype=np.int64))
@@ -178,6 +179,8 @@ def of_lengths(stores: Sequence[Store], lengths: dict[str, Lengths], settings: D
             cut: f"{longer} cut ({policy})",
             long: f"{longer} left out{no_room}",
             encode.END_INSIDE: "spell the end token inside and are left out",
+            encode.NO_TOOLS: "lose their tools, which the chat template does not write",
+            encode.NO_THOUGHTS: "lose their thoughts, which the chat template does not write",
             encode.UNRENDERABLE: "cannot be rendered by the chat template and are left out",
         }
         total = len(measured.outcomes)

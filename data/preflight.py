@@ -129,7 +129,7 @@ def unusual_prompts(settings: DataSettings) -> dict[str, list[Message]]:
             continue
         with contextlib.suppress(UserError):
             for place, example in Reader(source, settings, limit=LOOK_AT):
-                form = tuple((m["role"], *(set(m) - {"role", "content"})) for m in example.prompt)
+                form = tuple((m["role"], *sorted(set(m) - {"role", "content"})) for m in example.prompt)
                 if form in forms or all(turn in (("user",), ("assistant",)) for turn in form):
                     continue
                 key = np.array([prompt_hash(example.prompt)], np.uint64)

@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from data.beside import belongs, set_beside
 from data.columns import CHOICES, EMBEDDING, MEDIA, REFUSED, SYNONYMS, Names, names_of, normal, tells, two_answers
 from data.example import Remark, Row, RowError
 from data.forms import FORMS, ONLY_PROMPTS, TARGETS, TEXT, Form
@@ -22,13 +24,14 @@ from rlhf.errors import DataError, nearest
 
 class Plan(NamedTuple):
     """How rows with certain columns are read: our names → their columns; the columns that are left, with the reason if
-    there is one; those that say nothing, and those that may hold pictures."""
+    there is one; those that say nothing, those that may hold pictures, and those of `data.beside`, by their names."""
 
     form: Form
     names: dict[str, str]
     left: dict[str, str]
     unread: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
+    beside: Mapping[str, str] = MappingProxyType({})
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -76,7 +79,8 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
         raise RowError(STEPS)
     plan = _planner(main, file)
     others = dict.fromkeys(form for form in (plan(f).form for f in map(_filled, rows)) if form is not main.form)
-    says = "; ".join([_says(main, rows), *(f"others are {form.says}" for form in others)])
+    read = [_says(main, rows), *plan(tuple(there)).beside.values()]
+    says = "; ".join([", ".join(read), *(f"others are {form.says}" for form in others)])
     unread: set[str] = set()
     return Shape(says, _reader(main, plan, unread), mapped=bool(columns), unread=unread)
 
@@ -144,13 +148,16 @@ def _deliberate(file: Names) -> set[str]:
 def _leave(form: Form, used: dict[str, str], there: Iterable[str], file: Names) -> Plan:
     """A plan, with what becomes of the columns that it does not use."""
     left: dict[str, str] = {}
-    unread, media = [], []
+    unread, media, beside = [], [], dict[str, str]()
+    answered = "chosen" in used and "rejected" not in used
     for column in there:
         kind = normal(column)
         if column in used.values():
             continue
         if kind in MEDIA and form.says != TEXT:
             media.append(column)
+        elif belongs(kind, answered=answered) and form.says != TEXT:
+            beside[kind] = column
         elif (
             (file.name_of(column) or "text") != "text"
             or column in file.why
@@ -161,7 +168,7 @@ def _leave(form: Form, used: dict[str, str], there: Iterable[str], file: Names) 
             left[column] = file.why.get(column, "")
         else:
             unread.append(column)
-    return Plan(form, used, left, tuple(unread), tuple(media))
+    return Plan(form, used, left, tuple(unread), tuple(media), beside)
 
 
 def _chooses(kind: str, there: Iterable[str]) -> bool:
@@ -190,7 +197,7 @@ def _reader(main: Plan, plan: Callable[[tuple[str, ...]], Plan], unread: set[str
     expected = [name for name in ("scores", "ranks", "label", "score", "rank") if name in main.names]
 
     def adapt(row: Row) -> Iterator[Found]:
-        form, names, left, rest, media = plan(_filled(row))
+        form, names, left, rest, media, beside = plan(_filled(row))
         unread.update(rest)
         for name in form.needs:
             if names[name] not in row:
@@ -208,6 +215,8 @@ def _reader(main: Plan, plan: Callable[[tuple[str, ...]], Plan], unread: set[str
         if "first" in values:
             values["sides"] = (names["first"], names["second"])
         found = form.adapt(values)
+        if beside:
+            found = set_beside(found, row, beside)
         if "label" in values:
             found = judged(found, values["label"], names.get("label", "label"))
         elif "score" in values or "rank" in values:

@@ -13,6 +13,7 @@ from data.example import (
     Row,
     RowError,
     Unlearned,
+    answer_of,
     assistant_turns,
     check_learned,
     messages,
@@ -163,7 +164,7 @@ def conversation(row: Row) -> Iterator[Found]:
     learned = [turn + len(whole) - len(turns) for turn in learned]
     if learned:
         *earlier, last = learned
-        yield Example(tuple(whole[:last]), whole[last]["content"], learned=tuple(earlier))
+        yield Example(tuple(whole[:last]), answer_of(whole[last]), learned=tuple(earlier))
     if (not learned or last < len(whole) - 1) and len(turns) > 1:
         yield Example(tuple(whole[:-1]))
 

@@ -30,6 +30,7 @@ from data.remarks import remarks_of
 from data.rows import Rows
 from data.sources import parse
 from data.store import Store, open_stores
+from data.texts import TextEncoder
 from data.tokens import encoded
 from rlhf import process
 from rlhf.console import say, warn
@@ -108,7 +109,7 @@ def pretraining(settings: PretrainingMixSettings, tokenizer: PreTrainedTokenizer
         offered, [s.column("row_key")[r] for s, r in zip(stores, offered, strict=True)], weights(stores),
         seed=settings.data_seed,
     )  # fmt: skip
-    dataset, report = encoded(stores, table, encode.TextEncoder(tokenizer, settings.ptx_length), settings)
+    dataset, report = encoded(stores, table, TextEncoder(tokenizer, settings.ptx_length), settings)
     counts = np.bincount(table[:, 0], minlength=len(stores)).tolist()
     report["sources"] = [_of_source(s) | {"texts": n} for s, n in zip(stores, counts, strict=True)]
     announce_pretraining(report)

@@ -17,7 +17,7 @@ import numpy as np
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
 from data.contents import fingerprint, names
-from data.example import Example, Place, content_hash, prompt_hash, prompt_json
+from data.example import Example, Place, content_hash, prompt_hash, prompt_json, thoughts_of
 from data.kept import Kept
 from data.reading import Reader, correct_or_skip
 from data.sources import Source
@@ -31,16 +31,16 @@ ROWS_AT_ONCE = 1000
 # The format of the stores on disk, part of their key. Raise it when the same source, read with the same settings, would
 # give other rows or another info.json, whichever module changes: this one, or one that reads, recognises or adapts
 # rows. Tokens are cached under the stores' keys, so they are then made again as well.
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass
 class Store:
-    """One source's Examples: columns prompt (JSON of messages), chosen, rejected, margin, demonstrates, learned, text,
-    file and where (the number of the file, and the place in it), and 64-bit hashes: prompt_key, chosen_key and
-    rejected_key (with the prompt), row_key; and kept (see `data.kept`) where rewards read columns. `place` and
-    `batches` give `where` with the file's present name: a store is found by the content, so its files may have been
-    moved, or be those of another source.
+    """One source's Examples: columns prompt (JSON of messages), chosen, chosen_thoughts, rejected, rejected_thoughts,
+    margin, demonstrates, learned, text, file and where (the number of the file, and the place in it), and 64-bit
+    hashes: prompt_key, chosen_key and rejected_key (with the prompt), row_key; and kept (see `data.kept`) where rewards
+    read columns. `place` and `batches` give `where` with the file's present name: a store is found by the content, so
+    its files may have been moved, or be those of another source.
 
     info: says (the shape in words), rows (read), bad (what was wrong → rows), bad_rows, first_bad (a few of them with
     their places), silent_rows (that gave nothing), remarks (what is not used, or probably a mistake → rows), known (a
@@ -148,7 +148,8 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
     text, key = pa.large_string(), pa.uint64()
     schema = pa.schema(
         {
-            "prompt": text, "chosen": text, "rejected": text, "margin": pa.float32(), "demonstrates": pa.bool_(),
+            "prompt": text, "chosen": text, "rejected": text, "chosen_thoughts": text, "rejected_thoughts": text,
+            "margin": pa.float32(), "demonstrates": pa.bool_(),
             "learned": pa.list_(pa.int32()), "text": text, "file": pa.int32(), "where": pa.string(),
             "prompt_key": key, "chosen_key": key, "rejected_key": key, "row_key": key,
             **({"kept": text} if kept is not None else {}),
@@ -184,12 +185,17 @@ def _build(folder: Path, source: Source, settings: SourceSettings, *, held_out: 
 
 def _record(place: Place, example: Example) -> dict[str, Any]:
     prompt_key = content_hash(example.text) if example.text is not None else prompt_hash(example.prompt)
-    chosen_key = content_hash(str(prompt_key), example.chosen or "")
-    rejected_key = content_hash(str(prompt_key), example.rejected or "")
+    thoughts = {name: thoughts_of(getattr(example, name)) for name in ("chosen", "rejected")}
+    chosen_key, rejected_key = (
+        content_hash(str(prompt_key), getattr(example, name) or "", *filter(None, [thoughts[name]]))
+        for name in ("chosen", "rejected")
+    )
     return {
         "prompt": prompt_json(example.prompt) if example.text is None else None,
         "chosen": example.chosen,
         "rejected": example.rejected,
+        "chosen_thoughts": thoughts["chosen"],
+        "rejected_thoughts": thoughts["rejected"],
         "margin": example.margin,
         "demonstrates": example.demonstrates,
         "learned": list(example.learned),

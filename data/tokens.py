@@ -20,6 +20,7 @@ from data import encode
 from data.cache import build_once, default_folder, key_of
 from data.config import SourceSettings
 from data.store import Store
+from data.texts import TextEncoder
 from rlhf.files import write_json
 
 if TYPE_CHECKING:
@@ -27,15 +28,18 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 1000
 PR_SET_PDEATHSIG = 1
-READ = ["prompt", "chosen", "rejected", "margin", "learned", "text", "file", "where"]
+READ = [
+    *("prompt", "chosen", "chosen_thoughts", "rejected", "rejected_thoughts", "margin", "learned", "text"),
+    *("file", "where"),
+]
 # The format of the tokenised rows on disk, part of their key. Raise it when the same Examples, encoded with the same
-# settings, would give other rows or another info.json: after a change here, in data/encode.py, data/learned.py,
-# data/cutting.py, rlhf/template.py, rlhf/marks.py or rlhf/rendering.py.
+# settings, would give other rows or another info.json: after a change here, in data/encode.py, data/texts.py,
+# data/learned.py, data/cutting.py, rlhf/template.py, rlhf/boundary.py, rlhf/marks.py or rlhf/rendering.py.
 FORMAT = 3
 
 
 def encoded(
-    stores: Sequence[Store], table: np.ndarray, encoder: encode.Encoder | encode.TextEncoder, settings: SourceSettings
+    stores: Sequence[Store], table: np.ndarray, encoder: encode.Encoder | TextEncoder, settings: SourceSettings
 ) -> tuple[Dataset, dict[str, Any]]:
     """The rows of `table` (source, row) encoded in its order, read from the cache or written to it. For unpaired rows
     the table also says which of a row's responses is meant (1: the good one).

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.example import RowError, ask, check_learned, check_text, leading, messages, with_tools
+from data.example import RowError, answer_of, ask, check_learned, check_text, leading, messages, with_tools
 from rlhf.template import Message
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")
@@ -128,7 +128,7 @@ def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
         before = spoken(turns[:-1])
         if before and before != spoken(prompt):
             raise RowError(f"{name} does not continue the prompt: its earlier turns differ from it")
-        return turns[-1]["content"]
+        return answer_of(turns[-1])
     check_text(value, name)
     if is_transcript(value):  # the whole conversation, its prompt included
         turns = transcript(value, answered=True)
@@ -166,4 +166,4 @@ def implicit_prompt(chosen: Any, rejected: Any) -> tuple[tuple[Message, ...], st
         both.append(answered(listed(value), name))
     if both[0][:-1] != both[1][:-1]:
         raise RowError("chosen and rejected differ before their last assistant turn, so they have no common prompt")
-    return tuple(both[0][:-1]), both[0][-1]["content"], both[1][-1]["content"]
+    return tuple(both[0][:-1]), answer_of(both[0][-1]), answer_of(both[1][-1])

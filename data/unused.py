@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from data.example import Remark, Row, RowError, read_tools
+from rlhf.rendering import THOUGHTS
 
 FIELDS = (
-    *("tool_call_id", "name", "reasoning_content", "reasoning", "thinking", "thoughts"),
+    *("tool_call_id", "name"),
     *("train_detail", "label", "channel"),
 )  # of messages, beside role and content
 MEDIA_FIELDS = ("images", "image", "videos", "video", "audios", "audio", "image_url")
@@ -37,6 +38,9 @@ def unused(row: Row, values: Mapping[str, Any], left: Mapping[str, str]) -> Iter
     for field in FIELDS if more else ():
         if any(not empty(m.get(field)) for m in more):
             yield Remark(f"field '{field}' of messages is not used")
+    for field in THOUGHTS if more else ():  # text, of the assistant, is read
+        if any(not empty(m.get(field)) and not isinstance(m[field], str) for m in more):
+            yield Remark(f"field '{field}' of messages is not used: it is not text")
     if any(isinstance(m.get(n), float) and m[n] not in (0, 1) for m in more for n in ("weight", "loss")):
         yield Remark("weight of a turn other than 0 and 1 counts as 1")
     system = values.get("system")

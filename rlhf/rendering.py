@@ -1,6 +1,7 @@
 """A tokenizer's chat template as text: always the same text for the same messages, and answers without thinking aloud.
 
-Templates that know `enable_thinking` get False, since a response is the answer alone. Templates that write today's date
+Templates that know `enable_thinking` get False, since a response is the answer alone, unless the conversation has
+thoughts or options of its own. Templates that write today's date
 get `DATE`: with the real one, the cached rows, a run that is resumed and the other ranks would have other prompts.
 """
 
@@ -17,13 +18,31 @@ from rlhf import marks
 from rlhf.errors import ModelError
 
 DATE = datetime(2024, 7, 26)
+OF_THE_FIRST = ("tools", "options")  # what the first message brings for the whole conversation
+THOUGHTS = ("reasoning_content", "thinking", "reasoning", "thoughts")  # fields that templates read thoughts from
+THINKING = ("enable_thinking", "thinking")  # options that tell templates whether the model may think
+# What a conversation says itself, or the caller of a template; none of its options.
+RESERVED = (
+    *("conversation", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
+    *(
+        "tokenize",
+        "padding",
+        "truncation",
+        "max_length",
+        "return_tensors",
+        "return_dict",
+        "return_assistant_tokens_mask",
+    ),
+    *("tokenizer_kwargs", "processor_kwargs"),
+)
 # Strings of a template that may be formats of dates.
 _FORMATS = re.compile(r"""'([^'\n{}]*%[^'\n{}]*)'|"([^"\n{}]*%[^"\n{}]*)\"""")
 
 
 class Message(TypedDict):
     """A turn. The first one of a conversation may bring the `tools` that the assistant may call, each as {"type":
-    "function", "function": {…}}; a turn of the assistant may have `tool_calls` of the same kind."""
+    "function", "function": {…}}, and `options`, which the template gets by their names, such as enable_thinking; a turn
+    of the assistant may have `tool_calls` of the same kind as tools."""
 
     role: str  # "system", "developer", "user", "assistant", or "tool" for what a call gave
     content: str
@@ -31,6 +50,8 @@ class Message(TypedDict):
     tool_calls: NotRequired[list[Any]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
+    reasoning_content: NotRequired[str]  # what the assistant thought before the content
+    options: NotRequired[dict[str, Any]]
 
 
 class Rendering:
@@ -48,7 +69,7 @@ class Rendering:
     def __call__(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
         """The text of a conversation. Raises ModelError for one that the template refuses, and for one with calls of
         tools that it does not write. Tools that it does not write are left out (`leaves_out_tools`)."""
-        turns = [{k: v for k, v in m.items() if k != "tools"} for m in messages]
+        turns = [_turn(m, self.knows.thoughts if "reasoning_content" in m else None) for m in messages]
         if any(m["role"] == "tool" or "tool_calls" in m for m in messages):
             if self.knows.arguments is None:
                 raise ModelError("the chat template does not write calls and results of tools")
@@ -57,10 +78,19 @@ class Rendering:
         if turns and any(m["role"] == "developer" for m in messages) and not self.knows.developer:
             turns = _with_one_system_turn(turns)
         tools = [] if self.leaves_out_tools(messages) else tools_of(messages)
-        return self._rendered(turns, tools=tools, add_generation_prompt=add_generation_prompt)
+        return self._rendered(
+            turns, tools=tools, add_generation_prompt=add_generation_prompt, options=options_of(messages)
+        )
 
-    def _rendered(self, turns: Any, *, tools: list[Any], add_generation_prompt: bool = False) -> str:
-        options = {**self._options, **({"tools": tools} if tools else {})}
+    def _rendered(
+        self,
+        turns: Any,
+        *,
+        tools: list[Any],
+        add_generation_prompt: bool = False,
+        options: Mapping[str, Any] | None = None,
+    ) -> str:
+        options = {**self._options, **(options or {}), **({"tools": tools} if tools else {})}
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -113,6 +143,16 @@ class Knows:
         others = ([{"role": role, **said}, _QUESTION] for role in ("user", "assistant"))
         return "zqsaid" in text and text not in map(self._try, others)
 
+    @cached_property
+    def thoughts(self) -> str | None:
+        """The field of a turn that it writes as what the assistant thought before the content; None where it writes
+        none."""
+        for field in THOUGHTS:
+            text = self._try([_QUESTION, {"role": "assistant", "content": "zqsaid", field: "zqthought"}])
+            if -1 < text.find("zqthought") < text.rfind("zqsaid"):
+                return field
+        return None
+
     def _try(self, turns: list[Any], *, tools: Sequence[Any] = ()) -> str:
         try:
             return self._render(turns, tools=list(tools) or [_TOOL] * any("tool_calls" in t for t in turns))
@@ -146,6 +186,30 @@ def spelled(message: Message) -> str:
 def tools_of(messages: Sequence[Message]) -> list[Any]:
     """The tools that the assistant of a conversation may call."""
     return list(messages[0].get("tools") or ()) if messages else []
+
+
+def options_of(messages: Sequence[Message]) -> dict[str, Any]:
+    """The options that a conversation has for its template."""
+    return dict(messages[0].get("options") or {}) if messages else {}
+
+
+def may_think(messages: Sequence[Message]) -> bool:
+    """Whether the options of a conversation say that the model may think before it answers."""
+    options = options_of(messages)
+    return any(options.get(name) for name in THINKING)
+
+
+def thinking(messages: Sequence[Message]) -> list[Message]:
+    """A conversation in which the model may think before it answers, unless its options say otherwise."""
+    if not messages or any(name in options_of(messages) for name in THINKING):
+        return list(messages)
+    return [{**messages[0], "options": {**dict.fromkeys(THINKING, True), **options_of(messages)}}, *messages[1:]]
+
+
+def _turn(message: Message, field: str | None) -> dict[str, Any]:
+    """A message as the template gets it, its thoughts in the `field` that it reads."""
+    turn = {k: v for k, v in message.items() if k not in (*OF_THE_FIRST, "reasoning_content")}
+    return {**turn, field: message["reasoning_content"]} if field and "reasoning_content" in message else turn
 
 
 def _with_written_arguments(turn: dict[str, Any]) -> dict[str, Any]:

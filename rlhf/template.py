@@ -13,9 +13,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from rlhf import marks
+from rlhf.boundary import ANSWER, ASKED, boundary_of, stripped, thoughts_of
 from rlhf.errors import ModelError
 from rlhf.marks import Span
-from rlhf.rendering import Message, Rendering, source_of, spelled
+from rlhf.rendering import Message, Rendering, may_think, source_of, spelled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,10 +33,7 @@ HUMAN_ASSISTANT = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
-_ASKED, _ANSWER, _OTHER = "zqasked", "zqanswer", "2 zqothers"  # no template writes these on its own
 _WORDS = ("a", " a", "The", "1")
-_SPACES = " \n\t"
-_OPEN_BLOCK = re.compile(r"<([\w:-]+)>(\s*)$")
 
 
 class _Marked(str):
@@ -54,28 +52,39 @@ class Template:
         self.tokenizer = tokenizer
         self._rendering = Rendering(tokenizer)
         self._marking = Rendering(tokenizer, with_marks=True) if marks.has_marks(source_of(tokenizer)) else None
-        asked = self._rendering([{"role": "user", "content": _ASKED}], add_generation_prompt=True)
-        before, after = self._around_an_answer(asked)
-        self._opening, self.prefix = _boundary(asked, before)
-        self.end_token_id = self._end_token(after)
-        self._strips = self._stripped(before, after)
-        self._control = self._control_tokens(before, after)
+        self._boundary = found = boundary_of(self._rendering)
+        self._thoughts = thoughts_of(self._rendering, found)
+        self.prefix = found.prefix
+        self.end_token_id = self._end_token(found.after)
+        self._control = self._control_tokens(found.before, found.after)
         [self._before] = self._ids(["a"])
-        self._anchor = self._found_anchor(asked + self._opening)
+        self._anchor = self._found_anchor(found.asked + found.opening)
 
     @property
     def end_token(self) -> str:
         return str(self.tokenizer.convert_ids_to_tokens(self.end_token_id))
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a prompt, up to the text of the assistant's turn."""
-        return self._rendering(messages, add_generation_prompt=True) + self._opening
+        """The text of a prompt, up to the text of the assistant's turn, or to its thoughts where it `thinks`."""
+        text = self._rendering(messages, add_generation_prompt=True)
+        return text if self.thinks(messages) else text + self._boundary.opening
 
     def written(self, text: str) -> str:
         """The text of an assistant turn as the template writes it: some templates strip it."""
-        left, right = self._strips
-        text = text.lstrip(None if left == _SPACES else left) if left else text
-        return text.rstrip(None if right == _SPACES else right) if right else text
+        return stripped(text, self._boundary.strips)
+
+    @property
+    def writes_thoughts(self) -> bool:
+        """Whether a response may have thoughts before its text."""
+        return self._thoughts is not None and self._thoughts.lead is not None
+
+    def thinks(self, messages: Sequence[Message]) -> bool:
+        """Whether the response to a prompt begins with thoughts, or with what the template writes in their place."""
+        return self._thoughts is not None and may_think(messages)
+
+    def leaves_out_thoughts(self, messages: Sequence[Message]) -> bool:
+        """Whether a prompt has thoughts that the template knows no field for."""
+        return any("reasoning_content" in m for m in messages) and self._rendering.knows.thoughts is None
 
     def leaves_out_tools(self, messages: Sequence[Message]) -> bool:
         """Whether a prompt has tools that the template does not write."""
@@ -107,10 +116,18 @@ class Template:
         marked = self._marked(messages)
         return self.render(messages) if marked is None else _Marked(self.render(marked))
 
-    def response_text(self, text: str) -> str:
-        """What `encode` takes for a response, control tokens in it marked."""
-        whole = self.prefix + self.written(text)
-        return _Marked(self._mark(whole)) if self._control.search(whole) else whole
+    def response_text(self, text: str, thoughts: str = "", *, thinks: bool = False) -> str:
+        """What `encode` takes for a response, control tokens in it marked. With `thinks` the one to a prompt that
+        `thinks`, with its thoughts if it has any."""
+        said, thought, lead, between = self.written(text), "", self.prefix, ""
+        if thinks and self._thoughts is not None:
+            lead = self._thoughts.plain
+            if thoughts and self._thoughts.lead is not None:
+                lead, between = self._thoughts.lead, self._thoughts.between
+                thought = stripped(thoughts, self._thoughts.strips)
+        if self._control.search(thought + said):
+            return _Marked(lead + self._mark(thought) + between + self._mark(said))
+        return lead + thought + between + said
 
     def encode(self, texts: Sequence[str], *, responses: bool = False) -> list[list[int]]:
         """Ids of many texts of `prompt_text`, or of `response_text`, in few calls, which fast tokenizers spread over
@@ -140,7 +157,7 @@ class Template:
 
     def marks_problem(self) -> str | None:
         """What is wrong with the template's marks, in one line; None where they have the end token, or are none."""
-        found = self.conversation([{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWER}])
+        found = self.conversation([{"role": "user", "content": ASKED}, {"role": "assistant", "content": ANSWER}])
         if found is None or any(self.end_token in found[0][span.start : span.end] for span in found[1]):
             return None
         return (
@@ -223,39 +240,6 @@ class Template:
 
     # --- what the template writes -------------------------------------------------------------------------------------
 
-    def _around_an_answer(self, prompt: str) -> tuple[str, str]:
-        """What stands before and after the content of the last assistant turn."""
-        around = []
-        for answer in (_ANSWER, _OTHER):
-            whole = self._with_answer(answer)
-            before, found, after = whole.rpartition(answer)
-            if not found:
-                if not whole.startswith(prompt):
-                    raise ModelError(_NO_BOUNDARY)
-                raise ModelError("the chat template does not write the content of an assistant turn")
-            around.append((before, after))
-        if around[0] != around[1]:
-            raise ModelError(
-                "what the chat template writes around an assistant turn depends on its content, so the boundary of a "
-                "response is not defined; let it write the same header before each answer"
-            )
-        return around[0]
-
-    def _with_answer(self, answer: str) -> str:
-        return self._rendering(
-            [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": answer}], add_generation_prompt=False
-        )
-
-    def _stripped(self, before: str, after: str) -> tuple[str, str]:
-        """The white space that the template removes at the beginning and at the end of an assistant's text."""
-        left = right = ""
-        for space in _SPACES:
-            whole = self._with_answer(f"{space}{_ANSWER}{space}")
-            inner = whole.removeprefix(before).removesuffix(after)
-            left += space if inner.startswith(_ANSWER) else ""
-            right += space if inner.endswith(_ANSWER) else ""
-        return left, right
-
     def _special(self) -> dict[str, int]:
         """All special tokens; not all of them have a role."""
         added: Any = self.tokenizer.added_tokens_decoder  # id → AddedToken
@@ -280,7 +264,7 @@ class Template:
         names = {name for name in self._special() if len(name) > 1}
         added: Any = self.tokenizer.added_tokens_decoder
         ordinary = [t.content for t in added.values() if t.content.strip() and len(t.content) > 1]
-        around_question, _, header = before.rpartition(_ASKED)
+        around_question, _, header = before.rpartition(ASKED)
         names |= {name for name in ordinary if name in around_question or name in after}
         in_header = sorted((header.find(name), -len(name), name) for name in ordinary if name in header)
         names |= {name for _, _, name in in_header[:1]}
@@ -290,7 +274,7 @@ class Template:
     def _found_anchor(self, asked: str) -> str:
         """What responses are encoded behind: the prompt's last words; nothing if their ids are the same alone; a line
         break where a space is lost behind the prompt, because a special token ends it."""
-        tail = asked.rpartition(_ASKED)[2]
+        tail = asked.rpartition(ASKED)[2]
         marks = [match.start() for match in self._control.finditer(tail)]
         tail = tail[marks[-1] :] if marks else tail
         alone = [self._ids_behind("", self.prefix + word) for word in _WORDS]
@@ -304,35 +288,6 @@ class Template:
     def _ids_behind(self, anchor: str, text: str) -> list[int]:
         before, whole = self._ids([anchor, anchor + text])
         return whole[len(before) :] if whole[: len(before)] == before else self._ids([text])[0]
-
-
-_NO_BOUNDARY = (
-    "the chat template's prompt is not the beginning of the rendered conversation, so the boundary of a "
-    "response is not defined; fix its add_generation_prompt branch"
-)
-
-
-def _boundary(prompt: str, before: str) -> tuple[str, str]:
-    """What is added to the prompt that the template writes, and white space that begins a response.
-
-    `before` is what stands before an answer in a whole conversation. More than white space that only stands there (a
-    header, an empty block of thoughts) belongs to the prompt. The prompt may also write more, such as the beginning of
-    a block of thoughts, which is then closed.
-    """
-    if before.startswith(prompt):
-        lead = before[len(prompt) :]
-        if not lead.strip():
-            return "", lead
-        opening = lead.rstrip(" ")
-        return opening, lead[len(opening) :]
-    common = next((i for i, (a, b) in enumerate(zip(prompt, before, strict=False)) if a != b), len(before))
-    if _ASKED not in before[:common] or before[common:].strip():
-        raise ModelError(_NO_BOUNDARY)
-    block = _OPEN_BLOCK.search(prompt[common:])
-    if block is None:
-        return "", ""
-    name, space = block.groups()
-    return f"{space}</{name}>{space * 2}", ""
 
 
 def install_template(tokenizer: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from data.kept import read_kept
 from rlhf import process
 from rlhf.json_lines import write_json_lines
+from rlhf.rendering import OF_THE_FIRST
 
 HELD_OUT_NAME = "held_out_prompts.jsonl"
 
@@ -26,4 +27,5 @@ def _line(row: Mapping[str, Any]) -> dict[str, Any]:
     if "kept" not in row:
         return {"prompt": messages}
     is_text, columns = read_kept(row["kept"])
-    return {**columns, "prompt": messages[-1]["content"] if is_text and "tools" not in messages[-1] else messages}
+    plain = is_text and not any(name in messages[-1] for name in OF_THE_FIRST)
+    return {**columns, "prompt": messages[-1]["content"] if plain else messages}

@@ -21,7 +21,6 @@ from data.encode import (
     Encoder,
     Kind,
     Limits,
-    TextEncoder,
 )
 from data.example import ask, prompt_json
 from rlhf.errors import DataError
@@ -154,12 +153,6 @@ def test_a_tokenizer_that_adds_bos_gets_it_once() -> None:
     row = encode(Template(tokenizer), Limits(99, 20), "q", "a", kind="demonstrations")
     assert row["input_ids"][0] == 1
     assert row["input_ids"].count(1) == 1
-
-
-def test_plain_text_is_joined_by_eos_into_full_rows() -> None:
-    encoder = TextEncoder(SHARED.tokenizer, 4)
-    rows = encoder({"text": ["abc", "de", "fgh"]})["input_ids"]
-    assert [text(SHARED, row) for row in rows] == ["abc</s>", "de</s>f"]  # "gh</s>" is too short for a row
 
 
 def test_an_end_token_inside_a_response_drops_it(template: Template) -> None:

@@ -116,11 +116,12 @@ def test_what_has_a_meaning_and_is_not_used_is_said() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("reasoning_content", "hm"), ("thinking", "hm"), ("tool_call_id", "1"), ("name", "Ann")],
+    [("reasoning_content", ["hm"]), ("thinking", {"a": "hm"}), ("tool_call_id", "1"), ("name", "Ann")],
 )
 def test_fields_of_messages_are_used_or_said(field: str, value: Any) -> None:
     """Fields beside role and content used to vanish."""
-    assert remarks({"messages": [USER, ANSWER | {field: value}]}) == [f"field '{field}' of messages is not used"]
+    why = "" if isinstance(value, str) else ": it is not text"
+    assert remarks({"messages": [USER, ANSWER | {field: value}]}) == [f"field '{field}' of messages is not used{why}"]
     assert remarks({"messages": [USER, ANSWER | {field: None}]}) == []
 
 

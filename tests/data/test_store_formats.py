@@ -14,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data.config import SourceSettings
-from data.encode import Encoder, Kind, Limits, TextEncoder
+from data.encode import Encoder, Kind, Limits
 from data.sources import parse
 from data.store import Store, open_store
+from data.texts import TextEncoder
 from data.tokens import encoded
 from rlhf.template import Template
 from tests.helpers.golden import check_content
@@ -79,6 +80,10 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
         },
         {"messages": [TALK[1], {**TALK[2], "weight": 0}, *TALK[3:], TALK[1], {**TALK[2], "train": False}]},
     ],
+    "thoughts": [
+        {"messages": [TALK[1], {**TALK[2], "thinking": "A fruit."}, TALK[3], {**TALK[4], "reasoning_content": "Hm."}]},
+        {"prompt": "q", "content": "a", "reasoning_content": "t", "chat_template_kwargs": {"enable_thinking": True}},
+    ],
     "mixed": [{"prompt": "q", "chosen": "a", "rejected": "b"}, {"messages": TALK}],
     "written": [
         {"prompt": "q", "answers": "['a', 'b', 'c']", "scores": "[nan, 1, 2]"},
@@ -122,7 +127,7 @@ def test_the_format_of_the_stores(here: Path) -> None:
     stores |= {name: store_of(name) for name in ("list.json", "table.parquet", "table.csv")}
     content = {name: [list(store.dataset), store.info] for name, store in stores.items()}
     assert all(rows for rows, _ in content.values())
-    check_content(content, "a5a8c2b0b25df25bee2b4cc7", cache="store", file="data/store.py")
+    check_content(content, "3df0b81c06e11f88584246a2", cache="store", file="data/store.py")
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,52 @@ FORGETFUL = (
 )
 
 
+_HEAD = (
+    "{% for m in messages %}{% if m.role != 'assistant' %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+)
+_LAST = (
+    "{% set ns = namespace(last=0) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}"
+)
+# Write what the assistant thought before its text, each with the field that it knows.
+THOUGHTS: dict[str, tuple[str, str]] = {
+    # in the turns behind the last question alone, with an empty block where there are none
+    "Qwen3": (
+        _LAST + _HEAD + "{% else %}{% set thought = (m.reasoning_content or '').strip('\n') %}"
+        "{{ '<|im_start|>assistant\n' }}{% if loop.index0 > ns.last %}"
+        "{{ '<think>\n' + thought + '\n</think>\n\n' }}{% endif %}{{ m.content.lstrip('\n') + '<|im_end|>\n' }}"
+        "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is defined and enable_thinking is false %}{{ '<think>\n\n</think>\n\n' }}{% endif %}"
+        "{% endif %}",
+        "reasoning_content",
+    ),
+    # in all turns that have some, and its prompt opens the block
+    "always thinks": (
+        _HEAD + "{% else %}{{ '<|im_start|>assistant\n<think>\n' + (m.reasoning or '') + '\n</think>\n\n' + m.content"
+        " + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}{% endif %}",
+        "reasoning",
+    ),
+    # a turn of their own, without thoughts in earlier ones, and an end of its own for the last
+    "harmony": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% if loop.last and not add_generation_prompt %}"
+        "{% if m.thinking %}{{ '<|header|>assistant<|turn|>analysis<|/header|>' + m.thinking + '<|end|>' }}{% endif %}"
+        "{{ '<|header|>assistant<|turn|>final<|/header|>' + m.content + '<|eot|>' }}"
+        "{% else %}{{ '<|header|>assistant<|turn|>final<|/header|>' + m.content + '<|end|>' }}{% endif %}"
+        "{% else %}{{ '<|header|>' + m.role + '<|/header|>' + m.content + '<|end|>' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|header|>assistant' }}{% endif %}",
+        "thinking",
+    ),
+    # an option of another name, and marks
+    "DeepSeek": (
+        _LAST + _HEAD + "{% else %}{{ '<|assistant|>' }}{% generation %}{% if loop.index0 > ns.last %}"
+        "{{ '<think>' + m.reasoning_content if m.reasoning_content else '' }}{{ '</think>' }}{% endif %}"
+        "{{ m.content + '<|end|>' }}{% endgeneration %}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{{ '' if thinking else '</think>' }}{% endif %}",
+        "reasoning_content",
+    ),
+}
 # Writes tools, their calls and what they gave.
 TOOLS = (
     "{% if tools %}{{ '<|im_start|>system\n' + (messages[0].content + '\n' if messages[0].role == 'system' else '') }}"

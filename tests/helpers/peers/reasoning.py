@@ -67,18 +67,15 @@ FILES = {
     ),
     "thoughts beside the content": File(
         [{"messages": [u("q"), a("b", reasoning_content="t")]}], [("u:q", "b", None)],
-        ("field 'reasoning_content' of messages",)
     ),
     "thoughts beside a column of contents": File(
         [{"input": "q", "reasoning_content": "t", "content": "b"}], [("u:q", "b", None)],
-        (UNUSED.format("reasoning_content"),)
     ),
     "thoughts in a column": File(
         [{"prompt": "q", "response": "b", "reasoning": "t"}], [("u:q", "b", None)], (UNUSED.format("reasoning"),)
     ),
     "thoughts of a harmony message": File(
         [{"messages": [u("q"), a("b", thinking="t")], "reasoning_effort": "low"}], [("u:q", "b", None)],
-        ("field 'thinking' of messages", UNUSED.format("reasoning_effort")),
     ),
     "thoughts as a part of the content": File(
         [{"messages": [u("q"), a([{"type": "thinking", "thinking": "t"}, {"type": "text",

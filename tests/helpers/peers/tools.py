@@ -52,7 +52,6 @@ TRL = {
         [{"prompt": "q", "chosen": "b", "rejected": "c", "tools": TOOLS,
         "chat_template_kwargs": {"enable_thinking": True}}],
         [("u:q", "b", "c")],
-        (UNUSED.format("chat_template_kwargs"),),
     ),
     "trl preference with scores": File(
         [{"chosen": [u("q"), a("b")], "rejected": [u("q"), a("c")], "score_chosen": 8.0, "score_rejected": 5.0,
