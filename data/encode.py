@@ -27,7 +27,7 @@ from data.example import Answer, are_the_same, leading, prompt_json, thoughts_of
 from data.learned import LearnedRow, Talk, learned_rows
 from rlhf.errors import DataError, ModelError
 from rlhf.marks import Span
-from rlhf.rendering import DATE, OF_THE_FIRST, is_dated, thinking
+from rlhf.rendering import DATE, as_first, is_dated, thinking
 from rlhf.template import Message, Template
 
 Kind = Literal["demonstrations", "preferences", "unpaired", "prompts"]
@@ -296,7 +296,7 @@ class Encoder:
         while len(ids) > self.limits.max_prompt_length and (begins := _questions(turns)[1:]):
             turns = turns[begins[0] :]
             if not system:
-                turns[0] = {**turns[0], **{n: prompt[0][n] for n in OF_THE_FIRST if n in prompt[0]}}
+                turns[0] = as_first(turns[0], prompt[0])
             ids = self.template.prompt_ids([*system, *turns])
         text = turns[0]["content"]
         keep_end = self.limits.prompt_truncation == "keep_end"

@@ -206,6 +206,12 @@ def thinking(messages: Sequence[Message]) -> list[Message]:
     return [{**messages[0], "options": {**dict.fromkeys(THINKING, True), **options_of(messages)}}, *messages[1:]]
 
 
+def as_first(message: Message, first: Message) -> Message:
+    """A message in the place of the first one, with what that brings for the whole conversation."""
+    found: Any = {**message, **{name: first[name] for name in OF_THE_FIRST if name in first}}
+    return found
+
+
 def _turn(message: Message, field: str | None) -> dict[str, Any]:
     """A message as the template gets it, its thoughts in the `field` that it reads."""
     turn = {k: v for k, v in message.items() if k not in (*OF_THE_FIRST, "reasoning_content")}
