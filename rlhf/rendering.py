@@ -208,7 +208,7 @@ def thinking(messages: Sequence[Message]) -> list[Message]:
 
 def as_first(message: Message, first: Message) -> Message:
     """A message in the place of the first one, with what that brings for the whole conversation."""
-    found: Any = {**message, **{name: first[name] for name in OF_THE_FIRST if name in first}}
+    found: Any = {**message, **{k: v for k, v in first.items() if k in OF_THE_FIRST}}
     return found
 
 

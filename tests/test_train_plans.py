@@ -13,7 +13,7 @@ import yaml
 import train
 from rlhf.errors import ConfigError
 from rlhf.files import claim_folder
-from rlhf.pipeline.plan import make_plan
+from rlhf.pipeline.plan import left_out_lines, make_plan
 from rlhf.pipeline.recipes import Request, choose_recipe
 from tests.helpers import calls
 from tests.helpers.calls import run
@@ -32,7 +32,9 @@ def plan(*words: str, prepared: dict[str, object] | None = None) -> object:
         elif flag == "--recipe":
             recipe = value
         else:
-            flags[flag[2:].replace("-", "_")] = [value] if flag == "--data-path" else yaml.safe_load(value)
+            flags[flag[2:].replace("-", "_")] = (
+                [value] if flag in ("--data-path", "--reward") else yaml.safe_load(value)
+            )
     request = Request(flags=flags, sets=sets, recipe=recipe)
     specs = [replace(spec, problems=lambda *_: []) for spec in train.STAGES]  # what is named need not be there
     return make_plan(specs, request, prepared=prepared)
@@ -72,6 +74,28 @@ def test_stage_3_alone_takes_models_that_are_named(inputs: list[str], tmp_path: 
     made = settings(plan(*inputs[2:], "--stages", "3", "--sft-model", "sft", "--reward-model", "reward"))
     assert list(made) == ["step3_ppo"]
     assert (made["step3_ppo"].actor_model, made["step3_ppo"].reward_model) == ("sft", "reward")  # type: ignore[attr-defined]
+
+
+def test_stage_3_alone_is_told_how_to_start_from_a_model_that_answers(inputs: list[str]) -> None:
+    """The most common GRPO run: an instruct model and a checker. --actor-model is a pretrained one, for stage 1."""
+    with pytest.raises(ConfigError) as error:
+        plan(*inputs, "--stages", "3", "--reward", "check:length,max=9", "--advantage-estimator", "reinforce_pp")
+    assert [line for line in error.value.problems if "needs an actor" in line] == [
+        "stage 3 needs an actor, and there is no finished one in out/step1_sft; add stage 1 to --stages, or give "
+        "--sft-model a trained one, as --sft-model model if that answers already"
+    ]
+
+
+def test_stage_3_alone_compares_its_actor_with_the_model_that_it_started_from(inputs: list[str]) -> None:
+    """The evaluation had the trained actor alone, so nobody saw what it had learned."""
+    words = ("--stages", "3", "--sft-model", "model", "--reward", "check:length,max=9")
+    made = plan(*inputs[2:], *words, "--advantage-estimator", "reinforce_pp")
+    assert made.base_model == "model"
+    assert left_out_lines(made) == [
+        "60% of the prompts are kept for stages 1 and 2, which the run does not have; --data-split 0,0,4 uses them too"
+    ]
+    made = plan(*inputs[2:], *words, "--advantage-estimator", "reinforce_pp", "--data-split", "0,0,1")
+    assert left_out_lines(made) == []
 
 
 def test_stage_3_alone_takes_finished_stages_of_the_folder(inputs: list[str]) -> None:

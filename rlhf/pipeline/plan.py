@@ -145,7 +145,7 @@ def make_plan(
     if problems:
         raise ConfigError(*dict.fromkeys(problems))
     _tell_of_columns(stages)
-    base = pipeline.actor_model or _base_model(stages)
+    base = pipeline.actor_model or _base_model(all_inputs)
     card = _card(request, placement) if machine.gpus else None
     return Plan(
         tuple(specs), pipeline, given, request.recipe, placement, machine, card, stages, prepare, evaluate, base, idle
@@ -154,7 +154,27 @@ def make_plan(
 
 def left_out_lines(plan: Plan) -> list[str]:
     """What a user is told of the stages that a run leaves out."""
-    return [f"[{spec.number}] {spec.package}: left out, no other stage needs its model" for spec in plan.left_out]
+    lines = [f"[{spec.number}] {spec.package}: left out, no other stage needs its model" for spec in plan.left_out]
+    return lines + _unused_prompts(plan)
+
+
+def _unused_prompts(plan: Plan) -> list[str]:
+    """A line where prompts are kept for stages before the last one that neither run nor are finished in the folder."""
+    last = next((stage for stage in reversed(plan.stages) if hasattr(stage.config, "shares")), None)
+    if last is None:
+        return []
+    shares: Sequence[float] = last.config.shares  # type: ignore[attr-defined]
+    there = [stage.spec.number for stage in plan.stages]
+    there += [s.number for s in plan.specs if is_finished(plan.pipeline.output_dir / s.package)]
+    idle = [n for n, share in enumerate(shares, start=1) if share and n < last.spec.number and n not in there]
+    if not idle:
+        return []
+    used = ",".join("0" if n in idle else f"{share:g}" for n, share in enumerate(shares, start=1))
+    kept = sum(shares[n - 1] for n in idle) / sum(shares)
+    return [
+        f"{kept:.0%} of the prompts are kept for stage{'s' * (len(idle) > 1)} {' and '.join(map(str, idle))}, which "
+        f"the run does not have; --data-split {used} uses them too"
+    ]
 
 
 def machine_of(placement: Placement, *, described: bool = False) -> Machine:
@@ -178,10 +198,9 @@ def _card(request: Request, placement: Placement) -> Card | None:
     return this_card(request.gpu_tflops)
 
 
-def _base_model(stages: Sequence[StagePlan]) -> str:
-    """The pretrained language model that a run starts from: the input of its first stage that needs one."""
-    named = ((stage, each) for stage in stages for each in stage.spec.inputs if not each.made_as)
-    return next((stage.model(each.setting) for stage, each in named if each.kind == "language"), "")
+def _base_model(inputs: Sequence[Inputs]) -> str:
+    """The language model that a run starts from: the first that a stage is given and no stage makes."""
+    return next((name for each in inputs for model, (name, _) in each.named.items() if model.kind == "language"), "")
 
 
 def _unknown_stages(pipeline: PipelineConfig, specs: Sequence[StageSpec]) -> list[str]:

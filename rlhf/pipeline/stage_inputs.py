@@ -106,9 +106,11 @@ def _made_input(
         if (config := config_of(inputs.settings[each.setting])) is not None:
             inputs.coming[each.setting] = config
     else:
+        flags = [flag for i in stage.inputs for flag in i.flags if i.kind == each.kind and getattr(pipeline, flag)]
+        way = f", as {_option(each.flags[0])} {getattr(pipeline, flags[0])} if that answers already" if flags else ""
         inputs.problems.append(
             f"stage {spec.number} needs {each.what}, and there is no finished one in {folder}; "
-            f"add stage {stage.number} to --stages, or give {_option(each.flags[0])} a trained one"
+            f"add stage {stage.number} to --stages, or give {_option(each.flags[0])} a trained one{way}"
         )
 
 
