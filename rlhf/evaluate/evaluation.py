@@ -21,7 +21,7 @@ from rlhf.config import build, given, groups_of, options, setting
 from rlhf.errors import EXIT_DONE, ConfigError, DataError, nearest
 from rlhf.evaluate import comparison
 from rlhf.evaluate.judges import Asked, Judge, Response, Scores, reward_model_judge, scorer_judge, scorer_problems
-from rlhf.evaluate.rewards import judge_problems, missing_columns, rewards_judge
+from rlhf.evaluate.rewards import check_readable, judge_problems, missing_columns, rewards_judge
 from rlhf.file_signs import what_it_is
 from rlhf.files import file_problems, is_text, write_json
 from rlhf.generation.speaker import Speaker, load_speaker
@@ -181,6 +181,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         raise ConfigError(*problems)
     assert config.prompts is not None
     asked = read_prompts(config.prompts, column=config.prompt_column, limit=config.max_prompts)
+    trusted = config.trust_remote_code
+    check_readable(asked, config.rewards, config.reward_model, file=config.prompts, trust_remote_code=trusted)
     responses: dict[str, list[Response]] = {}
     seconds: dict[str, float] = {}
     for label, name in config.named_models().items():

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rlhf.errors import nearest
+from rlhf.errors import ModelError, nearest
 from rlhf.evaluate.judges import Asked, Judge, Response, Scores, reward_model_judge
 from rlhf.models.names import check_model, template_problems
 from rlhf.rewards import functions
 from rlhf.rewards.names import TRAINED, Reward
+from rlhf.template import Template
 
 
 def judge_problems(rewards: Sequence[Reward], *, seconds: float, trust_remote_code: bool = False) -> list[str]:
@@ -23,6 +24,23 @@ def judge_problems(rewards: Sequence[Reward], *, seconds: float, trust_remote_co
             wrong += template_problems(reward.target, flag="--reward")
             found += [line.replace(f"--reward {reward.target}", reward.flag, 1) for line in wrong]
     return found
+
+
+def check_readable(
+    asked: Sequence[Asked], rewards: Sequence[Reward], reward_model: str, *, file: Any, trust_remote_code: bool = False
+) -> None:
+    """Raises ModelError for the first prompt that the chat template of a reward model cannot render."""
+    from rlhf.models.loading import load_tokenizer
+
+    judges = {reward.flag: reward.target for reward in rewards if reward.kind == "model"}
+    judges |= {"--reward-model": reward_model} if reward_model else {}
+    for flag, name in judges.items():
+        template = Template(load_tokenizer(name, trust_remote_code=trust_remote_code))
+        for each in asked:
+            try:
+                template.render(each.messages)
+            except ModelError as error:
+                raise ModelError(f"{flag}: {name} cannot read the prompt of {file}, row {each.row}: {error}") from None
 
 
 def missing_columns(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
-from rlhf.errors import ConfigError
+from rlhf.errors import ConfigError, ModelError
 from rlhf.evaluate.comparison import summary
 from rlhf.evaluate.evaluation import EvaluateConfig, evaluate
+from tests.helpers.templates import EXACT
 from tests.helpers.tiny import save_tiny
 from tests.rlhf.models.test_classifier import save
 
@@ -96,3 +98,20 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(folder: Path, model: str
     ):
         assert words in told
     assert len(error.value.problems) == 6
+
+
+def test_a_prompt_that_a_reward_model_cannot_read_is_told_before_models_answer(folder: Path, model: str) -> None:
+    """The evaluation ended in the judge, after all models had answered all prompts."""
+    strict = save(folder / "strict", "bert", template=EXACT["Gemma"])
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
+    rows = [{"prompt": "Why?"}, {"prompt": turns}]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (
+        mock.patch("rlhf.evaluate.evaluation.load_speaker", side_effect=AssertionError("a model was loaded")),
+        pytest.raises(ModelError) as error,
+    ):
+        evaluate(config(folder, model, f"model:{strict}"))
+    assert str(error.value) == (
+        f"--reward model:{strict}: {strict} cannot read the prompt of {folder / 'prompts.jsonl'}, row 2: the chat "
+        "template cannot be rendered: no system turn"
+    )
