@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -89,7 +90,7 @@ def test_stage_3_alone_is_told_how_to_start_from_a_model_that_answers(inputs: li
 def test_stage_3_alone_compares_its_actor_with_the_model_that_it_started_from(inputs: list[str]) -> None:
     """The evaluation had the trained actor alone, so nobody saw what it had learned."""
     words = ("--stages", "3", "--sft-model", "model", "--reward", "check:length,max=9")
-    made = plan(*inputs[2:], *words, "--advantage-estimator", "reinforce_pp")
+    made: Any = plan(*inputs[2:], *words, "--advantage-estimator", "reinforce_pp")
     assert made.base_model == "model"
     assert left_out_lines(made) == [
         "60% of the prompts are kept for stages 1 and 2, which the run does not have; --data-split 0,0,4 uses them too"
