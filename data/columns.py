@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from data.example import Row
-from data.judgements import RANK_FIELDS, SCORE_FIELDS
+from data.judgements import RANK_FIELDS, SCORE_FIELDS, as_number
+from data.labels import WORDS
+from data.sides import CHOICES, normal, pairs_of_names, two_answers
 from data.written import BEGINS_AS_MESSAGES
 
 # Other names that columns commonly have; used where the first name is missing.
@@ -21,6 +23,7 @@ SYNONYMS = {
     "question": "prompt",
     "problem": "prompt",
     "context_messages": "prompt",
+    "input_text": "prompt",
     "prompt_messages": "prompt",
     "inputs": "prompt",
     "human": "prompt",
@@ -35,6 +38,7 @@ SYNONYMS = {
     "preferred_output": "chosen",
     "assistant": "chosen",
     "targets": "chosen",
+    "output_text": "chosen",
     "rejected_response": "rejected",
     "rejected_answer": "rejected",
     "rejected_completion": "rejected",
@@ -42,16 +46,22 @@ SYNONYMS = {
     "responses": "answers",
     "completions": "answers",
     "generations": "answers",
+    "candidates": "answers",
     "conversations": "messages",
     "conversation": "messages",
+    "contents": "messages",
     "system_prompt": "system",
     "system_message": "system",
+    "systeminstruction": "system",
+    "system_instruction": "system",
     "kto_tag": "label",
     "functions": "tools",
     "is_correct": "label",
     "is_safe": "label",
     "desirable": "label",
     "correct": "label",
+    **dict.fromkeys(("good", "accepted", "approved", "liked", "passed", "thumbs_up"), "label"),
+    **{f"is_{what}": "label" for what in ("good", "accepted", "chosen", "preferred", "desirable")},
     **{f"{mark}_{what}": f"{mark}_score" for mark in ("chosen", "rejected") for what in ("rating", "reward")},
     **{f"{what}_{mark}": f"{mark}_score" for mark in ("chosen", "rejected") for what in ("score", "rating", "reward")},
     **{f"{mark}_avg_rating": f"{mark}_score" for mark in ("chosen", "rejected")},
@@ -78,12 +88,14 @@ TELLING = {
     *("correctness", "coherence", "complexity", "verbosity", "quality", "is_response_0_safe", "is_response_1_safe"),
     *("correctness_math_verify", "correctness_llama", "winner_tie", "train", "training", "loss", "mask", "status"),
     *("unanswerable_question", "corrected", "revision", "reflection", "objects", "article", "summary", "passage"),
-    *("document", "steps", "value", "values", "critique", "feedback"),
+    *("document", "steps", "value", "values", "critique", "feedback", "instances", "definition", "code", "test"),
+    *("test_list", "resolved", "success", "ideal"),
 }  # fmt: skip
 # Words in the names of columns that say something in any case.
 TELLING_WORDS = re.compile(
     "(^|_)(reasoning|thinking|thoughts?|rationale|scores?|ratings?|rewards?|labels?|preferences?|tools|weights?)(_|$)"
-    "|(^|_)(messages|response|answer|completion|solutions?|generation)$"
+    r"|(^|_)(messages|response|answer|completion|solution|generation|cot)(_?\d+)?$"
+    "|(^|_)(?<!num_)(responses|answers|completions|generations|solutions)$"
 )
 MEDIA = {f"{name}{many}" for name in ("image", "video", "audio") for many in ("", "s")}
 # Columns of formats that are not read, where no other columns make a shape → what they are, and the way out.
@@ -95,30 +107,18 @@ REFUSED = {
     ),
 }
 EMBEDDING = "positive_messages"
-CHOICES = ("choices", "options")
-STEMS = ("response", "answer", "completion", "conversation", "output", "generation", "text", "assistant")
-# Endings of two answers, and those of a third.
-SIDES = (
-    ("_0", "_1", ("_2",)),
-    ("_1", "_2", ("_0", "_3")),
-    ("1", "2", ("0", "3")),
-    ("0", "1", ("2",)),
-    ("_a", "_b", ("_c",)),
-    ("a", "b", ("c",)),
-)
 LISTED = {"score": "scores", "rank": "ranks", "output": "answers"}
-BY_CONTENT = ("is_correct", "is_safe", "desirable", "correct")  # labels only where they hold true and false
+# Labels only where they hold true and false.
+BY_CONTENT = (
+    *("is_correct", "is_safe", "desirable", "correct", "good", "accepted", "approved", "liked", "passed", "thumbs_up"),
+    *("is_good", "is_accepted", "is_chosen", "is_preferred", "is_desirable"),
+)
 WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a result to compare with
 
 
 def tells(kind: str) -> bool:
     """Whether a column of this name, which no shape reads, says something."""
     return kind in TELLING or kind in (*SYNONYMS, *REFUSED, *CHOICES) or TELLING_WORDS.search(kind) is not None
-
-
-def normal(column: str) -> str:
-    """`"Chosen-Rating"` as `chosen_rating`."""
-    return column if column.isidentifier() and column.islower() else re.sub(r"[-\s.]+", "_", column.strip().lower())
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
     why: dict[str, str] = {}
     weak, short = [], []
     content = {column: [row[column] for row in rows if row.get(column) is not None] for column in there}
-    _correct(names, content)
+    _correct(names, content, why)
     judged = bool({"scores", "ranks", "labels"} & {*names.values(), *given})
     for column, values in content.items():
         kind = normal(column)
@@ -209,17 +209,20 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
     return Names(given, ignored, found, tuple(weak), tuple(short), why, frozenset(order) - SYNONYMS.keys())
 
 
-def _correct(names: dict[str, str], content: Mapping[str, list[Any]]) -> None:
-    """Change names that the content of their columns contradicts."""
+def _correct(names: dict[str, str], content: Mapping[str, list[Any]], why: dict[str, str]) -> None:
+    """Change names that the content of their columns contradicts; put into `why` what the user should know of it."""
     kinds = {normal(column): column for column in content}
     several = "answers" in names.values()
     for column, name in list(names.items()):
         values = content[column]
         if values and all(isinstance(value, (list, tuple)) for value in values):  # a list of what a name has one of
-            names[column] = "labels" if name == "label" and several else LISTED.get(name, name)
+            talks = name == "output" and all(map(_is_message, _items(values)))
+            names[column] = "labels" if name == "label" and several else LISTED.get(name, name) if not talks else name
         if normal(column) in BY_CONTENT and not all(map(_is_label, values)):
             del names[column]
-        elif normal(column) in ("score", "reward") and values and all(map(_is_label, values)):
+        elif name == "label" and values and all(isinstance(value, Mapping) for value in values):
+            del names[column]  # classes of the question
+        elif values and _judges(normal(column), values):
             names[column] = "label"
         elif name == "chosen" and values and all(map(_asks, values)) and list(names.values()).count("chosen") > 1:
             names[column] = "prompt"
@@ -229,12 +232,24 @@ def _correct(names: dict[str, str], content: Mapping[str, list[Any]]) -> None:
     sides = two_answers(list(content))
     for name, column in sides.items():
         names.setdefault(column, name)
+    verdict = kinds.get("preference")
+    if verdict and not sides and content[verdict] and all(map(_is_label, content[verdict])):
+        names[verdict] = "label"  # "chosen" or "rejected" beside one answer
+    for better, worse in pairs_of_names(kinds):
+        if all(isinstance(value, (str, list, tuple, Mapping)) for value in (*content[better], *content[worse])):
+            names |= {better: "chosen", worse: "rejected"}
     if sides:
         numbered = sides["second"][-1:].isdigit()
         for column in [kinds[kind] for kind in ("preference", "label") if kind in kinds]:
-            words = all(isinstance(v, str) and not v.strip().lstrip("-").isdigit() for v in content[column])
+            words = all(isinstance(v, str) and as_number(v) is None for v in content[column])
             if words or (numbered and all(str(value) in ("0", "1", "2") for value in content[column])):
                 names[column] = "winner"
+            elif column == verdict and _is_a_scale(content[column]):
+                del names[column]
+                why[column] = (
+                    "its numbers are never below 0, where the first is better; subtract the middle of their scale, or "
+                    f"give --columns preference={column} if that is 0"
+                )
 
 
 def _asks(value: Any) -> bool:
@@ -243,22 +258,12 @@ def _asks(value: Any) -> bool:
     return isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human")
 
 
+def _is_message(value: Any) -> bool:
+    return isinstance(value, Mapping) and bool({"role", "from"} & value.keys())
+
+
 def _items(values: Iterable[Any]) -> list[Any]:
     return [item for value in values if isinstance(value, (list, tuple)) for item in value]
-
-
-def two_answers(there: Sequence[str]) -> dict[str, str]:
-    """The columns of two answers and of their scores, such as response_0 and response_1; empty if there are more."""
-    known = {normal(column): column for column in there}
-    for first, second, more in SIDES:
-        for stem in STEMS:
-            if {stem + first, stem + second} <= known.keys() and not any(stem + third in known for third in more):
-                found = {"first": known[stem + first], "second": known[stem + second]}
-                for score in ("score", "rating", "reward"):
-                    if score + first in known and score + second in known:
-                        return found | {"first_score": known[score + first], "second_score": known[score + second]}
-                return found
-    return {}
 
 
 def _is_talk(value: Any) -> bool:
@@ -267,8 +272,21 @@ def _is_talk(value: Any) -> bool:
     )
 
 
+def _judges(kind: str, values: Sequence[Any]) -> bool:
+    """Whether a column of this name, which holds numbers or texts elsewhere, says of one answer whether it is good."""
+    if kind in ("score", "reward"):
+        return all(map(_is_label, values))
+    return kind in ("chosen", "preferred") and all(isinstance(value, bool) for value in values)
+
+
 def _is_label(value: Any) -> bool:
-    return str(value).strip().lower() in ("true", "false", "0", "1", "0.0", "1.0")
+    return str(value).strip().lower() in WORDS
+
+
+def _is_a_scale(values: Iterable[Any]) -> bool:
+    """Whether numbers of a preference have their middle elsewhere than at 0, as 1 to 5 and probabilities have."""
+    numbers = [number for number in map(as_number, values) if number is not None]
+    return bool(numbers) and min(numbers) >= 0 and max(numbers) > 0
 
 
 def _judged(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,21 @@ LARGEST_NUMBER = 3.4e38  # what is stored as fp32
 LARGEST_TEXT = 4_000_000  # characters of one text; beyond it a row is a broken file rather than a text
 SPEAKERS = {
     "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
+    "chatbot": "assistant", "ai": "assistant",
     "function": "tool", "observation": "tool", "ipython": "tool", "tool_response": "tool",
 }  # fmt: skip
 CALLERS = ("function_call", "tool_call")  # roles whose text is the call of a tool
 ROLES = ("system", "developer", "user", "assistant", "tool")
 CALLS = ("tool_calls", "function_call")  # fields of a turn that ends in the call of a tool
-LEARN = ("weight", "train", "training", "loss")  # fields of a turn that say whether it is to be learned
+# Fields of a turn that say whether it is to be learned.
+LEARN = ("weight", "train", "training", "loss", "loss_scale", "loss_mask")
+
+# The call of a tool in the text of a turn, as models write it.
+SPELLED_CALL = re.compile(
+    r"<(tool_call|function|\|python_tag)|\[TOOL_CALLS\]|\bAction:|\"name\"\s*:.*\"(arguments|parameters)\"\s*:|"
+    r"^\s*\[?\w[\w.]*\(.*\)\]?\s*$",
+    re.DOTALL,
+)
 
 
 class Answer(str):
@@ -155,7 +165,8 @@ def check_text(value: Any, name: str) -> None:
 
 def check_roles(prompt: Sequence[Message]) -> None:
     """A prompt has a system message, a developer's, or none, then user and assistant turns in alternation; the last is
-    a user's. Between an assistant turn that calls tools and its answer stands what they gave, which may come last."""
+    a user's. Between an assistant turn that calls tools, also in its text, and its answer stands what they gave, which
+    may come last."""
     if not prompt:
         raise RowError("prompt is empty")
     for number, message in enumerate(prompt):
@@ -166,20 +177,26 @@ def check_roles(prompt: Sequence[Message]) -> None:
     if any(roles[:first].count(role) > 1 for role in ("system", "developer")):
         raise RowError(f"there are two {roles[0]} turns ({shown}); join their texts")
     expected = ("user",)
+    before: Message | None = None
     for message in prompt[first:]:
         role = message["role"]
-        if role == "tool" and role not in expected:
+        if role == "tool" and role not in expected and not _spells_a_call(before):
             raise RowError(f"roles are out of order ({shown}): a tool's result without a call of it (tool_calls)")
-        if role not in expected:
+        if role != "tool" and role not in expected:
             raise RowError(f"roles are out of order ({shown}): expected {expected[0]}, found {role}")
         calls = role == "assistant" and "tool_calls" in message
         expected = {"user": ("assistant",), "tool": ("assistant", "tool")}.get(role, ("tool",) if calls else ("user",))
+        before = message
     if expected == ("tool",):
         raise RowError(f"roles are out of order ({shown}): a tool's call without its result")
     if roles[-1] not in ("user", "tool"):
         raise RowError(f"the prompt must end with a user turn ({shown})")
     if roles[-1] == "user" and not prompt[-1]["content"].strip():
         raise RowError("prompt is empty")
+
+
+def _spells_a_call(message: Message | None) -> bool:
+    return message is not None and message["role"] == "assistant" and bool(SPELLED_CALL.search(message["content"]))
 
 
 def leading(prompt: Sequence[Message]) -> Sequence[Message]:
@@ -196,8 +213,12 @@ def messages(value: Any, name: str) -> list[Message]:
     turns: list[Message] = []
     for number, item in enumerate(value):
         where = f"{name} (message {number + 1})"
+        if isinstance(item, int):
+            raise RowError(f"{name} holds numbers (tokens?), neither text nor messages; give the texts")
         if not isinstance(item, Mapping):
             raise RowError(f"{where} is {kind_of(item)}, not a {{role, content}} mapping")
+        if not {"role", "from"} & item.keys():
+            raise RowError(f"{where} has no role (it has {', '.join(map(str, item))}); write it as {{role, content}}")
         role: Any = item.get("role", item.get("from"))
         content: Any = item.get("content", item.get("value"))
         role = SPEAKERS.get(str(role), role)
@@ -297,7 +318,7 @@ def calls_a_tool(message: Mapping[str, Any]) -> bool:
 
 def check_learned(message: Mapping[str, Any]) -> None:
     """Raises Unlearned for an assistant turn that is no answer to learn: a call of a tool, or a turn that says so."""
-    if calls_a_tool(message):
+    if calls_a_tool(message) or message.get("role", message.get("from")) in CALLERS:
         raise Unlearned("turn with a tool call (tool_calls) is not learned")
     for name in LEARN:
         value = message.get(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations, takewhile
 from typing import Any
@@ -15,7 +16,9 @@ TEXT_FIELDS = ("answer", "response", "completion", "text", "output", "generation
 SCORE_FIELDS = ("score", "overall_score", "pm_score", "rating", "reward", "fine-grained_score", "helpfulness")
 RANK_FIELDS = ("rank", "ranking")
 UNRATED = ("", "n/a", "na", "none", "null", "nan", "-")
-TIES = ("tie", "both", "bothbad", "both_bad", "both bad", "equal", "same", "draw", "neither")
+TIES = ("tie", "both", "bothbad", "bothgood", "equal", "same", "draw", "neither", "nopreference")  # without blanks
+COMPARED = re.compile(r"(a|b|1|2)(=|>{1,3}|<{1,3})(a|b|1|2)")  # "A>B", as judges are asked to write
+NUMBERED = {"a": 0, "b": 1, "first": 0, "second": 1, "left": 0, "right": 1}  # whatever the answers' columns are called
 
 
 def number(value: Any, name: str) -> float:
@@ -27,6 +30,15 @@ def number(value: Any, name: str) -> float:
     except (TypeError, ValueError):
         shown = kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:40]
         raise RowError(f"{name} is {shown}, not a number") from None
+
+
+def as_number(value: Any) -> float | None:
+    """A number, also as text; None for all else."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return None if math.isnan(found) else found
 
 
 def score_of(value: Any, name: str) -> float | None:
@@ -80,8 +92,13 @@ def _winner(value: Any, sides: tuple[str, str]) -> float | None:
     matches = [
         text in (ending, side.lower()) or _ends_with(text, ending) for ending, side in zip(endings, sides, strict=True)
     ]
-    if not any(matches) and text in ("0", "1") and not any(ending.isdigit() for ending in endings):
-        matches = [text == "0", text == "1"]
+    if not any(matches) and (found := COMPARED.fullmatch(text.replace(" ", ""))) and found[1] != found[3]:
+        better = found[1] if found[2].startswith(">") else found[3]
+        return 0.0 if found[2] == "=" else 1.0 if better in "a1" else -1.0
+    if not any(matches):
+        place = NUMBERED.get(re.split(r"[^a-z]+", text)[-1])
+        digits = () if any(ending.isdigit() for ending in endings) else ("0", "1")
+        matches = [place == side or (text in digits and text == str(side)) for side in (0, 1)]
     if matches.count(True) != 1:
         shown = kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:40]
         raise RowError(f"winner is {shown}, neither {sides[0]} nor {sides[1]} nor a tie")
@@ -89,7 +106,10 @@ def _winner(value: Any, sides: tuple[str, str]) -> float | None:
 
 
 def is_tie(value: Any) -> bool:
-    return isinstance(value, str) and (value.strip().lower() in TIES or value.strip().lower().startswith("tie ("))
+    if not isinstance(value, str):
+        return False
+    text = re.sub(r"[\s_]+", "", value.lower())
+    return text in TIES or text.startswith("tie(")
 
 
 def _ends_with(text: str, ending: str) -> bool:

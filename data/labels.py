@@ -12,7 +12,10 @@ from data.judgements import score_of
 
 Where = TypeVar("Where", bound=str)  # the place of a row
 
-WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+WORDS = {
+    **dict.fromkeys(("true", "1", "1.0", "yes", "chosen", "desirable"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "rejected", "undesirable"), False),
+}
 BAD_ALONE = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
 SCORED_ALONE = (
     "answer with a score, or without one, that no answer to the same prompt beside it is compared with is not learned; "
@@ -36,7 +39,10 @@ def is_good(label: Any, column: str = "label") -> bool:
     if found is None:
         shown = kind_of(label) if label is None or isinstance(label, (list, dict)) else repr(label)[:40]
         way = f"--columns score={column} takes numbers as scores, " if isinstance(label, (int, float)) else ""
-        raise RowError(f"{column} is {shown}, neither true nor false; {way}--columns label= leaves the column out")
+        raise RowError(
+            f"{column} is {shown}, neither true nor false; {way}--columns label= leaves the column "
+            "out, so that all answers are learned"
+        )
     return found
 
 

@@ -1,27 +1,37 @@
 """Conversations of other tools in the form that the shapes read: roles in capitals, contents in parts, turns that are
-{human, assistant}."""
+{human, assistant} or {input, output}, and texts in alternation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.example import RowError
 from data.unused import MEDIA_FIELDS, empty
+from data.written import read_written
 
-ASKS, ANSWERS = ("human", "user", "question"), ("assistant", "gpt", "bot", "answer")
-TALKS = ("messages", "prompt", "chosen", "rejected", "rejected_messages", "first", "second", "answers", "history")
+ASKS = ("human", "user", "question", "input", "prompt", "query")
+ANSWERS = ("assistant", "gpt", "bot", "answer", "output", "response", "completion")
+BEGINS, ONES = ("messages", "rejected_messages"), ("prompt", "chosen", "rejected", "first", "second")
+TALKS = (*BEGINS, *ONES, "answers", "history", "system")
 
 
 def native(value: Any, name: str) -> Any:
     """A value of the column `name` with its messages as ours; the value itself where there is nothing to change.
     Raises RowError for what a conversation of text cannot hold."""
+    if name == "system":
+        return _system(value)
     if isinstance(value, Mapping):
         if isinstance(value.get("messages"), (list, tuple)) and not value.get("tools"):
             return native(value["messages"], name)
-        if not _speaks(value) and name in ("prompt", "chosen", "rejected", "first", "second"):
+        if _speaks(value) and all(isinstance(texts, (list, tuple)) for texts in value.values()):
+            value = [dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)]
+            return native(value, name)  # a list of mappings as datasets gives it
+        if not _speaks(value) and name in ONES:
             raise RowError(f"{name} is a mapping without a role, neither text nor messages")
         return _message(value, name) if _speaks(value) else value
+    if name in BEGINS and isinstance(value, (list, tuple)):
+        value = _turns(value, name)
     if not isinstance(value, (list, tuple)) or not any(isinstance(item, Mapping) for item in value):
         return value
     found: list[Any] = []
@@ -31,14 +41,39 @@ def native(value: Any, name: str) -> Any:
             found.append(item)
         elif _speaks(item):
             found.append(_message(item, where))
-        elif (asked := _first(item, ASKS)) and (answer := _first(item, ANSWERS)) and "from" not in item:
+        elif name != "answers" and (asked := _first(item, ASKS)) and (answer := _first(item, ANSWERS)):
             system = [{"role": "system", "content": item["system"]}] if item.get("system") and not number else []
-            found += [*system, {"role": "user", "content": item[asked]}, {"role": "assistant", "content": item[answer]}]
+            more = {field: v for field, v in item.items() if field not in (asked, answer, "system")}
+            if "output_with_loss" in more:  # XTuner's
+                more["loss"] = more.pop("output_with_loss")
+            reply = {**more, "role": "assistant", "content": item[answer]}
+            found += [*system, {"role": "user", "content": item[asked]}, reply]
         elif "completion" in item and isinstance(item["completion"], (list, tuple)):  # an answer with its rank
             found.append({**item, "completion": native(item["completion"], where)})
         else:
             found.append(item)
     return found
+
+
+def _turns(items: Sequence[Any], name: str) -> Sequence[Any]:
+    """Turns that are texts: messages written as JSON, those of user and assistant in alternation, or pairs of them."""
+    if all(isinstance(item, (list, tuple)) and list(map(type, item)) == [str, str] for item in items):
+        items = [text for pair in items for text in pair]
+    if not all(isinstance(item, str) for item in items):
+        return items
+    written = [read_written(item, "prompt") for item in items]
+    if items and all(isinstance(message, Mapping) for message in written):
+        return written
+    return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(items)]
+
+
+def _system(value: Any) -> Any:
+    """The text of a system column that holds parts, or a message with its text or its parts."""
+    if isinstance(value, Mapping):
+        value = next((value[field] for field in ("content", "parts", "text") if field in value), value)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(p, Mapping) and _is_part(p) for p in value):
+        return _text(value, "system")
+    return value
 
 
 def _speaks(item: Mapping[str, Any]) -> bool:
@@ -50,6 +85,10 @@ def _first(item: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
 
 
 def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    if "parts" in item and "content" not in item:  # as Gemini writes contents
+        item = {**{k: v for k, v in item.items() if k != "parts"}, "content": item["parts"]}
+    elif "text" in item and not {"content", "value"} & item.keys():
+        item = {**{k: v for k, v in item.items() if k != "text"}, "content": item["text"]}
     role, content = item.get("role", item.get("from")), item.get("content", item.get("value"))
     if len(item) == 2 and isinstance(role, str) and role.islower() and isinstance(content, str):
         return item  # as most are
@@ -80,7 +119,7 @@ def _message(item: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _is_part(part: Any) -> bool:
-    return isinstance(part, str) or (isinstance(part, Mapping) and "type" in part)
+    return isinstance(part, str) or (isinstance(part, Mapping) and ("type" in part or "text" in part))
 
 
 def _text(parts: Iterable[Any], where: str) -> str:
@@ -92,5 +131,6 @@ def _text(parts: Iterable[Any], where: str) -> str:
         elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
             texts.append(part["text"])
         else:
-            raise RowError(f"{where} has a part of the type {str(part.get('type'))[:20]!r}, but only text is read")
+            what = part.get("type") if isinstance(part, Mapping) else None
+            raise RowError(f"{where} has a part of the type {str(what)[:20]!r}, but only text is read")
     return "".join(texts)

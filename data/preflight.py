@@ -100,8 +100,8 @@ def look_at(
             found += error.problems
     if kind is not None and specs and len(readers) == len(specs):
         if not seen:
-            why = "; ".join(line for reader in readers for line in counted(reader.remarks))
-            found.append(f"stage {stage} needs rows with {NEEDS[kind]}; the sources have none{why and f' ({why})'}")
+            why = "; ".join(line for r in readers for line in (*counted(r.remarks), f"they are read as {r.says}"))
+            found.append(f"stage {stage} needs rows with {NEEDS[kind]}; the sources have none ({why})")
         elif kind == "unpaired" and len(seen) == 1 and all(reader.read < LOOK_AT for reader in readers):
             found.append(
                 f"stage {stage} needs good and bad responses, by pairs or by a label; all that the sources have are "

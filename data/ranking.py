@@ -58,7 +58,10 @@ def _opened(answers: Sequence[Any]) -> tuple[list[Any], dict[str, list[Any]], li
         raise RowError("answers holds mappings and other values")
     key = next((name for name in TEXT_FIELDS if all(name in item for item in items)), None)
     if key is None:
-        raise RowError(f"answers holds mappings without a text (they have {', '.join(map(str, items[0]))})")
+        raise RowError(
+            f"answers holds mappings without a text (they have {', '.join(map(str, items[0]))}); --columns answers= "
+            "leaves the column out"
+        )
     inside: dict[str, list[Any]] = {}
     used = key
     for name, fields in (("scores", SCORE_FIELDS), ("ranks", RANK_FIELDS)):

@@ -27,6 +27,7 @@ ROW_NAMES = {
     *("chosen", "rejected", "context", "context_messages", "completions", "responses", "answers", "generations"),
     *("segments", "summaries"),
 }
+WRAPPED = ("data", "rows", "train", "examples", "instances", "items", "records")  # lists of rows, also in one line
 OWN_SIGNS = {".parquet": "is a Parquet file", ".arrow": "is an Arrow"}  # of `what_it_is`
 
 
@@ -152,9 +153,17 @@ def _wrapper(path: RowFile, first: JSONLine, *, alone: bool) -> str | None:
                 f"{path} holds objects of several lines each; write each on a line of its own (jq -c . OLD > NEW)"
             )
     lists = [name for name, value in members.items() if _holds_rows(value)]
-    if len(lists) == 1 and not ROW_NAMES & members.keys():
+    known = ROW_NAMES & members.keys()
+    row = alone and path.kind == ".jsonl" and len(members) > 1 and lists[:1] and lists[0] not in WRAPPED
+    if len(lists) == 1 and not known and not row:
         return lists[0]
-    if alone:
+    if _holds_columns(members):
+        raise DataError(
+            f"{path} is one JSON object that holds {', '.join(members)}, not rows but the values of each column "
+            "together; write one object a line (pandas: to_json(orient='records', lines=True))"
+        )
+    objects = all(isinstance(value, Mapping) and not {"role", "from"} & value.keys() for value in members.values())
+    if alone and (row or known or not (lists or objects) or not members):
         return None
     holds = f"several lists of objects ({', '.join(lists)})" if len(lists) > 1 else f"{', '.join(members) or 'nothing'}"
     raise DataError(
@@ -173,6 +182,18 @@ def _scan(values: Values, members: dict[str, Any]) -> None:
         more = not values.take("}")
         if more:
             values.need(",")
+
+
+def _holds_columns(members: Mapping[str, Any]) -> bool:
+    """Whether the members of an object (of a list its first item, in a list) are whole columns, as tables write them:
+    a list or a mapping by numbers for each."""
+    if {"columns", "data"} <= members.keys():
+        return True
+    lists = [
+        isinstance(value, list) and value and isinstance(value[0], (str, int, float)) for value in members.values()
+    ]
+    numbered = [isinstance(value, Mapping) and "0" in value for value in members.values()]
+    return len(members) > 1 and bool(ROW_NAMES & members.keys()) and (all(lists) or all(numbered))
 
 
 def _holds_rows(value: Any) -> bool:

@@ -10,15 +10,17 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from data.beside import belongs, set_beside
-from data.columns import CHOICES, EMBEDDING, MEDIA, REFUSED, SYNONYMS, Names, names_of, normal, tells, two_answers
+from data.columns import EMBEDDING, MEDIA, REFUSED, SYNONYMS, Names, names_of, tells
 from data.example import Remark, Row, RowError
-from data.forms import FORMS, ONLY_PROMPTS, TARGETS, TEXT, Form
+from data.forms import FORMS, ONLY_PROMPTS, PAIRS, TARGETS, TEXT, Form
 from data.labels import judged, scored
 from data.native import TALKS, native
 from data.ranking import STEPS, ranked
 from data.shapes import Found, Shape
+from data.sides import choices_of, normal, two_answers
+from data.turns import is_transcript, transcript
 from data.unused import check_pictures, empty, unused
-from data.written import read_written
+from data.written import BEGINS_AS_MESSAGES, are_messages, read_written
 from rlhf.errors import DataError, nearest
 
 
@@ -64,25 +66,55 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
         raise RowError(reason)
     if any(normal(column) == EMBEDDING for column in held):
         raise RowError(f"holds pairs of texts for an embedding ({EMBEDDING}), not for a language model")
-    if not file.columns and main and main.form.says != TEXT and (choices := [c for c in held if normal(c) in CHOICES]):
+    close = {normal(column): column for column in held if normal(column) in ("positive", "negative")}
+    if not file.columns and len(close) == 2:
         raise RowError(
-            f"holds a question with choices ({choices[0]}), which are in no prompt; write them into the question and "
-            "leave this column out"
+            "holds texts for an embedding (positive, negative), not answers; if they are answers, give --columns "
+            f"chosen={close['positive']},rejected={close['negative']}"
+        )
+    if not file.columns and not (main and main.form.says == TEXT) and (choices := choices_of(held)):
+        raise RowError(
+            f"holds a question with choices ({', '.join(choices)}), which are in no prompt; write them into the "
+            f"question and leave {'this column' if len(choices) == 1 else 'these columns'} out"
         )
     if main is None or (main.form.says == ONLY_PROMPTS and two_answers(there) and not file.columns):
-        raise RowError(_unknown(there, file))
+        raise RowError(_unknown(rows, there, file))
+    if main.form.says == ONLY_PROMPTS and not file.columns:
+        half = next((c for c in held if file.name_of(c) in ("rejected", "rejected_messages")), None)
+        if half:
+            raise RowError(
+                f"has worse answers ({half}) and no column known to hold the better ones; name it with --columns "
+                "chosen=…, or give --columns rejected= to read the prompts alone"
+            )
     if main.form.adapt is ranked and "labels" in main.names:
         names = {"prompt": "prompt", **main.names}
         way = f"--columns prompt={names['prompt']},answers={names['answers']},scores={names['labels']}"
         raise RowError(f"{STEPS}; if each text is an answer of its own, give {way}")
     if main.form.says == ONLY_PROMPTS and _has_steps(rows):
         raise RowError(STEPS)
+    if main.form.says == PAIRS and not {"prompt", "instruction", "messages"} & main.names.keys():
+        _check_questions(rows, main.names, held)
     plan = _planner(main, file)
     others = dict.fromkeys(form for form in (plan(f).form for f in map(_filled, rows)) if form is not main.form)
     read = [_says(main, rows), *plan(tuple(there)).beside.values()]
     says = "; ".join([", ".join(read), *(f"others are {form.says}" for form in others)])
     unread: set[str] = set()
     return Shape(says, _reader(main, plan, unread), mapped=bool(columns), unread=unread)
+
+
+def _check_questions(rows: Sequence[Row], names: Mapping[str, str], held: Sequence[str]) -> None:
+    """Raises RowError where chosen and rejected are texts without a question, and another column may be it."""
+    answers = [row.get(names["chosen"]) for row in rows]
+    texts = [value for value in answers if isinstance(value, str)]
+    if len(texts) < len(answers) or any(is_transcript(text) or BEGINS_AS_MESSAGES.match(text) for text in texts):
+        return
+    others = [c for c in held if c not in names.values() and all(isinstance(r.get(c), (str, list)) for r in rows)]
+    others.sort(key=lambda column: isinstance(rows[0][column], str))
+    if others:
+        raise RowError(
+            f"{names['chosen']} is not a transcript (Human: … Assistant: …) and there is no prompt column; name the "
+            f"question's with --columns prompt=… (one of {', '.join(others)}?)"
+        )
 
 
 def _has_steps(rows: Sequence[Row]) -> bool:
@@ -209,6 +241,8 @@ def _reader(main: Plan, plan: Callable[[tuple[str, ...]], Plan], unread: set[str
             if isinstance(value, str) and (found := read_written(value, name)) is not None:
                 values[name] = found
                 yield Remark(f"column '{names[name]}': list written as text is read as a list")
+            if name == "messages" and is_transcript(values[name]):
+                values[name] = transcript(values[name], answered=True)
             if name in TALKS and not isinstance(values[name], str):
                 values[name] = native(values[name], name)
         said = list(unused(row, values, left))
@@ -249,29 +283,46 @@ JUDGES = {
 }
 
 
-def _unknown(there: Sequence[str], file: Names) -> str:
+def _unknown(rows: Sequence[Row], there: Sequence[str], file: Names) -> str:
     """Why no shape fits."""
     for name, column in file.columns.items():
         rest = replace(file, columns={n: c for n, c in file.columns.items() if n != name})
         if plan := _plan([c for c in there if c != column], rest):
             return f"has the columns for {plan.form.says}, which do not use --columns {name}={column}; leave it out"
-    if sides := two_answers(there):
+    sides = two_answers(there)
+    if sides and (unclear := next((column for column in file.why if normal(column) == "preference"), None)):
+        return f"has two answers and a preference ('{unclear}'), but {file.why[unclear]}"
+    if sides:
         return (
             f"has two answers ({sides['first']}, {sides['second']}) and no column known to say which is better; "
             "name it with --columns winner=… (it holds the better one's name, number or letter) or preference=… (it is "
-            "below 0 where the first is better)"
+            "below 0 where the first is better); if one column always holds the better answer, --columns "
+            f"chosen={sides['first']},rejected={sides['second']}"
         )
     for column, why in file.why.items():
         if why.startswith("nothing says"):
             return f"has several answers in '{column}', but {why}"
+    for column in there:
+        inside = [row[column] for row in rows if isinstance(row.get(column), Mapping)]
+        if inside and not file.columns and _main(inside, names_of(inside, {}, TARGETS)):
+            held = ", ".join(dict.fromkeys(str(name) for value in inside for name in value))
+            return f"has its columns inside '{column}' ({held}); write them as columns of their own"
+    talks = [c for c in there if "messages" not in file.columns and all(map(_may_be_a_talk, (r.get(c) for r in rows)))]
+    way = f"messages={talks[0]} if its texts are turns of user and assistant, prompt=…" if talks else "prompt=…"
     return (
         f"has the columns {', '.join(map(repr, there)) or 'none'}, which fit no known shape{_nearest_target(there)}; "
-        "name them with --columns prompt=…,chosen=…,rejected=… or give --data-adapter file.py:function"
+        f"name them with --columns {way},chosen=…,rejected=… or give --data-adapter file.py:function"
     )
 
 
+def _may_be_a_talk(value: Any) -> bool:
+    """Whether a value is a conversation under `--columns messages=`: a transcript, or texts or messages in a list."""
+    items = value if isinstance(value, (list, tuple)) else []
+    return is_transcript(value) or (len(items) > 1 and all(isinstance(i, str) or are_messages(i) for i in items))
+
+
 def _nearest_target(there: Iterable[str]) -> str:
-    known = list(dict.fromkeys([*TARGETS, *SYNONYMS]))
+    known = list(dict.fromkeys([*TARGETS, *(name for name, ours in SYNONYMS.items() if ours != "label")]))
     for name in there:
         hint = nearest(name, known)
         if hint and normal(name) not in known:

@@ -46,11 +46,13 @@ class Shape:
 
 def pairs(row: Row) -> Iterator[Found]:
     """chosen, rejected and a prompt: prompt, or instruction and input, or messages that end with a user turn. Without
-    any, chosen and rejected are whole conversations. Pairs whose scores are equal give nothing."""
-    worse_ones = row["rejected"]
-    if isinstance(worse_ones, (list, tuple)) and worse_ones and all(isinstance(text, str) for text in worse_ones):
-        for text in worse_ones:
-            yield from pairs({**row, "rejected": text})
+    any, chosen and rejected are whole conversations. Lists of texts make a pair of each
+    two. Pairs whose scores are equal give nothing."""
+    worse_ones, better_ones = row["rejected"], row["chosen"]
+    if are_texts(worse_ones):
+        for better in better_ones if are_texts(better_ones) else [better_ones]:
+            for worse in worse_ones:
+                yield from pairs({**row, "chosen": better, "rejected": worse})
         return
     margin = number(row.get("margin"), "margin")
     better, worse = (score_of(row.get(name), name) for name in ("chosen_score", "rejected_score"))
@@ -72,6 +74,10 @@ def pairs(row: Row) -> Iterator[Found]:
         yield from _without_response(prompt, error)
     else:
         yield Example(prompt, chosen, rejected, margin=margin)
+
+
+def are_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(text, str) for text in value)
 
 
 def pairs_of_instruction(row: Row) -> Iterator[Found]:
@@ -99,6 +105,13 @@ def demonstration(row: Row) -> Iterator[Found]:
     """A prompt, or an instruction with its input, and chosen (or completion, response)."""
     prompt = question(row)
     prompt = _within(prompt, chosen=row["chosen"])
+    if isinstance(row["chosen"], (list, tuple)) and len(row["chosen"]) > 1:
+        turns = messages(row["chosen"], "chosen")
+        if turns[0]["role"] == "assistant":
+            yield from conversation(
+                {"messages": [*prompt, *row["chosen"]], "tools": prompt[0].get("tools")}, len(prompt)
+            )
+            return
     try:
         yield Example(prompt, _answer(row, prompt, "chosen"), learned=_of_history(row, prompt))
     except Unlearned as error:
@@ -142,9 +155,9 @@ def whole(row: Row) -> Iterator[Found]:
     yield from talk({**row, "messages": row["chosen"]})
 
 
-def conversation(row: Row) -> Iterator[Found]:
-    """messages: the last assistant turn is the response, all before it the prompt, of which the assistant turns are
-    learned as well, unless they say otherwise."""
+def conversation(row: Row, begin: int = 0) -> Iterator[Found]:
+    """messages: the last assistant turn is the response, all before it the prompt, of which the assistant turns from
+    the place `begin` on are learned as well, unless they say otherwise."""
     turns = messages(row["messages"], "messages")
     count = len(turns)
     while turns and turns[-1]["role"] != "assistant":
@@ -154,7 +167,7 @@ def conversation(row: Row) -> Iterator[Found]:
     if len(turns) < count:
         yield Remark("turn after the last assistant turn is not used")
     learned = []
-    for turn in assistant_turns(turns):
+    for turn in (place for place in assistant_turns(turns) if place >= begin):
         try:
             check_learned(row["messages"][turn])
             learned.append(turn)

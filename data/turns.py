@@ -60,7 +60,7 @@ def as_prompt(
     """A prompt column: a question, a transcript that ends with "Assistant:", or messages. `extra` is text that belongs
     to a question (the input of an instruction), `history` what was said before, as pairs of question and answer,
     `tools` those that the assistant may call."""
-    extra = optional_text(extra, "input")
+    extra = "" if extra == value else optional_text(extra, "input")
     if isinstance(value, (list, tuple, Mapping)):
         turns = messages(listed(value), name)
     elif is_transcript(value):
@@ -126,6 +126,8 @@ def as_response(value: Any, prompt: Sequence[Message], name: str) -> str:
     if isinstance(value, (list, tuple, Mapping)):
         turns = answered(listed(value), name)
         before = spoken(turns[:-1])
+        if before and before[0]["role"] == "assistant":
+            raise RowError(f"{name} has several turns after the prompt; put all but the last into the prompt")
         if before and before != spoken(prompt):
             raise RowError(f"{name} does not continue the prompt: its earlier turns differ from it")
         return answer_of(turns[-1])

@@ -10,7 +10,7 @@ from rlhf.rendering import THOUGHTS
 
 FIELDS = (
     *("tool_call_id", "name"),
-    *("train_detail", "label", "channel"),
+    *("train_detail", "label", "channel", "mask", "masked", "refusal", "score", "rating", "feedback"),
 )  # of messages, beside role and content
 MEDIA_FIELDS = ("images", "image", "videos", "video", "audios", "audio", "image_url")
 PLACEHOLDERS = ("<image>", "<video>", "<audio>")
@@ -34,14 +34,14 @@ def unused(row: Row, values: Mapping[str, Any], left: Mapping[str, str]) -> Iter
             yield Remark(f"column '{column}' is not used{why and f': {why}'}", unused=column)
     if not empty(values.get("tools")) and read_tools(values["tools"]) is None:
         yield Remark("column 'tools' is not used: it is not a list of functions", unused="tools")
-    more = [m for m in turns if len(m) > 2 and m.get("role") not in ("tool", "function")]  # than role and content
+    more = [m for m in turns if len(m) > 2 and m.get("role", m.get("from")) not in (None, "tool", "function")]
     for field in FIELDS if more else ():
         if any(not empty(m.get(field)) for m in more):
             yield Remark(f"field '{field}' of messages is not used")
     for field in THOUGHTS if more else ():  # text, of the assistant, is read
         if any(not empty(m.get(field)) and not isinstance(m[field], str) for m in more):
             yield Remark(f"field '{field}' of messages is not used: it is not text")
-    if any(isinstance(m.get(n), float) and m[n] not in (0, 1) for m in more for n in ("weight", "loss")):
+    if any(isinstance(m.get(n), float) and m[n] not in (0, 1) for m in more for n in ("weight", "loss", "loss_scale")):
         yield Remark("weight of a turn other than 0 and 1 counts as 1")
     system = values.get("system")
     if system and any(m.get("role", m.get("from")) in ("system", "developer") for m in turns) and not any(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from data.columns import names_of, normal, two_answers
+from data.columns import names_of
 from data.forms import TARGETS
 
 
@@ -16,7 +16,6 @@ def found(*rows: dict[str, Any], **columns: str) -> dict[str, str]:
 
 
 def test_names_are_compared_without_case_and_hyphens() -> None:
-    assert normal("Chosen-Avg.Rating ") == "chosen_avg_rating"
     assert found({"Prompt": "q", "RESPONSE": "a"}) == {"prompt": "Prompt", "chosen": "RESPONSE"}
     assert found({"Prompt": "q", "prompt": "p"})["prompt"] == "prompt"
 
@@ -59,11 +58,3 @@ def test_a_column_that_only_later_rows_have_counts_by_its_name() -> None:
     assert names.among(["prompt", "system", "completion", "answer"]) == {
         "prompt": "prompt", "system": "system", "chosen": "completion",
     }  # fmt: skip
-
-
-def test_two_answers_and_no_third() -> None:
-    assert two_answers(["response_1", "x", "Response_2"]) == {"first": "response_1", "second": "Response_2"}
-    scored = ["answer_0", "answer_1", "score_0", "score_1"]
-    assert list(two_answers(scored).values()) == scored
-    assert two_answers(["response_0", "response_1", "response_2"]) == {}
-    assert two_answers(["response_1", "answer_2"]) == {}

@@ -47,7 +47,8 @@ def test_data_that_a_stage_cannot_use_is_refused_before_it_starts(write, setting
     answers = write("a.jsonl", [{"prompt": "q", "completion": "a"}])
     assert problems(settings(answers), stage=1) == problems(settings(answers), stage=3) == []
     assert problems(settings(answers), stage=2) == [
-        "stage 2 needs rows with chosen and rejected; the sources have none"
+        "stage 2 needs rows with chosen and rejected; the sources have none (they are read as prompts with a response: "
+        "prompt, chosen from completion)"
     ]
     assert problems(settings(answers, data_split="1,0,1"), stage=1) == []
     assert problems(settings(answers, data_split="0,1,1"), stage=1) == [

@@ -52,10 +52,10 @@ def g(text: str) -> dict[str, str]:
 
 def files() -> dict[str, File]:
     """Every format: name → file."""
-    from tests.helpers.peers import bad, hub, reasoning, tools, votes
+    from tests.helpers.peers import bad, hub, judged, reasoning, talks, tools, votes
 
     found: dict[str, File] = {}
-    for module in (tools, hub, votes, reasoning, bad):
+    for module in (tools, hub, votes, reasoning, bad, talks, judged):
         assert not found.keys() & module.FILES.keys()
         found |= module.FILES
     return found

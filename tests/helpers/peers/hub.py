@@ -265,6 +265,9 @@ FILES = {
         [{"text": "User: q\nAssistant: b"}], [("", None, None)], ("text that is a conversation is plain text here",)
     ),
     "ultrachat, raw": File(
-        [{"id": "1", "data": ["q", "b"]}], refused="has the columns 'id', 'data', which fit no known shape",
+        [{"id": "1", "data": ["q", "b"]}],
+        [("u:q", "b", None)],
+        refused="has the columns 'id', 'data', which fit no known shape; name them with --columns messages=data if",
+        hint="messages=data",
     ),
 }  # fmt: skip
