@@ -113,6 +113,18 @@ BY_CONTENT = (
     *("is_correct", "is_safe", "desirable", "correct", "good", "accepted", "approved", "liked", "passed", "thumbs_up"),
     *("is_good", "is_accepted", "is_chosen", "is_preferred", "is_desirable"),
 )
+# Columns that point to one of several answers.
+POINTERS = {
+    "best",
+    "best_index",
+    "chosen_index",
+    "correct_index",
+    "answer_index",
+    "answer_idx",
+    "correct_answer",
+    "order",
+}
+POINTERS |= {"label", "winner", "choice", "preferred", "chosen"}
 WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a result to compare with
 
 
@@ -198,11 +210,14 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
                 short.append(column)
                 why[column] = f"it holds results to compare with; --columns chosen={column} learns them as answers"
         elif names.get(column) == "answers" and not (
-            kind in ("answers", "output") or judged or any(map(_judged, values))
+            _best_first(kind, values, content) or judged or any(map(_judged, values))
         ):
             del names[column]
             texts = not any(isinstance(item, Mapping) and "role" not in item for item in _items(values))
             way = f"--columns answers={column} takes the first" if texts else "give each a field 'score' or 'rank'"
+            pointer = next((c for c in there if normal(c) in POINTERS), None)
+            if pointer and kind == "answers":
+                way = f"order them, the best first, and leave out '{pointer}', which points to one"
             why[column] = f"nothing says which of its answers is better; {way}"
     weak.sort(key=lambda column: normal(column) != "solution")
     found = {**names, **{column: None for column in there if column not in names}}
@@ -256,6 +271,15 @@ def _asks(value: Any) -> bool:
     """Whether a value is a conversation that ends with a question."""
     last = value[-1] if isinstance(value, (list, tuple)) and value else None
     return isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human")
+
+
+def _best_first(kind: str, values: Sequence[Any], content: Mapping[str, list[Any]]) -> bool:
+    """Whether answers without a judgement stand with the best one first. Short ones to a question are all right, and
+    a column that points to one of them says that the first is not the best."""
+    kinds = {normal(column) for column in content}
+    texts = [item for item in _items(values) if isinstance(item, str)]
+    results = texts and not _written_out(texts) and not kinds & {"prompt", "instruction", "messages"}
+    return kind in ("answers", "output") and not results and not kinds & POINTERS
 
 
 def _is_message(value: Any) -> bool:

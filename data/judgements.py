@@ -66,8 +66,11 @@ def as_many(answers: Sequence[Any], values: Sequence[Any]) -> None:
 
 def lean(row: Mapping[str, Any], sides: tuple[str, str]) -> float | None:
     """Which of two answers a row prefers: above 0 the first, below 0 the second, 0 none of them; None where it does not
-    say. `sides` are the columns of the answers, whose endings a winner names."""
+    say. `sides` are the columns of the answers; a winner names the ending of one, or one of the row's two `models`."""
     if "winner" in row:
+        models = [name for name in row.get("models", ()) if isinstance(name, str)]
+        if len({*models}) == 2 and row["winner"] in models:
+            return 1.0 if models[0] == row["winner"] else -1.0
         return _winner(row["winner"], sides)
     if "preference" in row:
         value = score_of(row["preference"], "preference")

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.example import RowError
+from data.judgements import RANK_FIELDS, SCORE_FIELDS
 from data.unused import MEDIA_FIELDS, empty
 from data.written import read_written
 
 ASKS = ("human", "user", "question", "input", "prompt", "query")
 ANSWERS = ("assistant", "gpt", "bot", "answer", "output", "response", "completion")
+TEXTS = ("text", "input_text", "output_text")  # types of parts
 BEGINS, ONES = ("messages", "rejected_messages"), ("prompt", "chosen", "rejected", "first", "second")
 TALKS = (*BEGINS, *ONES, "answers", "history", "system")
 
@@ -27,6 +29,8 @@ def native(value: Any, name: str) -> Any:
         if _speaks(value) and all(isinstance(texts, (list, tuple)) for texts in value.values()):
             value = [dict(zip(value, turn, strict=False)) for turn in zip(*value.values(), strict=False)]
             return native(value, name)  # a list of mappings as datasets gives it
+        if name == "answers" and value.keys() & {*SCORE_FIELDS, *RANK_FIELDS}:
+            return [dict(zip(value, item, strict=False)) for item in zip(*value.values(), strict=False)]
         if not _speaks(value) and name in ONES:
             raise RowError(f"{name} is a mapping without a role, neither text nor messages")
         return _message(value, name) if _speaks(value) else value
@@ -128,7 +132,7 @@ def _text(parts: Iterable[Any], where: str) -> str:
     for part in parts:
         if isinstance(part, str):
             texts.append(part)
-        elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") == "text":
+        elif isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") in TEXTS:
             texts.append(part["text"])
         else:
             what = part.get("type") if isinstance(part, Mapping) else None

@@ -163,7 +163,7 @@ def _wrapper(path: RowFile, first: JSONLine, *, alone: bool) -> str | None:
             "together; write one object a line (pandas: to_json(orient='records', lines=True))"
         )
     objects = all(isinstance(value, Mapping) and not {"role", "from"} & value.keys() for value in members.values())
-    if alone and (row or known or not (lists or objects) or not members):
+    if alone and (row or known or not (lists or objects) or path.kind == ".jsonl" or not members):
         return None
     holds = f"several lists of objects ({', '.join(lists)})" if len(lists) > 1 else f"{', '.join(members) or 'nothing'}"
     raise DataError(

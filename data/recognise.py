@@ -248,6 +248,7 @@ def _reader(main: Plan, plan: Callable[[tuple[str, ...]], Plan], unread: set[str
         said = list(unused(row, values, left))
         if "first" in values:
             values["sides"] = (names["first"], names["second"])
+            values["models"] = (row.get("model_a"), row.get("model_b"))
         found = form.adapt(values)
         if beside:
             found = set_beside(found, row, beside)
@@ -304,7 +305,8 @@ def _unknown(rows: Sequence[Row], there: Sequence[str], file: Names) -> str:
             return f"has several answers in '{column}', but {why}"
     for column in there:
         inside = [row[column] for row in rows if isinstance(row.get(column), Mapping)]
-        if inside and not file.columns and _main(inside, names_of(inside, {}, TARGETS)):
+        plan = _main(inside, names_of(inside, {}, TARGETS)) if inside and not file.columns else None
+        if plan and plan.form.says != TEXT:
             held = ", ".join(dict.fromkeys(str(name) for value in inside for name in value))
             return f"has its columns inside '{column}' ({held}); write them as columns of their own"
     talks = [c for c in there if "messages" not in file.columns and all(map(_may_be_a_talk, (r.get(c) for r in rows)))]

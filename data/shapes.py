@@ -184,10 +184,7 @@ def conversation(row: Row, begin: int = 0) -> Iterator[Found]:
 
 def instruction(row: Row) -> Iterator[Found]:
     """instruction, input (may be empty), output."""
-    if not isinstance(row["instruction"], str):
-        raise RowError("instruction is not text")
-    prompt = question(row)
-    yield Example(prompt, row["output"], learned=_of_history(row, prompt))
+    yield from demonstration({**row, "chosen": row["output"]})
 
 
 def prompt_only(row: Row) -> Iterator[Found]:

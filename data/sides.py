@@ -22,7 +22,7 @@ LETTERED = [[f"{stem}{letter}" for letter in "abc"] for stem in ("", "option_", 
 BETTER_WORSE = (
     *(("chosen", "rejected"), ("accepted", "rejected"), ("preferred", "rejected"), ("preferred", "dispreferred")),
     *(("better", "worse"), ("good", "bad"), ("win", "lose"), ("winning", "losing"), ("winner", "loser")),
-    *(("y_w", "y_l"), ("w", "l"), ("j", "k")),
+    *(("positive", "negative"), ("y_w", "y_l"), ("w", "l"), ("j", "k")),
 )
 
 
@@ -50,7 +50,7 @@ def pairs_of_names(kinds: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     forms = ("{}", *(form for stem in STEMS for form in (f"{{}}_{stem}", f"{stem}_{{}}")))
     for words in BETTER_WORSE if "chosen" not in kinds else ():
         for better, worse in ([form.format(word) for word in words] for form in forms):
-            if better in kinds and worse in kinds:
+            if better in kinds and worse in kinds and better != "positive":  # alone it is a text for an embedding
                 yield kinds[better], kinds[worse]
 
 

@@ -95,6 +95,28 @@ FILES = {
         refused="has two answers (response_1, response_2) and no column known to say which is better; name it with",
         hint="chosen=response_1,rejected=response_2",
     ),
+    "arena votes by the model's name": File(
+        [two(model_a="gpt", model_b="claude", winner="gpt"), two(model_a="gpt", model_b="claude", winner="tie")],
+        PAIR,
+        unread=("model_a", "model_b"),
+    ),
+    "positive and negative responses": File(
+        [{"prompt": "q", "positive_response": "b", "negative_response": "c"}], PAIR
+    ),
+    "answers of a question, all right": File(
+        [{"question": "who?", "answers": ["Ada", "Ada Lovelace"]}],
+        [("u:who?", None, None)],
+        ("column 'answers' is not used: nothing says which of its answers is better",),
+    ),
+    "answers and the index of one": File(
+        [{"prompt": "q", "answers": ["c", "b"], "best": 1}],
+        [("u:q", None, None)],
+        ("column 'answers' is not used: nothing says which of its answers is better; order them",),
+        ("best",),
+    ),
+    "eli5": File(
+        [{"question": "q", "answers": {"a_id": ["1", "2"], "text": ["c", "b"], "score": [2, 5]}}], PAIR
+    ),
     "a pair beside the same input": File(
         [{"instruction": "q", "input": "q", "chosen": "b", "rejected": "c"}], PAIR
     ),

@@ -93,6 +93,13 @@ FILES = {
         [("s:S | u:q", "b", None)],
         unread=("schemaVersion",),
     ),
+    "openai responses": File(
+        [{"input": [u([{"type": "input_text", "text": "q"}])], "output": [a([{"type": "output_text", "text": "b"}])]}],
+        [("u:q", "b", None)],
+    ),
+    "messages in instruction and output": File(
+        [{"instruction": [u("q")], "output": [a("b")]}], [("u:q", "b", None)]
+    ),
     "vertex": File([{"input_text": "q", "output_text": "b"}], [("u:q", "b", None)]),
     "cohere": File(
         [{"messages": [{"role": "User", "content": "q"}, {"role": "Chatbot", "content": "b"}]}], [("u:q", "b", None)]
