@@ -60,8 +60,9 @@ SYNONYMS = {
     "is_safe": "label",
     "desirable": "label",
     "correct": "label",
-    **dict.fromkeys(("good", "accepted", "approved", "liked", "passed", "thumbs_up"), "label"),
-    **{f"is_{what}": "label" for what in ("good", "accepted", "chosen", "preferred", "desirable")},
+    **dict.fromkeys(("good", "accepted", "approved", "liked", "passed", "thumbs_up", "safe", "valid"), "label"),
+    **dict.fromkeys(("verdict", "outcome", "judgement", "judgment"), "label"),
+    **{f"is_{what}": "label" for what in ("good", "accepted", "chosen", "preferred", "desirable", "valid")},
     **{f"{mark}_{what}": f"{mark}_score" for mark in ("chosen", "rejected") for what in ("rating", "reward")},
     **{f"{what}_{mark}": f"{mark}_score" for mark in ("chosen", "rejected") for what in ("score", "rating", "reward")},
     **{f"{mark}_avg_rating": f"{mark}_score" for mark in ("chosen", "rejected")},
@@ -94,6 +95,7 @@ TELLING = {
 # Words in the names of columns that say something in any case.
 TELLING_WORDS = re.compile(
     "(^|_)(reasoning|thinking|thoughts?|rationale|scores?|ratings?|rewards?|labels?|preferences?|tools|weights?)(_|$)"
+    "|(^|_)(verdict|judge?ment|outcome|grades?|votes|upvotes|downvotes|stars|ranks?|harmful|valid|hallucination)(_|$)"
     r"|(^|_)(messages|response|answer|completion|solution|generation|cot)(_?\d+)?$"
     "|(^|_)(?<!num_)(responses|answers|completions|generations|solutions)$"
 )
@@ -111,7 +113,8 @@ LISTED = {"score": "scores", "rank": "ranks", "output": "answers"}
 # Labels only where they hold true and false.
 BY_CONTENT = (
     *("is_correct", "is_safe", "desirable", "correct", "good", "accepted", "approved", "liked", "passed", "thumbs_up"),
-    *("is_good", "is_accepted", "is_chosen", "is_preferred", "is_desirable"),
+    *("is_good", "is_accepted", "is_chosen", "is_preferred", "is_desirable", "is_valid", "safe", "valid"),
+    *("verdict", "outcome", "judgement", "judgment"),
 )
 # Columns that point to one of several answers.
 POINTERS = {
@@ -198,7 +201,9 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
     weak, short = [], []
     content = {column: [row[column] for row in rows if row.get(column) is not None] for column in there}
     _correct(names, content, why)
-    judged = bool({"scores", "ranks", "labels"} & {*names.values(), *given})
+    judged = bool(
+        {"scores", "ranks", "labels"} & {*(name for column, name in names.items() if content[column]), *given}
+    )
     for column, values in content.items():
         kind = normal(column)
         if kind == "context" and values:

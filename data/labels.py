@@ -13,8 +13,8 @@ from data.judgements import score_of
 Where = TypeVar("Where", bound=str)  # the place of a row
 
 WORDS = {
-    **dict.fromkeys(("true", "1", "1.0", "yes", "chosen", "desirable"), True),
-    **dict.fromkeys(("false", "0", "0.0", "no", "rejected", "undesirable"), False),
+    **dict.fromkeys(("true", "1", "1.0", "yes", "chosen", "desirable", "correct", "pass"), True),
+    **dict.fromkeys(("false", "0", "0.0", "no", "rejected", "undesirable", "incorrect", "fail"), False),
 }
 BAD_ALONE = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
 SCORED_ALONE = (

@@ -75,9 +75,13 @@ def test_a_wrapped_list_is_decoded_piece_by_piece(tmp_path: Path, monkeypatch: p
         {"chosen": [{"role": "user", "content": "q"}], "rejected": [{"role": "user", "content": "q"}]},
         {"prompt": "q", "answers": [{"text": "a", "score": 1}]},
         {"prompt": "q", "chosen": "a"},
+        {"id": 1, "dialog": [{"speaker": "A", "text": "hi"}]},
+        {"id": 1, "body": {"messages": []}},
+        {"translation": {"de": "a", "en": "b"}},
     ],
 )
 def test_one_row_alone_is_no_wrapped_list(row: dict[str, Any], tmp_path: Path) -> None:
+    """The turns of a dialog under another name were taken for the rows of the file."""
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
     assert read(tmp_path / "a.jsonl") == [("line 1", row)]
 
@@ -87,6 +91,11 @@ def test_one_row_alone_is_no_wrapped_list(row: dict[str, Any], tmp_path: Path) -
     [
         (json.dumps({"train": [GOOD], "test": [GOOD]}, indent=1), "several lists of objects (train, test), not rows"),
         (json.dumps({"prompt": ["q"], "chosen": ["a"]}, indent=1), "one JSON object that holds prompt, chosen, not"),
+        (json.dumps({"train": [GOOD], "test": [GOOD]}), "several lists of objects (train, test), not rows"),
+        (json.dumps({"prompt": {"0": "q"}, "chosen": {"0": "a"}}), "not rows but the values of each column together"),
+        (json.dumps({"prompt": ["q", "p"], "chosen": ["a", "b"]}), "not rows but the values of each column together"),
+        (json.dumps({"columns": ["prompt"], "index": [0], "data": [["q"]]}), "not rows but the values of each column"),
+        (json.dumps({"1": GOOD, "2": GOOD}), "one JSON object that holds 1, 2, not rows"),
         ('{"data": {"train": [1]},\n"n": []}', "one JSON object that holds data, n, not rows"),
         (f"{json.dumps(GOOD, indent=1)}\n" * 2, "holds objects of several lines each; write each on a line of its own"),
     ],

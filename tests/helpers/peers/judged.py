@@ -29,6 +29,17 @@ FILES = {
     "a label called thumbs_up": File(labelled("thumbs_up", 1, 0), PAIR),
     "a label called accepted": File(labelled("accepted", True, False), PAIR),
     "a label called passed": File(labelled("passed", True, False), PAIR),
+    "an outcome in words": File(labelled("outcome", "correct", "incorrect"), PAIR),
+    "a verdict in words": File(labelled("verdict", "pass", "fail"), PAIR),
+    "a label called safe": File(labelled("safe", True, False), PAIR),
+    "a grade in letters": File(
+        [{"prompt": "q", "response": "b", "grade": "F", "is_harmful": True}], [("u:q", "b", None)],
+        (UNUSED.format("grade"), UNUSED.format("is_harmful")),
+    ),
+    "rewards that are all null": File(
+        [{"prompt": "q", "responses": ["b", "c"], "rewards": None}], [("u:q", None, None)],
+        ("column 'responses' is not used: nothing says which of its answers is better",),
+    ),
     "counts called correct": File(
         [{"prompt": "q", "response": "b", "correct": 3}], [("u:q", "b", None)], (UNUSED.format("correct"),)
     ),
