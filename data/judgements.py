@@ -92,14 +92,14 @@ def _winner(value: Any, sides: tuple[str, str]) -> float | None:
     endings = [side[shared:].lower() for side in sides]
     if endings == ["a", "b"] and text == "c":  # what judges are asked to write for a tie
         return 0.0
+    if (found := COMPARED.fullmatch(text.replace(" ", ""))) and found[1] != found[3]:
+        better = found[1] if found[2].startswith(">") else found[3]
+        return 0.0 if found[2] == "=" else 1.0 if better in "a1" else -1.0
     matches = [
         text in (ending, side.lower()) or _ends_with(text, ending) for ending, side in zip(endings, sides, strict=True)
     ]
-    if not any(matches) and (found := COMPARED.fullmatch(text.replace(" ", ""))) and found[1] != found[3]:
-        better = found[1] if found[2].startswith(">") else found[3]
-        return 0.0 if found[2] == "=" else 1.0 if better in "a1" else -1.0
     if not any(matches):
-        place = NUMBERED.get(re.split(r"[^a-z]+", text)[-1])
+        place = NUMBERED.get(re.split(r"[^a-z0-9]+", text)[-1])
         digits = () if any(ending.isdigit() for ending in endings) else ("0", "1")
         matches = [place == side or (text in digits and text == str(side)) for side in (0, 1)]
     if matches.count(True) != 1:

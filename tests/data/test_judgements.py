@@ -43,7 +43,17 @@ def test_a_winner_is_named_by_the_ending_of_its_column(
 
 
 @pytest.mark.parametrize(
-    ("winner", "sides"), [("c", NUMBERS), (0, NUMBERS), (2, BINARY), ("gpt-4", AB), (["a"], AB), (3, AB)]
+    ("winner", "sides"),
+    [
+        ("c", NUMBERS),
+        (0, NUMBERS),
+        (2, BINARY),
+        ("gpt-4", AB),
+        ("vicuna-7b", AB),
+        ("vicuna-7b", NUMBERS),
+        (["a"], AB),
+        (3, AB),
+    ],
 )
 def test_another_winner_is_an_error(winner: Any, sides: tuple[str, str]) -> None:
     with pytest.raises(RowError, match=f"neither {sides[0]} nor {sides[1]} nor a tie"):

@@ -83,6 +83,10 @@ FILES = {
     "judgebench": File(
         [two(label="A>B"), two(label="B>A") | {"response_1": "c", "response_2": "b"}, two(label="A=B")], PAIR * 2
     ),
+    "judgebench, answers with letters": File(
+        [{"question": "q", "response_A": "b", "response_B": "c", "label": "A>B"},
+         {"question": "q", "response_A": "c", "response_B": "b", "label": "A<B"}], PAIR * 2
+    ),
     "arena-hard verdicts": File([two(winner="[[A>>B]]")], PAIR),
     "ppe": File([two(model_a="m", model_b="n", winner="model_a")], PAIR, unread=("model_a", "model_b")),
     "a winner by its order": File([two(winner="First")], PAIR),
