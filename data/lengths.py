@@ -114,7 +114,7 @@ def judged(stores: Sequence[Store], table: np.ndarray, template: Template, setti
         own = looked_at[looked_at[:, 0] == number]
         for start in range(0, len(own), ROWS_AT_ONCE):
             part = own[start : start + ROWS_AT_ONCE]
-            batch = store.dataset.select(part[:, 1]).to_dict()
+            batch: Any = store.dataset.select(part[:, 1]).to_dict()
             rows = encoder({**batch, "source": [number] * len(part), "desirable": part[:, 2].astype(bool).tolist()})
             outcomes.append(np.array(rows["outcome"]))
             good.append(part[:, 2] == 1)

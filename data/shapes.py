@@ -15,11 +15,9 @@ from data.example import (
     Unlearned,
     answer_of,
     assistant_turns,
-    check_learned,
-    messages,
-    with_tools,
 )
 from data.judgements import is_tie, number, score_of
+from data.messages import check_learned, messages, with_tools
 from data.turns import as_prompt, as_response, implicit_prompt, is_transcript, spoken, with_system
 from rlhf.template import Message
 

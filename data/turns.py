@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data.example import RowError, answer_of, ask, check_learned, check_text, leading, messages, with_tools
+from data.example import RowError, answer_of, ask, check_text, leading
+from data.messages import check_learned, messages, with_tools
 from rlhf.template import Message
 
 SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant): ?")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from data.example import Remark, Row, RowError, read_tools
+from data.example import Remark, Row, RowError
+from data.messages import read_tools
 from rlhf.rendering import THOUGHTS
 
 FIELDS = (

@@ -50,6 +50,13 @@ def cores() -> int:
     return allowed
 
 
+def threads(ranks: int) -> int:
+    """Threads of each of `ranks` processes: OMP_NUM_THREADS as OpenMP reads it, a number or a list (`4,2`), else a share
+    of the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(given) if given.isdecimal() and int(given) else max(1, cores() // ranks)
+
+
 def accelerators() -> int:
     """GPUs that torch could use here: those that are visible, 0 when the installed torch is built without GPUs."""
     build = torch_build()

@@ -162,7 +162,8 @@ def test_without_models_and_data_it_is_the_demo_and_a_resumed_run_knows_its_reci
     assert choose_recipe(Request(flags={"output_dir": Path("out")}, overwrite=True))[0] == "demo"
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(inputs: list[str]) -> None:
+def test_a_dry_run_prints_the_plan_and_writes_nothing(inputs: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     shown = run(*inputs, "--num-gpus", "2", "--max-steps", "7", "--set", "step3_ppo.kl_coef=0.1", "--dry-run")
     assert shown.exit_code == 0, shown.stderr
     assert "2 CPU ranks, 2 threads each" in shown.stdout

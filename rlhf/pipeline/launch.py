@@ -103,7 +103,7 @@ def environment(placement: Placement, *, rank: int, port: int) -> dict[str, str]
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     }
-    variables.setdefault("OMP_NUM_THREADS", str(max(1, hardware.cores() // placement.ranks)))
+    variables["OMP_NUM_THREADS"] = str(hardware.threads(placement.ranks))
     if placement.gpus:
         # inference copy and cache come and go in each iteration, in other sizes
         variables.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

@@ -120,7 +120,7 @@ def placement_text(placement: Placement) -> str:
     kind = "GPU" if placement.gpus else "CPU rank"
     text = f"{placement.ranks} {kind}{'' if placement.ranks == 1 else 's'}"
     if not placement.gpus:
-        threads = max(1, hardware.cores() // placement.ranks)
+        threads = hardware.threads(placement.ranks)
         text += f", {threads} {'thread' if threads == 1 else 'threads'} each"
     return text if placement.nodes == 1 else f"{placement.nodes} nodes × {text}"
 

@@ -68,9 +68,8 @@ def init(seed: int = 0) -> None:
             raise _not_met(error) from error
         _patient = dist.new_group(backend="gloo", timeout=PATIENCE) if world_size() > 1 else None  # type: ignore[assignment]
         _bf16_everywhere = not max_over_ranks(not gpu_has_bf16()) if on_gpu() else None
-    threads = os.environ.get("OMP_NUM_THREADS")
-    if threads:
-        torch.set_num_threads(int(threads))
+    if "OMP_NUM_THREADS" in os.environ:
+        torch.set_num_threads(hardware.threads(int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     set_seed(seed)
 
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.encode import NO_TOOLS, UNRENDERABLE, Encoder, Limits
-from data.example import Example, Remark, RowError, ask, messages, prompt_hash, prompt_json, read_tools
+from data.example import Example, Remark, RowError, ask, prompt_hash, prompt_json
+from data.messages import messages, read_tools
 from data.recognise import recognise
 from rlhf.errors import DataError
 from rlhf.template import Message, Template, install_template

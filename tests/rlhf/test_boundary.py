@@ -63,7 +63,8 @@ def test_harmonys_own_tokens_stay_tokens() -> None:
     """A mark that the template writes inside of a response is one, one that the text spells is not."""
     template = template_of(THOUGHTS["harmony"][0])
     [ids] = template.encode([template.response_text("a <|end|>", "t", thinks=True)], responses=True)
-    assert ids.count(template.tokenizer.convert_tokens_to_ids("<|end|>")) == 1
+    end: int = template.tokenizer.convert_tokens_to_ids("<|end|>")  # type: ignore[assignment]
+    assert ids.count(end) == 1
 
 
 @pytest.mark.parametrize("source", [HUMAN_ASSISTANT, *EXACT.values(), FORGETFUL], ids=["ours", *EXACT, "forgetful"])

@@ -104,6 +104,7 @@ def test_a_container_s_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def _machine(monkeypatch: pytest.MonkeyPatch, *, gpus: int, cores: int) -> None:
     monkeypatch.setattr(hardware, "accelerators", lambda: gpus)
     monkeypatch.setattr(hardware, "cores", lambda: cores)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 from rlhf.errors import Terminated
 from rlhf.pipeline import launch as launching
 from rlhf.pipeline.launch import Placement, RankFailed, command, environment, launch, shown
+from rlhf.pipeline.placement import placement_text
 from tests.helpers.fakes import make_stage
 
 pytestmark = pytest.mark.process
@@ -92,6 +93,15 @@ def test_threads_are_shared_between_ranks(monkeypatch: pytest.MonkeyPatch) -> No
     assert environment(placement, rank=0, port=1)["OMP_NUM_THREADS"] == "4"
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert environment(placement, rank=0, port=1)["OMP_NUM_THREADS"] == "2"  # the user's word counts
+    assert placement_text(placement) == "4 CPU ranks, 2 threads each"  # it said 4
+
+
+@pytest.mark.parametrize(("given", "threads"), [("3,2", 3), (" 3 ", 3), ("", 4), ("0", 4), ("many", 4)])
+def test_threads_are_read_as_openmp_reads_them(given: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list, one number a level, is allowed; what is no number is ignored. Both ended a rank with a traceback."""
+    monkeypatch.setattr("rlhf.hardware.cores", lambda: 16)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert environment(Placement(ranks=4), rank=0, port=1)["OMP_NUM_THREADS"] == str(threads)
 
 
 def test_threads_do_not_wait_awake_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
