@@ -51,7 +51,7 @@ def cores() -> int:
 
 
 def threads(ranks: int) -> int:
-    """Threads of each of `ranks` processes: OMP_NUM_THREADS as OpenMP reads it, a number or a list (`4,2`), else a share
+    """Threads of each of `ranks` processes: OMP_NUM_THREADS as OpenMP reads it, a number or a list (`4,2`), else a part
     of the cores."""
     given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(given) if given.isdecimal() and int(given) else max(1, cores() // ranks)
