@@ -3,6 +3,7 @@ its answer."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,13 +42,17 @@ def set_beside(found: Iterable[Example | Remark], row: Row, columns: Mapping[str
 def _options(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     given = {kind: row.get(columns[kind]) for kind in ONE if kind in columns}
     found = {kind: value for kind, value in given.items() if not empty(value)}
+    found |= {
+        k: v.strip().lower() == "true"
+        for k, v in found.items()
+        if str(v).strip().lower() in ("true", "false") and isinstance(v, str)
+    }
     for kind in OPTIONS:
         value = row.get(columns[kind]) if kind in columns else None
         if empty(value):
             continue
         if isinstance(value, str):
-            with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(value)
+            value = _read(value)
         if not isinstance(value, Mapping):
             raise RowError(f"{columns[kind]} is {kind_of(value)}, not a mapping of options of the chat template")
         if own := sorted(set(value) & set(RESERVED)):
@@ -57,3 +62,11 @@ def _options(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
         return json.loads(json.dumps(found))
     except (TypeError, ValueError):
         raise RowError("the options of the chat template hold a value that is neither text, number nor list") from None
+
+
+def _read(text: str) -> Any:
+    """A mapping written as text, as JSON or as Python writes it; else the text."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            return read(text)
+    return text

@@ -14,8 +14,8 @@ from typing import Any
 from data.example import Row
 from data.judgements import RANK_FIELDS, SCORE_FIELDS, as_number
 from data.labels import WORDS
+from data.meaning import WORDY_LABELS, are_answers, asks, beside_others, is_message, is_talk, items, pointers
 from data.sides import CHOICES, normal, pairs_of_names, two_answers
-from data.written import BEGINS_AS_MESSAGES
 
 # Other names that columns commonly have; used where the first name is missing.
 SYNONYMS = {
@@ -112,22 +112,9 @@ EMBEDDING = "positive_messages"
 LISTED = {"score": "scores", "rank": "ranks", "output": "answers"}
 # Labels only where they hold true and false.
 BY_CONTENT = (
-    *("is_correct", "is_safe", "desirable", "correct", "good", "accepted", "approved", "liked", "passed", "thumbs_up"),
-    *("is_good", "is_accepted", "is_chosen", "is_preferred", "is_desirable", "is_valid", "safe", "valid"),
-    *("verdict", "outcome", "judgement", "judgment"),
+    *("is_correct", "is_safe", "desirable", "correct", "is_good", "is_accepted", "is_chosen", "is_preferred"),
+    *("is_desirable", *WORDY_LABELS),
 )
-# Columns that point to one of several answers.
-POINTERS = {
-    "best",
-    "best_index",
-    "chosen_index",
-    "correct_index",
-    "answer_index",
-    "answer_idx",
-    "correct_answer",
-    "order",
-}
-POINTERS |= {"label", "winner", "choice", "preferred", "chosen"}
 WORDS_OF_AN_ANSWER = 6  # from which an answer is written out rather than a result to compare with
 
 
@@ -207,7 +194,7 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
     for column, values in content.items():
         kind = normal(column)
         if kind == "context" and values:
-            names[column] = "prompt" if all(map(_is_talk, values)) else "input"
+            names[column] = "prompt" if all(map(is_talk, values)) else "input"
         elif kind in ("answer", "solution") and values and all(isinstance(value, str) for value in values):
             if _written_out(values):
                 weak.append(column)
@@ -218,9 +205,9 @@ def names_of(rows: Sequence[Row], columns: Mapping[str, str], own: Iterable[str]
             _best_first(kind, values, content) or judged or any(map(_judged, values))
         ):
             del names[column]
-            texts = not any(isinstance(item, Mapping) and "role" not in item for item in _items(values))
+            texts = not any(isinstance(item, Mapping) and "role" not in item for item in items(values))
             way = f"--columns answers={column} takes the first" if texts else "give each a field 'score' or 'rank'"
-            pointer = next((c for c in there if normal(c) in POINTERS), None)
+            pointer = next(iter(pointers(values, content)), None)
             if pointer and kind == "answers":
                 way = f"order them, the best first, and leave out '{pointer}', which points to one"
             why[column] = f"nothing says which of its answers is better; {way}"
@@ -236,7 +223,7 @@ def _correct(names: dict[str, str], content: Mapping[str, list[Any]], why: dict[
     for column, name in list(names.items()):
         values = content[column]
         if values and all(isinstance(value, (list, tuple)) for value in values):  # a list of what a name has one of
-            talks = name == "output" and all(map(_is_message, _items(values)))
+            talks = name == "output" and all(map(is_message, items(values)))
             names[column] = "labels" if name == "label" and several else LISTED.get(name, name) if not talks else name
         if normal(column) in BY_CONTENT and not all(map(_is_label, values)):
             del names[column]
@@ -244,7 +231,7 @@ def _correct(names: dict[str, str], content: Mapping[str, list[Any]], why: dict[
             del names[column]  # classes of the question
         elif values and _judges(normal(column), values):
             names[column] = "label"
-        elif name == "chosen" and values and all(map(_asks, values)) and list(names.values()).count("chosen") > 1:
+        elif name == "chosen" and values and all(map(asks, values)) and list(names.values()).count("chosen") > 1:
             names[column] = "prompt"
     for beside, column, name in (("assistant", "user", "prompt"), ("reasoning_content", "content", "chosen")):
         if {beside, column} <= kinds.keys():
@@ -256,8 +243,13 @@ def _correct(names: dict[str, str], content: Mapping[str, list[Any]], why: dict[
     if verdict and not sides and content[verdict] and all(map(_is_label, content[verdict])):
         names[verdict] = "label"  # "chosen" or "rejected" beside one answer
     for better, worse in pairs_of_names(kinds):
-        if all(isinstance(value, (str, list, tuple, Mapping)) for value in (*content[better], *content[worse])):
+        if are_answers((better, worse), names, content, list(sides.values())[:2]):
+            for column in [column for column, name in names.items() if name in ("chosen", "rejected")]:
+                del names[column]
             names |= {better: "chosen", worse: "rejected"}
+    weak = beside_others(kinds, {name for column, name in names.items() if content[column]}, content)
+    for column in weak & names.keys():
+        del names[column]
     if sides:
         numbered = sides["second"][-1:].isdigit()
         for column in [kinds[kind] for kind in ("preference", "label") if kind in kinds]:
@@ -272,33 +264,14 @@ def _correct(names: dict[str, str], content: Mapping[str, list[Any]], why: dict[
                 )
 
 
-def _asks(value: Any) -> bool:
-    """Whether a value is a conversation that ends with a question."""
-    last = value[-1] if isinstance(value, (list, tuple)) and value else None
-    return isinstance(last, Mapping) and last.get("role", last.get("from")) in ("user", "human")
-
-
 def _best_first(kind: str, values: Sequence[Any], content: Mapping[str, list[Any]]) -> bool:
     """Whether answers without a judgement stand with the best one first. Short ones to a question are all right, and
     a column that points to one of them says that the first is not the best."""
     kinds = {normal(column) for column in content}
-    texts = [item for item in _items(values) if isinstance(item, str)]
+    points = pointers(values, content)
+    texts = [item for item in items(values) if isinstance(item, str)]
     results = texts and not _written_out(texts) and not kinds & {"prompt", "instruction", "messages"}
-    return kind in ("answers", "output") and not results and not kinds & POINTERS
-
-
-def _is_message(value: Any) -> bool:
-    return isinstance(value, Mapping) and bool({"role", "from"} & value.keys())
-
-
-def _items(values: Iterable[Any]) -> list[Any]:
-    return [item for value in values if isinstance(value, (list, tuple)) for item in value]
-
-
-def _is_talk(value: Any) -> bool:
-    return isinstance(value, (list, tuple, Mapping)) or (
-        isinstance(value, str) and BEGINS_AS_MESSAGES.match(value) is not None
-    )
+    return kind in ("answers", "output") and not results and not points
 
 
 def _judges(kind: str, values: Sequence[Any]) -> bool:

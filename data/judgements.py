@@ -17,6 +17,7 @@ SCORE_FIELDS = ("score", "overall_score", "pm_score", "rating", "reward", "fine-
 RANK_FIELDS = ("rank", "ranking")
 UNRATED = ("", "n/a", "na", "none", "null", "nan", "-")
 TIES = ("tie", "both", "bothbad", "bothgood", "equal", "same", "draw", "neither", "nopreference")  # without blanks
+SAYS_A_TIE = re.compile(r"\W*(neither|both)\b", re.IGNORECASE)  # "neither A nor B"
 COMPARED = re.compile(r"(a|b|1|2)(=|>{1,3}|<{1,3})(a|b|1|2)")  # "A>B", as judges are asked to write
 NUMBERED = {"a": 0, "b": 1, "first": 0, "second": 1, "left": 0, "right": 1}  # whatever the answers' columns are called
 
@@ -112,7 +113,7 @@ def is_tie(value: Any) -> bool:
     if not isinstance(value, str):
         return False
     text = re.sub(r"[\s_]+", "", value.lower())
-    return text in TIES or text.startswith("tie(")
+    return text in TIES or text.startswith("tie(") or SAYS_A_TIE.match(value) is not None
 
 
 def _ends_with(text: str, ending: str) -> bool:

@@ -8,11 +8,13 @@ from typing import Any
 
 from data.example import RowError
 from data.judgements import RANK_FIELDS, SCORE_FIELDS
+from data.messages import ROLES, SPEAKERS
 from data.unused import MEDIA_FIELDS, empty
 from data.written import read_written
 
 ASKS = ("human", "user", "question", "input", "prompt", "query")
 ANSWERS = ("assistant", "gpt", "bot", "answer", "output", "response", "completion")
+SPEAK = {*ROLES, *SPEAKERS}
 TEXTS = ("text", "input_text", "output_text")  # types of parts
 BEGINS, ONES = ("messages", "rejected_messages"), ("prompt", "chosen", "rejected", "first", "second")
 TALKS = (*BEGINS, *ONES, "answers", "history", "system")
@@ -62,12 +64,17 @@ def native(value: Any, name: str) -> Any:
 def _turns(items: Sequence[Any], name: str) -> Sequence[Any]:
     """Turns that are texts: messages written as JSON, those of user and assistant in alternation, or pairs of them."""
     if all(isinstance(item, (list, tuple)) and list(map(type, item)) == [str, str] for item in items):
+        if all(role.lower() in SPEAK for role, _ in items):
+            return [{"role": role.lower(), "content": text} for role, text in items]
         items = [text for pair in items for text in pair]
     if not all(isinstance(item, str) for item in items):
         return items
     written = [read_written(item, "prompt") for item in items]
     if items and all(isinstance(message, Mapping) for message in written):
         return written
+    spoken = [text.partition(":") for text in items]
+    if all(colon and role.strip().lower() in SPEAK for role, colon, _ in spoken):
+        return [{"role": role.strip().lower(), "content": text.strip()} for role, _, text in spoken]
     return [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(items)]
 
 

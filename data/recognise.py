@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -66,13 +66,15 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
         raise RowError(reason)
     if any(normal(column) == EMBEDDING for column in held):
         raise RowError(f"holds pairs of texts for an embedding ({EMBEDDING}), not for a language model")
+    texts = partial(_holds_texts, rows)
     close = {normal(column): column for column in held if normal(column) in ("positive", "negative")}
-    if not file.columns and len(close) == 2:
+    unanswered = main is None or main.form.says == ONLY_PROMPTS
+    if not file.columns and len(close) == 2 and unanswered and all(map(texts, close.values())):
         raise RowError(
             "holds texts for an embedding (positive, negative), not answers; if they are answers, give --columns "
             f"chosen={close['positive']},rejected={close['negative']}"
         )
-    if not file.columns and not (main and main.form.says == TEXT) and (choices := choices_of(held)):
+    if not file.columns and not (main and main.form.says == TEXT) and (choices := choices_of(filter(texts, held))):
         raise RowError(
             f"holds a question with choices ({', '.join(choices)}), which are in no prompt; write them into the "
             f"question and leave {'this column' if len(choices) == 1 else 'these columns'} out"
@@ -80,7 +82,7 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
     if main is None or (main.form.says == ONLY_PROMPTS and two_answers(there) and not file.columns):
         raise RowError(_unknown(rows, there, file))
     if main.form.says == ONLY_PROMPTS and not file.columns:
-        half = next((c for c in held if file.name_of(c) in ("rejected", "rejected_messages")), None)
+        half = next((c for c in held if file.name_of(c) in ("rejected", "rejected_messages") and texts(c)), None)
         if half:
             raise RowError(
                 f"has worse answers ({half}) and no column known to hold the better ones; name it with --columns "
@@ -100,6 +102,11 @@ def recognise(rows: Sequence[Row], columns: Mapping[str, str]) -> Shape:
     says = "; ".join([", ".join(read), *(f"others are {form.says}" for form in others)])
     unread: set[str] = set()
     return Shape(says, _reader(main, plan, unread), mapped=bool(columns), unread=unread)
+
+
+def _holds_texts(rows: Sequence[Row], column: str) -> bool:
+    """Whether a column holds texts or more, not numbers alone."""
+    return any(isinstance(row.get(column), (str, list, tuple, Mapping)) for row in rows)
 
 
 def _check_questions(rows: Sequence[Row], names: Mapping[str, str], held: Sequence[str]) -> None:
@@ -253,7 +260,7 @@ def _reader(main: Plan, plan: Callable[[tuple[str, ...]], Plan], unread: set[str
         if beside:
             found = set_beside(found, row, beside)
         if "label" in values:
-            found = judged(found, values["label"], names.get("label", "label"))
+            found = judged(found, values["label"], main.names.get("label", "label"))
         elif "score" in values or "rank" in values:
             found = scored(found, values.get("score"), values.get("rank"))
         yield from found

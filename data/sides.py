@@ -50,7 +50,8 @@ def pairs_of_names(kinds: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     forms = ("{}", *(form for stem in STEMS for form in (f"{{}}_{stem}", f"{stem}_{{}}")))
     for words in BETTER_WORSE if "chosen" not in kinds else ():
         for better, worse in ([form.format(word) for word in words] for form in forms):
-            if better in kinds and worse in kinds and better != "positive":  # alone it is a text for an embedding
+            # alone, "positive" is a text for an embedding, and a letter may be anything
+            if {better, worse} <= kinds.keys() and better != "positive" and len(better) > 1:
                 yield kinds[better], kinds[worse]
 
 

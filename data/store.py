@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 1000
 # The format of the stores on disk, part of their key. Raise it when the same source, read with the same settings, would
 # give other rows or another info.json, whichever module changes: this one, or one that reads, recognises or adapts
 # rows. Tokens are cached under the stores' keys, so they are then made again as well.
-FORMAT = 4
+FORMAT = 5
 
 
 @dataclass
