@@ -16,7 +16,10 @@ WORDS = {
     **dict.fromkeys(("true", "1", "1.0", "yes", "chosen", "desirable", "correct", "pass"), True),
     **dict.fromkeys(("false", "0", "0.0", "no", "rejected", "undesirable", "incorrect", "fail"), False),
 }
-BAD_ALONE = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
+BAD_ALONE = (
+    "answer labelled false without a good answer beside it is not learned; its prompt is kept "
+    "(--columns label= learns all answers, where the label is not about them)"
+)
 SCORED_ALONE = (
     "answer with a score, or without one, that no answer to the same prompt beside it is compared with is not learned; "
     "its prompt is kept (--columns score= learns all answers)"

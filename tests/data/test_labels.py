@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from data.example import Example, RowError
-from data.labels import is_good, paired
+from data.labels import BAD_ALONE, is_good, paired
 from data.recognise import recognise
 from data.stage_data import demonstrations, preferences, prompts
 
@@ -87,8 +87,7 @@ def test_no_stage_learns_a_bad_answer(write, settings, template) -> None:
     assert all(" fig" in text for text in texts(pairs, "chosen_ids"))
     assert all(" bad" in text for text in texts(pairs, "rejected_ids"))
     assert any("q " in text for text in texts(prompts(settings(path), template), "prompt_ids"))
-    left_out = "answer labelled false without a good answer beside it is not learned; its prompt is kept"
-    assert learned.report["sources"][0]["remarks"] == {left_out: 60}
+    assert learned.report["sources"][0]["remarks"] == {BAD_ALONE: 60}
 
 
 def test_answers_with_scores_are_pairs_and_only_the_best_is_learned(write, settings, template) -> None:
