@@ -127,7 +127,7 @@ def test_the_format_of_the_stores(here: Path) -> None:
     stores |= {name: store_of(name) for name in ("list.json", "table.parquet", "table.csv")}
     content = {name: [list(store.dataset), store.info] for name, store in stores.items()}
     assert all(rows for rows, _ in content.values())
-    check_content(content, "2ad0261b90852d5e6773ce52", cache="store", file="data/store.py")
+    check_content(content, "21b6ac89c44d3ffbd578c95f", cache="store", file="data/store.py")
 
 
 @pytest.mark.parametrize(
