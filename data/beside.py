@@ -16,20 +16,20 @@ from rlhf.rendering import RESERVED
 
 OPTIONS = ("chat_template_kwargs", "template_kwargs")  # a mapping of them
 ONE = ("enable_thinking", "reasoning_effort")  # columns of one of them
-THOUGHTS = "reasoning_content"  # of the answer beside it
+ITS_THOUGHTS = "reasoning_content"  # those of the answer beside it
 
 
 def belongs(kind: str, *, answered: bool) -> bool:
     """Whether a column of this name is one of them; thoughts are where a row has one answer."""
-    return kind in (*OPTIONS, *ONE) or (kind == THOUGHTS and answered)
+    return kind in (*OPTIONS, *ONE) or (kind == ITS_THOUGHTS and answered)
 
 
 def set_beside(found: Iterable[Example | Remark], row: Row, columns: Mapping[str, str]) -> Iterator[Example | Remark]:
     """What a shape found, with what the columns (by their normal names) say of it."""
     options = _options(row, columns)
-    thoughts = row.get(columns[THOUGHTS]) if THOUGHTS in columns else None
+    thoughts = row.get(columns[ITS_THOUGHTS]) if ITS_THOUGHTS in columns else None
     if not empty(thoughts):
-        check_text(thoughts, columns[THOUGHTS])
+        check_text(thoughts, columns[ITS_THOUGHTS])
     for item in found:
         if isinstance(item, Example) and item.prompt:
             if not empty(thoughts) and item.chosen is not None:
@@ -42,11 +42,9 @@ def set_beside(found: Iterable[Example | Remark], row: Row, columns: Mapping[str
 def _options(row: Row, columns: Mapping[str, str]) -> dict[str, Any]:
     given = {kind: row.get(columns[kind]) for kind in ONE if kind in columns}
     found = {kind: value for kind, value in given.items() if not empty(value)}
-    found |= {
-        k: v.strip().lower() == "true"
-        for k, v in found.items()
-        if str(v).strip().lower() in ("true", "false") and isinstance(v, str)
-    }
+    for kind, value in found.items():  # a template takes the text "False" for true
+        if isinstance(value, str) and (word := value.strip().lower()) in ("true", "false"):
+            found[kind] = word == "true"
     for kind in OPTIONS:
         value = row.get(columns[kind]) if kind in columns else None
         if empty(value):
